@@ -94,13 +94,10 @@ def cell(text: str) -> str:
 
 
 def html_table(header: Sequence[str], rows: Iterable[Sequence[str]], caption: str) -> str:
-    """A table of HTML for a notebook, under its caption."""
-
-    def row(cells: Sequence[str], tag: str) -> str:
-        return f"<tr>{''.join(f'<{tag}>{in_html(text)}</{tag}>' for text in cells)}</tr>"
-
-    body = "".join(row(cells, "td") for cells in rows)
+    """A table of HTML for a page or a notebook, under its caption."""
+    head = "".join(f'<th scope=col>{in_html(text)}</th>' for text in header)
+    lines = ("".join(f"<td>{in_html(text)}</td>" for text in row) for row in rows)
     return (
-        f"<table><caption>{in_html(caption)}</caption><thead>{row(header, 'th')}</thead>"
-        f"<tbody>{body}</tbody></table>"
+        f"<table><caption>{in_html(caption)}</caption><thead><tr>{head}</tr></thead>"
+        f"<tbody>{''.join(f'<tr>{line}</tr>' for line in lines)}</tbody></table>"
     )

@@ -61,14 +61,14 @@ def in_a_report(tmp_path, monkeypatch, capsys):
     result, page = Result.read("exact_test_ckpt_3", FACTS, tmp_path), Told()
     monkeypatch.setattr(Subject, "results", [result])
     monkeypatch.setattr(Subject, "checks", [])
-    sections._results(page, Subject(tmp_path, "eval"))
+    sections._results(page, Subject(Workdir(tmp_path), "eval"))
     return next((header, rows[0]) for kind, (header, rows) in page.all if kind == "table")
 
 
 def side_by_side(tmp_path, monkeypatch, capsys):
     page = Told()
     monkeypatch.setattr(Subject, "main_result", Result.read("exact_test_ckpt_3", FACTS, tmp_path))
-    sections.compare(page, [Subject(tmp_path / "runs", "eval")])
+    sections.compare(page, [Subject(Workdir(tmp_path / "runs"), "eval")])
     return next((header, rows[0]) for kind, (header, rows) in page.all if kind == "table")
 
 
@@ -205,7 +205,7 @@ def test_both_ends_of_a_report_stand_below_their_titles(tmp_path, monkeypatch):
     monkeypatch.setattr(Subject, "levels", 17)
     monkeypatch.setattr(Subject, "data", "not here")
     monkeypatch.setattr(page, "charts", lambda charts: None)
-    sections._images(page, Subject(tmp_path, "eval"))
+    sections._images(page, Subject(Workdir(tmp_path), "eval"))
     told = [what for _, what in page.all][-4:]
     assert [told[0].partition(",")[0], told[1]] == ["Likeliest", ["1.000", "2.000"]]
     assert [told[2].partition(",")[0], told[3]] == ["Unlikeliest", ["4.000", "3.000"]]
@@ -245,9 +245,9 @@ def test_a_bound_is_shown_as_one(kind, facts, bound, tmp_path, monkeypatch):
     exact = Result.read("b", FACTS, tmp_path)
     assert found.is_bound == bound
     monkeypatch.setattr(Subject, "results", [found, exact])
-    assert Subject(tmp_path, "eval").main_result is (exact if bound else found)
+    assert Subject(Workdir(tmp_path), "eval").main_result is (exact if bound else found)
     monkeypatch.setattr(Subject, "results", [found])
-    assert Subject(tmp_path, "eval").main_result is found
+    assert Subject(Workdir(tmp_path), "eval").main_result is found
 
 
 @pytest.mark.parametrize(

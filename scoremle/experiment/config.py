@@ -6,7 +6,6 @@ ml_collections could load them, but a mistake in one would be a traceback. Here 
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -51,7 +50,7 @@ def load_config(place: str) -> tuple[ConfigDict, Resolve]:
     above = (folder for folder in Path(place).absolute().parents if (folder / "configs").is_dir())
     checkout = next(above, None)
     with mistakes(Path(place)), imports_from(checkout) if checkout else nullcontext():
-        module = _module(place)
+        module = run_file(Path(place))
         if not hasattr(module, "get_config"):
             raise UserError(f"config file {place} has no function get_config")
         config = module.get_config()
@@ -211,9 +210,3 @@ def _check_types(config: ConfigDict, known: ConfigDict, prefix: str) -> None:
 def _shown(value: Any) -> str:
     """A value in a line."""
     return "a group of fields" if isinstance(value, ConfigDict) else repr(value)[:60]
-
-
-def _module(place: str) -> ModuleType:
-    if not Path(place).is_file():
-        raise UserError(f"no config file {place} (looked for {Path(place).absolute()})")
-    return run_file(Path(place))

@@ -14,17 +14,9 @@ from typing import Any, TypedDict
 
 import jax.numpy as jnp
 
+from scoremle import files
 from scoremle.bounded import MAX_MODEL
 from scoremle.errors import UserError
-from scoremle.files import (
-    inside,
-    named,
-    opened,
-    read_sealed,
-    sha256_of,
-    write_atomically,
-    write_sealed,
-)
 from scoremle.model import ScoreModel
 from scoremle.published.store import PublishedCheckpoints
 from scoremle.records import FileName, check_record
@@ -55,7 +47,7 @@ class Imported:
     @property
     def files(self) -> Path:
         """Folder of the copies."""
-        return inside(self.folder, FOLDER)
+        return files.inside(self.folder, FOLDER)
 
     @property
     def is_there(self) -> bool:
@@ -64,7 +56,7 @@ class Imported:
     @cached_property
     def record(self) -> _Record:
         """Record of the model. Raises UserError if its file was altered."""
-        found: Any = read_sealed(inside(self.folder, RECORD), REMEDY)
+        found: Any = files.read_sealed(files.inside(self.folder, RECORD), REMEDY)
         check_record(found, _Record, self.folder / RECORD)
         if found["family"] not in FAMILIES:
             raise UserError(f"{self.folder / RECORD}: no family {found['family']!r} is known here")
@@ -79,22 +71,23 @@ class Imported:
         """
         hashes = {}
         for name, source in FAMILIES[family].files(path).items():
+            place = files.inside(self.folder, FOLDER, name, writing=True)
             with (
-                opened(named(source), MAX_MODEL) as file,
-                write_atomically(inside(self.folder, FOLDER, name, writing=True)) as temporary,
+                files.opened(files.named(source), MAX_MODEL) as file,
+                files.write_atomically(place) as temporary,
                 temporary.open("wb") as copy,
             ):
                 shutil.copyfileobj(file, copy)
                 copy.flush()
-                hashes[name] = sha256_of(temporary, MAX_MODEL)
+                hashes[name] = files.sha256_of(temporary, MAX_MODEL)
         record = {"family": family, "origin": str(path.absolute()), "files": hashes}
-        write_sealed(self.folder / RECORD, record)
+        files.write_sealed(self.folder / RECORD, record)
 
     def check(self) -> None:
         """Raises UserError if a file is missing, or not as it was copied."""
         for name, expected in self.record["files"].items():
-            file = inside(self.folder, FOLDER, name)
-            if not file.is_file() or sha256_of(file, MAX_MODEL) != expected:
+            file = files.inside(self.folder, FOLDER, name)
+            if not file.is_file() or files.sha256_of(file, MAX_MODEL) != expected:
                 raise UserError(f"{file} is not as it was imported: {REMEDY}")
 
     def load(self) -> ScoreModel:

@@ -10,13 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Integer
 
-from scoremle.core.dequantize import (
-    Dequantizer,
-    Flow,
-    TruncatedNormal,
-    Uniform,
-    truncation_start,
-)
+from scoremle.core import dequantize
 from scoremle.core.divergence import Exact
 from scoremle.core.times import BinnedLogSNR, log_snr_edges
 from scoremle.errors import UserError
@@ -53,7 +47,7 @@ class Measurement:
     kind: str
     model: ScoreModel
     estimator: Estimator
-    dequantizer: Dequantizer = Uniform()
+    dequantizer: dequantize.Dequantizer = dequantize.Uniform()
     facts: dict[str, Any] = field(default_factory=dict)
     log_snr_edges: Float[np.ndarray, " n"] | None = None
     choice: Choice | None = None
@@ -61,7 +55,7 @@ class Measurement:
     @property
     def of_flow(self) -> bool:
         """Whether the flow dequantizer takes part."""
-        return isinstance(self.dequantizer, Flow)
+        return isinstance(self.dequantizer, dequantize.Flow)
 
 
 @dataclass(frozen=True)
@@ -115,7 +109,8 @@ class Measurements:
     @property
     def _truncation_start(self) -> float:
         """The time at which truncated normal noise, and the discrete decoder, begin."""
-        return float(truncation_start(self.model.sde, self.model.eps, pixels_of(self.model)))
+        pixels = pixels_of(self.model)
+        return float(dequantize.truncation_start(self.model.sde, self.model.eps, pixels))
 
     @cached_property
     def choice(self) -> Choice | None:
@@ -153,13 +148,14 @@ class Measurements:
         by_ode = self.experiment.by_ode
         return replace(by_ode, solver=self.choice.solver) if self.choice else by_ode
 
-    def _dequantizer(self, name: str) -> Dequantizer:
+    def _dequantizer(self, name: str) -> dequantize.Dequantizer:
         """The dequantizer of this name; any for a decoder, which needs none."""
+        sde, pixels = self.model.sde, pixels_of(self.model)
         if name == "truncated_normal":
-            return TruncatedNormal(self.model.sde, self._truncation_start, pixels_of(self.model))
+            return dequantize.TruncatedNormal(sde, self._truncation_start, pixels)
         if name == "variational":
             return self.experiment.flow.dequantizer(self.flow)
-        return Uniform()
+        return dequantize.Uniform()
 
     def _measurement(
         self, kind: str, estimator: Estimator, noise: str = "", *, first: Any = None,

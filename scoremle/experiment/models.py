@@ -4,8 +4,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flax.traverse_util import unflatten_dict
-
 from scoremle.core.arguments import check_count
 from scoremle.core.pixels import Pixels
 from scoremle.devices import check_devices, placed
@@ -18,7 +16,6 @@ from scoremle.experiment.shipped import FOLDER, NAMES, WEIGHTS
 from scoremle.experiment.workdir import Workdir
 from scoremle.model import Origin, ScoreModel
 from scoremle.numerics import check_finite
-from scoremle.published import safetensors
 from scoremle.zoo.families import FAMILIES, HUB, OTHER_FAMILIES, family_of
 
 if TYPE_CHECKING:
@@ -92,7 +89,7 @@ def _loaded(place: str | Path, checkpoint: int | None) -> "ScoreModel | FlowMode
 
             return load(hub.download(str(place)))
         if str(place) in NAMES:
-            return _shipped(str(place))
+            return _exported(FOLDER / place / WEIGHTS)
         raise no_model(place, NAMES)
     if exported.is_export(path):
         return _exported(path)
@@ -125,13 +122,6 @@ def _of_workdir(place: Workdir, checkpoint: int | None) -> ScoreModel:
     experiment = build(place.config(), levels=place.levels())
     state, meta, _ = place.restore(experiment.training.template, checkpoint)
     return _trained(experiment, state.ema, int(meta["step"]))
-
-
-def _shipped(name: str) -> ScoreModel:
-    place = Workdir(FOLDER / name)
-    experiment = build(place.config(), levels=place.levels())
-    params = unflatten_dict(safetensors.read(place.folder / WEIGHTS), sep=".")
-    return _trained(experiment, placed(params), experiment.training.schedule.n_iters)
 
 
 def _trained(experiment: Experiment, params: Params, step: int) -> ScoreModel:

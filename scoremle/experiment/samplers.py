@@ -11,29 +11,23 @@ from scoremle import model
 from scoremle.core.sde import SDE
 from scoremle.errors import choose
 from scoremle.model import ScoreModel, draw_samples
+from scoremle.sampling import predictor_corrector as by_pc
 from scoremle.sampling.exponential import ddim_sample, dpm_solver_sample
 from scoremle.sampling.ode import euler_sample, ode_draw, ode_sample
-from scoremle.sampling.predictor_corrector import (
-    Corrector,
-    Predictor,
-    PredictorCorrector,
-    ald,
-    ancestral_sampling,
-    euler_maruyama,
-    langevin,
-    pc_sample,
-    reverse_diffusion,
-)
 from scoremle.solvers.multistep import Multistep
 from scoremle.types import Images, IntImages, Keys
 
-PREDICTORS: dict[str, Predictor | None] = {
-    "euler_maruyama": euler_maruyama,
-    "reverse_diffusion": reverse_diffusion,
-    "ancestral_sampling": ancestral_sampling,
+PREDICTORS: dict[str, by_pc.Predictor | None] = {
+    "euler_maruyama": by_pc.euler_maruyama,
+    "reverse_diffusion": by_pc.reverse_diffusion,
+    "ancestral_sampling": by_pc.ancestral_sampling,
     "none": None,
 }
-CORRECTORS: dict[str, Corrector | None] = {"langevin": langevin, "ald": ald, "none": None}
+CORRECTORS: dict[str, by_pc.Corrector | None] = {
+    "langevin": by_pc.langevin,
+    "ald": by_pc.ald,
+    "none": None,
+}
 
 
 class ConfiguredSampler(NamedTuple):
@@ -61,7 +55,7 @@ def _flow_sampler(
 
 
 def _pc_sampler(how: Any, sde: SDE) -> ConfiguredSampler:
-    method = PredictorCorrector(
+    method = by_pc.PredictorCorrector(
         steps=how.steps,
         predictor=choose(PREDICTORS, how.predictor, "sampling.predictor"),
         corrector=choose(CORRECTORS, how.corrector, "sampling.corrector"),
@@ -71,7 +65,7 @@ def _pc_sampler(how: Any, sde: SDE) -> ConfiguredSampler:
         denoise=how.noise_removal,
     )
     method.check(sde)
-    draw, mixes = partial(pc_sample, method=method), method.corrector is langevin
+    draw, mixes = partial(by_pc.pc_sample, method=method), method.corrector is by_pc.langevin
     return ConfiguredSampler(draw, how.smallest_time, method.evaluations, mixes)
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from scoremle.errors import in_a_line
 from scoremle.files import write_atomically
 from scoremle.report.charts import Chart
-from scoremle.terminal import in_html
+from scoremle.terminal import html_table, in_html
 
 STYLE = (Path(__file__).parent / "page.css").read_text()
 # Shows the cards of a gallery whose name has what was typed.
@@ -111,14 +111,7 @@ class Page:
 
     def table(self, header: Sequence[str], rows: Iterable[Sequence[str]], caption: str) -> None:
         """A table with its caption."""
-        head = "".join(f'<th scope="col">{in_html(cell)}</th>' for cell in header)
-        body = "".join(
-            "<tr>" + "".join(f"<td>{in_html(cell)}</td>" for cell in row) + "</tr>" for row in rows
-        )
-        self._body.append(
-            f'<div class="wide"><table><caption>{in_html(caption)}</caption>'
-            f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
-        )
+        self._body.append(f'<div class="wide">{html_table(header, rows, caption)}</div>')
 
     def charts(self, charts: Iterable[Chart]) -> None:
         """Charts beside each other where there is room."""

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -14,7 +14,7 @@ from scoremle.experiment.score_table import ScoreRow, in_digits
 from scoremle.likelihood.profile import Profile
 from scoremle.report.page import Card, Page, Picture, Strip
 
-__all__ = ["About", "write_page"]
+__all__ = ["write_page"]
 
 # What the numbers say, and what they do not.
 MEANING = (
@@ -39,47 +39,30 @@ SIDE = 64
 ERRORS = 2.0
 
 
-@dataclass(frozen=True)
-class About:
-    """Subject of a page: the model by its name, where the images are, and what was measured.
-
-    ``levels`` are those of the images, ``reference`` the number of test images that ranks are
-    among, and ``facts`` lines about the mean.
-
-    Args:
-        model: its name.
-        images: where they are.
-        levels: of grey.
-        dims: of an image.
-        reference: number of test images that ranks are among.
-        facts: lines about the mean.
-    """
-
-    model: str
-    images: str
-    levels: int
-    dims: int
-    reference: int
-    facts: Sequence[str]
-
-
-def write_page(path: Path, rows: Sequence[ScoreRow], about: About) -> None:
+def write_page(
+    path: Path, title: str, model: str, rows: Sequence[ScoreRow], facts: Sequence[str], *,
+    levels: int, reference: int,
+) -> None:  # fmt: skip
     """Writes the page; files without a score are listed with their reasons.
 
     Args:
         path: of the file.
+        title: of the page.
+        model: its name.
         rows: a row for each image.
-        about: what the page is about.
+        facts: lines about the mean.
+        levels: of grey.
+        reference: number of test images that ranks are among.
     """
     scored = sorted((row for row in rows if not row.reason), key=lambda row: row.bpd)
-    page = Page(f"Scores of {about.images}", f"By the model {about.model}, likeliest first.")
+    page = Page(title, f"By the model {model}, likeliest first.")
     page.section("What the numbers say")
-    for paragraph in MEANING if about.reference else MEANING[:1]:
+    for paragraph in MEANING if reference else MEANING[:1]:
         page.text(paragraph)
     low, high = _ends(scored)
     profiles = [row.profile for row in scored if row.profile]
     page.section("Images", OF_PROFILES * bool(profiles))
-    cards = [_card(row, about, low, high) for row in scored]
+    cards = [_card(row, levels, reference, low, high) for row in scored]
     if profiles:
         pairs = zip(cards, strips_of(profiles), strict=True)
         cards = [replace(card, strip=strip) for card, strip in pairs]
@@ -93,7 +76,7 @@ def write_page(path: Path, rows: Sequence[ScoreRow], about: About) -> None:
         page.table(("file", "reason"), ((row.file, row.reason) for row in left_out),
                    f"{len(left_out)} of {len(rows)} files.")  # fmt: skip
     page.section("The mean, and what it cost")
-    for fact in about.facts:
+    for fact in facts:
         page.text(fact)
     page.write(path)
 
@@ -132,15 +115,17 @@ def _ends(rows: Sequence[ScoreRow]) -> tuple[float, float]:
     return low, max(high, low + 1e-6)
 
 
-def _card(row: ScoreRow, about: About, low: float, high: float) -> Card:
-    numbers, name = in_digits(row, about.dims, about.reference), row.file
+def _card(row: ScoreRow, levels: int, reference: int, low: float, high: float) -> Card:
+    image, name = cast(np.ndarray, row.image), row.file
+    numbers = in_digits(row, image.size, reference)
     error = f" ± {numbers['error']}" * math.isfinite(row.error)
     told = f"{numbers['bpd']}{error} bits/dim"
     facts = [f"PNG {row.png_bpd:.2f}", *row.changes]
-    if about.reference:
+    if reference:
         facts = [f"rank {numbers['rank']}", *facts]
     ends = (row.bpd - _errors(row), row.bpd, row.bpd + _errors(row))
     low_end, value, high_end = ((value - low) / (high - low) for value in ends)
-    png = as_png(cast(np.ndarray, row.image), about.levels, SIDE)
-    picture = Picture(png, "; ".join([told, *facts]), f"{name}: {told}")
+    picture = Picture(
+        as_png(image, levels, SIDE), "; ".join([told, *facts]), f"{name}: {told}"
+    )
     return Card(picture, name, low_end, value, high_end)

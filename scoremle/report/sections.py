@@ -73,16 +73,17 @@ def compare(page: Page, subjects: Sequence[Subject]) -> list[Chart]:
     chart = [charts.differences(gaps)] if gaps else []
     page.charts(chart)
     page.text("Each of them has a report of its own:")
-    page.code(*(shlex.join(["scoremle", "report", str(s.folder)]) for s in subjects))
+    page.code(*(shlex.join(["scoremle", "report", str(s.place.folder)]) for s in subjects))
     return chart
 
 
 def _results(page: Page, subject: Subject) -> list[Chart]:
     page.section("Results")
+    folder = subject.place.folder
     if not subject.results:
         page.text(
-            f"Nothing was evaluated yet: scoremle {shlex.join(['eval', str(subject.folder)])}"
-            f" (looked for {subject.folder / subject.eval_folder / 'results.json'})."
+            f"Nothing was evaluated yet: scoremle {shlex.join(['eval', str(folder)])}"
+            f" (looked for {folder / subject.eval_folder / 'results.json'})."
         )
         return []
     page.table(
@@ -151,21 +152,22 @@ def _images(page: Page, subject: Subject) -> list[Chart]:
         chart = charts.histogram(result.kind, result.values, _baselines(subject, images))
     page.charts([chart])
     if not isinstance(images, str):
+        levels = subject.place.levels()
         order, count = np.argsort(result.values), min(ENDS, len(images) // 2)
         for title, chosen in (
             ("Likeliest", order[:count]), ("Unlikeliest", order[len(order) - count :][::-1])
         ):  # fmt: skip
             page.text(f"{title}, bits/dim below each:")
-            page.pictures(_pictures(images, result.values, chosen, subject.levels), "small")
+            page.pictures(_pictures(images, result.values, chosen, levels), "small")
     return [chart]
 
 
 def _baselines(subject: Subject, images: UInt8[np.ndarray, "n h w c"]) -> dict[str, float]:
     """Means of simple densities on these images."""
-    found = {"uniform": float(np.log2(subject.levels))}
+    found = {"uniform": float(np.log2(subject.place.levels()))}
     if images[0].size <= MOST_DIMS and not isinstance(subject.data, str):
         train = subject.data.train
-        histogram = baselines.histogram_bpd(train, images, subject.levels)
+        histogram = baselines.histogram_bpd(train, images, subject.place.levels())
         found["independent pixels"] = float(histogram.mean())
         found["Gaussian"] = float(baselines.gaussian_bpd(train, images).mean())
     return found
@@ -212,7 +214,7 @@ def _curves(subject: Subject) -> Iterator[Chart]:
     if "loss" in logged:
         yield charts.losses(log)
     if "eval_bpd_stderr" in logged:
-        yield charts.training_bpd(log, float(np.log2(subject.levels)))
+        yield charts.training_bpd(log, float(np.log2(subject.place.levels())))
     if "grad_norm" in logged:
         yield charts.training_column(log, "grad_norm", "Norm of the gradient")
     yield charts.learning_rate(
@@ -259,12 +261,12 @@ def _again(subject: Subject) -> Iterator[str]:
             **({"label": result.label} if result.label else {}),
         }
     flags = [f"--config.eval.{name}={value}" for name, value in fields.items()]
-    yield f"scoremle {shlex.join(['eval', str(subject.folder), *flags, *elsewhere])}"
-    yield f"scoremle {shlex.join(['report', str(subject.folder), *elsewhere])}"
+    yield f"scoremle {shlex.join(['eval', str(subject.place.folder), *flags, *elsewhere])}"
+    yield f"scoremle {shlex.join(['report', str(subject.place.folder), *elsewhere])}"
 
 
 def _config(page: Page, subject: Subject) -> None:
-    if imported := subject.imported:
+    if imported := subject.place.imported:
         page.section("Config", "The model was imported: it is not trained by a config.")
         record = imported.record
         page.table(("what", "value"), (

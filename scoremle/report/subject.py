@@ -1,6 +1,5 @@
 """Facts of a working directory for a report, read from its files."""
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -13,19 +12,17 @@ from jaxtyping import UInt8
 from ml_collections import ConfigDict
 
 from scoremle import data
-from scoremle.bounded import MAX_TEXT
 from scoremle.coding.rates import RATES_FILE, Rates
 from scoremle.errors import UserError, in_a_line
 from scoremle.evaluation.result import Result
 from scoremle.evaluation.statistics import Difference, paired_difference
 from scoremle.experiment import build, config
-from scoremle.experiment.imported import Imported
 from scoremle.experiment.results import RESULTS, measured, read_results
 from scoremle.experiment.rules import check_config
 from scoremle.experiment.workdir import LOG_FILE, SAMPLES_FOLDER, Workdir
-from scoremle.files import inside, read_bytes, read_json
-from scoremle.records import check_record, is_of
-from scoremle.training.writers import LogRow
+from scoremle.files import read_json
+from scoremle.records import check_record
+from scoremle.training.writers import LogRow, read_log
 
 # What two evaluations must have in common for a comparison image by image.
 ALIKE = ("kind", "data_hash", "seed")
@@ -42,45 +39,35 @@ def paired(first: Result, second: Result) -> Difference | None:
 
 @dataclass(frozen=True)
 class Subject:
-    """A working directory, of which ``eval_folder`` holds the results."""
+    """A working directory, in whose ``eval_folder`` the results are."""
 
-    folder: Path
+    place: Workdir
     eval_folder: str
 
     @property
     def name(self) -> str:
         """Name of the folder, in a line."""
-        return in_a_line(self.folder.resolve().name)
+        return in_a_line(self.place.folder.resolve().name)
 
     @cached_property
     def config(self) -> ConfigDict:
         """The resolved config. Raises UserError where there is none, or none that can be."""
-        found = Workdir(self.folder).config()
+        found = self.place.config()
         try:
             check_config(found)
         except UserError as error:
-            raise UserError(f"{self.folder / config.CONFIG_RECORD}: {error}") from None
+            raise UserError(f"{self.place.config_path}: {error}") from None
         return found
 
     @property
     def coded(self) -> Rates | None:
         """The rates of images that were compressed by its model; None if none were."""
-        path = inside(self.folder, RATES_FILE)
+        path = self.place.inside(RATES_FILE)
         if not path.exists():
             return None
         record = read_json(path)
         check_record(record, Rates, path)
         return Rates(**{field.name: record[field.name] for field in fields(Rates)})
-
-    @property
-    def imported(self) -> Imported | None:
-        """The model of a published family, if that is what it holds."""
-        return Workdir(self.folder).imported
-
-    @cached_property
-    def levels(self) -> int:
-        """Grey levels of its images."""
-        return Workdir(self.folder).levels()
 
     @cached_property
     def log(self) -> list[LogRow]:
@@ -88,10 +75,8 @@ class Subject:
 
         Raises UserError for a line that is no row of numbers.
         """
-        path = inside(self.folder, LOG_FILE)
-        content = read_bytes(path, MAX_TEXT) if path.exists() else b""
-        lines = content.decode(errors="replace").splitlines()
-        return [_row(line, f"{path}, line {number}") for number, line in enumerate(lines, 1)]
+        path = self.place.inside(LOG_FILE)
+        return read_log(path) if path.exists() else []
 
     @cached_property
     def results(self) -> list[Result]:
@@ -99,7 +84,7 @@ class Subject:
 
         Raises UserError for one that lacks what the page shows.
         """
-        found = measured(self.folder, self.eval_folder)
+        found = measured(self.place.folder, self.eval_folder)
         newest = max((result.checkpoint for result in found), default=None)
         return [result for result in found if result.checkpoint == newest]
 
@@ -112,7 +97,7 @@ class Subject:
     @property
     def checks(self) -> list[Mapping[str, Any]]:
         """Verdicts on what must hold between the estimators."""
-        found = read_results(inside(self.folder, self.eval_folder, RESULTS)).values()
+        found = read_results(self.place.inside(self.eval_folder, RESULTS)).values()
         return [verdict for checks in found if isinstance(checks, list) for verdict in checks]
 
     @cached_property
@@ -134,17 +119,17 @@ class Subject:
 
     def sample_pictures(self) -> list[tuple[int, Path]]:
         """Steps and grids of samples that the training left, in order."""
-        named = [(path.stem.removeprefix("step_"), inside(self.folder, SAMPLES_FOLDER, path.name))
-                 for path in inside(self.folder, SAMPLES_FOLDER).glob("step_*.png")]  # fmt: skip
+        named = [(path.stem.removeprefix("step_"), self.place.inside(SAMPLES_FOLDER, path.name))
+                 for path in self.place.inside(SAMPLES_FOLDER).glob("step_*.png")]  # fmt: skip
         return sorted((int(step), path) for step, path in named if step.isdecimal())
 
     def final_samples(self) -> Path | None:
         """The newest grid of samples of an evaluation."""
         found = sorted(
-            inside(self.folder, self.eval_folder).glob("samples*.png"),
+            self.place.inside(self.eval_folder).glob("samples*.png"),
             key=lambda path: [int(part) for part in re.findall(r"\d+", path.stem)],
         )
-        return inside(self.folder, self.eval_folder, found[-1].name) if found else None
+        return self.place.inside(self.eval_folder, found[-1].name) if found else None
 
     def nearest_config(self) -> tuple[str, dict[str, tuple[Any, Any]]]:
         """The package's config that differs least, and the fields that differ: its value, ours."""
@@ -157,16 +142,3 @@ class Subject:
         found = {name: differences(name) for name in config.NAMED_CONFIGS}
         nearest = min(found, key=lambda name: len(found[name]))
         return nearest, found[nearest]
-
-
-def _row(line: str, where: str) -> LogRow:
-    """A row of the log. Raises UserError if it is none."""
-    try:
-        row = json.loads(line)
-        check_record(row, dict[str, float | None], where)  # null for what is not finite
-        step = row.get("step")
-    except (ValueError, RecursionError):  # a UserError is a ValueError
-        step = None
-    if not is_of(step, int):
-        raise UserError(f"{where} is no row of numbers: go on with the training, or remove it")
-    return row

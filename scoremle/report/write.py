@@ -7,6 +7,7 @@ from pathlib import Path
 import scoremle
 from scoremle.bounded import MAX_TEXT
 from scoremle.errors import UserError
+from scoremle.experiment.workdir import Workdir
 from scoremle.files import inside, is_stream, named, read_bytes
 from scoremle.report import sections
 from scoremle.report.page import Page
@@ -32,7 +33,7 @@ def write_report(folders: Sequence[Path], out: Path, *, eval_folder: str = "eval
     report, and without matplotlib.
     """
     check_own(out)
-    subjects = [Subject(folder, eval_folder) for folder in folders]
+    subjects = [Subject(Workdir(folder), eval_folder) for folder in folders]
     names = [f"{subject.name} ({subject.config.data.dataset})" for subject in subjects]
     if len(subjects) == 1:
         page = Page(f"Report of {names[0]}", _made())

@@ -28,7 +28,7 @@ from scoremle.files import handle_of
 from scoremle.progress import Progress
 from scoremle.records import check_record, is_of
 
-__all__ = ["TRACKERS", "Console", "JsonLines", "LogRow", "Run", "Writer"]
+__all__ = ["TRACKERS", "Console", "JsonLines", "LogRow", "Run", "Writer", "read_log"]
 
 PROJECT = "scoremle"
 # The file in a run's folder that has its identifier, for each library.
@@ -104,6 +104,30 @@ def _step_of(line: str) -> float:
     except (ValueError, KeyError, TypeError, RecursionError):
         return math.inf
     return step if is_of(step, float) else math.inf
+
+
+def read_log(path: Path) -> list[LogRow]:
+    """The rows that ``JsonLines`` wrote, each with its step; None for what was not finite.
+
+    Raises UserError for a line that is no row of numbers.
+
+    Args:
+        path: of the file.
+    """
+    lines = files.read_bytes(path, MAX_TEXT).decode(errors="replace").splitlines()
+    return [_row(line, f"{path}, line {number}") for number, line in enumerate(lines, 1)]
+
+
+def _row(line: str, where: str) -> LogRow:
+    try:
+        row = json.loads(line)
+        check_record(row, dict[str, float | None], where)
+        step = row.get("step")
+    except (ValueError, RecursionError):  # a UserError is a ValueError
+        step = None
+    if not is_of(step, int):
+        raise UserError(f"{where} is no row of numbers: go on with the training, or remove it")
+    return row
 
 
 class TensorBoard(Writer):

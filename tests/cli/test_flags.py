@@ -303,7 +303,7 @@ def test_a_misspelt_field_of_a_config_file(tmp_path):
 
 def test_missing_config_file(tmp_path):
     file = tmp_path / "absent.py"
-    assert failure(f"--config={file}") == f"no config file {file} (looked for {file})"
+    assert failure(f"--config={file}") == f"no file {file} (looked for {file})"
 
 
 def test_a_config_file_anywhere_can_use_the_default(tmp_path):
@@ -323,7 +323,7 @@ def run(*argv: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 def test_a_mistake_is_one_line_and_exit_code_2(tmp_path):
     result = run("--config=nowhere.py", "--workdir=w", "--mode=train", cwd=tmp_path)
     assert result.returncode == 2
-    assert re.fullmatch(r"scoremle: error: no config file nowhere\.py .*\n", result.stderr)
+    assert re.fullmatch(r"scoremle: error: no file nowhere\.py .*\n", result.stderr)
     assert result.stdout == ""
 
 

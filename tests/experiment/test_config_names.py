@@ -69,7 +69,7 @@ def test_a_file_at_a_published_path_is_that_file(tmp_path, monkeypatch):
     path.parent.mkdir(parents=True)
     path.write_text("raise ValueError('run')")
     assert failure(str(path)).endswith("line 1: ValueError: run")
-    assert failure("configs/none.py").startswith("no config file configs/none.py (looked for ")
+    assert failure("configs/none.py").startswith("no file configs/none.py (looked for ")
 
 
 # Files of the published form

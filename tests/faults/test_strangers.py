@@ -192,7 +192,7 @@ def test_a_training_does_not_write_through_links(name, places, theirs):
 def test_nor_where_they_stay_in_the_folder(places):
     (places / "workdir/samples").rename(places / "workdir/pictures")
     (places / "workdir/samples").symlink_to("pictures")
-    assert len(Subject(places / "workdir", "eval").sample_pictures()) == 1
+    assert len(Subject(Workdir(places / "workdir"), "eval").sample_pictures()) == 1
     with pytest.raises(UserError, match=r"samples .*link"), Workdir(places / "workdir").locked():
         pass
 
@@ -212,7 +212,7 @@ def test_a_report_shows_no_file_of_elsewhere(places, tmp_path):
     (tmp_path / "id_rsa").write_text("secret")
     (places / "workdir/samples/step_99.png").symlink_to(tmp_path / "id_rsa")
     with pytest.raises(UserError, match=r"step_99\.png .*link"):
-        Subject(places / "workdir", "eval").sample_pictures()
+        Subject(Workdir(places / "workdir"), "eval").sample_pictures()
 
 
 def test_images_are_those_of_the_folder(tmp_path, caplog):
@@ -254,7 +254,7 @@ def test_a_file_of_holes_is_not_read(tmp_path):
 def test_a_log_that_is_longer_than_any_is_not_read(places):
     with (places / "workdir/metrics.jsonl").open("ab") as file:
         file.truncate((512 << 20) + 1)
-    for read in (lambda: Subject(places / "workdir", "eval").log,
+    for read in (lambda: Subject(Workdir(places / "workdir"), "eval").log,
                  lambda: JsonLines(places / "workdir/metrics.jsonl").rewind(20)):  # fmt: skip
         with pytest.raises(UserError, match=r"metrics\.jsonl: refused"):
             read()

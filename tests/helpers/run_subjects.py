@@ -157,7 +157,7 @@ def check_rows(folder: Path) -> None:
 
 
 def check_reported(folder: Path) -> None:
-    for row in Reported(folder / "source", "eval").log:
+    for row in Reported(Workdir(folder / "source"), "eval").log:
         numbers = [value for value in row.values() if value is not None]
         assert np.isfinite(np.asarray(numbers, float)).all() and type(row["step"]) is int
 

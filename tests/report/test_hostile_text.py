@@ -29,7 +29,7 @@ from scoremle.experiment.results import measured
 from scoremle.experiment.score_table import ScoreRow, write_csv
 from scoremle.experiment.workdir import Workdir
 from scoremle.files import SEAL
-from scoremle.report.scores import About, write_page
+from scoremle.report.scores import write_page
 from scoremle.report.subject import Subject
 from scoremle.training.checkpoints import Restored
 
@@ -99,12 +99,12 @@ def poison(path, text, use):
 
 # What a report reads of each record.
 RECORDS = {
-    "config.json": lambda folder: Subject(folder, "eval").config,
-    "data.json": lambda folder: Subject(folder, "eval").levels,
+    "config.json": lambda folder: Subject(Workdir(folder), "eval").config,
+    "data.json": lambda folder: Subject(Workdir(folder), "eval").place.levels(),
     "eval/results.json": lambda folder: (
-        Subject(folder, "eval").results, Subject(folder, "eval").checks
+        Subject(Workdir(folder), "eval").results, Subject(Workdir(folder), "eval").checks
     ),
-    "metrics.jsonl": lambda folder: Subject(folder, "eval").log,
+    "metrics.jsonl": lambda folder: Subject(Workdir(folder), "eval").log,
 }
 
 
@@ -242,8 +242,8 @@ def test_scores(tmp_path, text):
     image = np.zeros((8, 8, 1), np.uint8)
     for page, word in (("clean.html", "a"), ("page.html", text)):
         scored = ScoreRow(f"={word}", "", (word,), image, 2.5, 0.25, -9.0, 0.5, 3.0)
-        rows, about = [scored, ScoreRow(word, word)], About(word, word, 17, 64, 360, [word])
-        write_page(tmp_path / page, rows, about)
+        rows = [scored, ScoreRow(word, word)]
+        write_page(tmp_path / page, word, word, rows, [word], levels=17, reference=360)
     found = check_page(tmp_path / "page.html", tmp_path / "clean.html")
     assert " ".join(text.partition("\n")[0].split()) in found
     path = tmp_path / "t.csv"

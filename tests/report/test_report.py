@@ -17,6 +17,7 @@ from scoremle.coding.rates import Rates
 from scoremle.evaluation.result import Result
 from scoremle.evaluation.statistics import Difference
 from scoremle.experiment.configs import NAMED_CONFIGS
+from scoremle.experiment.workdir import Workdir
 from scoremle.files import write_json, write_npz
 from scoremle.report import charts
 from scoremle.report.subject import Subject, paired
@@ -180,7 +181,7 @@ def test_records_that_were_altered_are_a_line(file, old, new, words, tmp_path, c
 
 def test_images_that_are_not_here_are_no_end(tmp_path):
     make(tmp_path / "run", field={"data.dataset": "cifar10", "data.path": str(tmp_path / "no")})
-    assert isinstance(Subject(tmp_path / "run", "eval").data, str)
+    assert isinstance(Subject(Workdir(tmp_path / "run"), "eval").data, str)
     assert main(["report", str(tmp_path / "run")]) == 0
     told = Reader((tmp_path / "run" / "report" / "index.html").read_text()).text
     assert "The images can't be shown here: " in told and "exact" in told

@@ -15,11 +15,12 @@ from PIL import Image
 
 from scoremle.experiment.score_table import ScoreRow
 from scoremle.likelihood.profile import Profile
-from scoremle.report.scores import About, strips_of, write_page
+from scoremle.report.scores import strips_of, write_page
 
 RNG = np.random.default_rng(0)
 BPD = {"b.png": 2.5, "a <i>.png": 2.0, "c.png": 4.0}
-ABOUT = About("digits", "my <b>pictures</b>", 17, 64, 360, ["mean 2.8 bits/dim"])
+FACTS, OF = ["mean 2.8 bits/dim"], {"levels": 17, "reference": 360}
+TITLE = "Scores of my <b>pictures</b>"
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +31,8 @@ def page(tmp_path_factory):
         for name, bpd in BPD.items()
     ]  # fmt: skip
     path = tmp_path_factory.mktemp("scores") / "page.html"
-    write_page(path, [*rows, ScoreRow("notes.txt", "no <picture>")], ABOUT)
+    rows = [*rows, ScoreRow("notes.txt", "no <picture>")]
+    write_page(path, TITLE, "digits", rows, FACTS, **OF)
     return path
 
 
@@ -58,7 +60,7 @@ def test_it_asks_nothing_of_any_server_and_escapes_names(page):
 def test_a_value_without_a_known_error_has_no_bar(tmp_path):
     image = np.zeros((8, 8, 3), np.uint8)
     row = ScoreRow("a.png", "", (), image, 2.0, log_prob=-9.0, probe_stderr=0.1, solver_error=0.0)
-    write_page(tmp_path / "p.html", [row], ABOUT)
+    write_page(tmp_path / "p.html", TITLE, "digits", [row], FACTS, **OF)
     text = (tmp_path / "p.html").read_text()
     assert "nan bits" not in text and ": 2.00 bits/dim" in text
 

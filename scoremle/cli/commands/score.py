@@ -211,10 +211,12 @@ def run(options: Any) -> dict[str, Any]:
         if not checks.names_stream(options.out):
             scoremle.files.write_json(_beside(options.out), summary)
         if options.page:
-            from scoremle.report.scores import About, write_page
+            from scoremle.report.scores import write_page
 
-            of = options.model, str(options.images), pixels.levels, model.dims, len(own)
-            write_page(options.page, rows, About(*of, facts))
+            write_page(
+                options.page, f"Scores of {options.images}", options.model, rows, facts,
+                levels=pixels.levels, reference=len(own),
+            )  # fmt: skip
         return summary
 
     mean = scored.mean

@@ -6,7 +6,6 @@ The exit code is then 2, else 0.
     scoremle verify ~/.cache/scoremle
 """
 
-import json
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -82,7 +81,7 @@ AGAIN = "remove it, and run the command again that wrote it"
 BEFORE = "put a copy back, or remove it: the one before is taken"
 PART = "remove it: its images are worked on again"
 RESULT = "move it away and evaluate again"
-LOG = "go on with the training, which writes it anew"
+LOG = "go on with the training, or remove it"
 
 
 class Kind(NamedTuple):
@@ -120,6 +119,7 @@ def _kinds() -> tuple[Kind, ...]:
     from scoremle.files import SEAL, read_bytes, read_json, read_npz, read_sealed
     from scoremle.published import safetensors
     from scoremle.training.checkpoints import Checkpoints, Damaged
+    from scoremle.training.writers import read_log
 
     def is_checkpoint(path: Path) -> bool:
         return path.name.removeprefix("checkpoint_").isdecimal() and path.is_dir()
@@ -159,7 +159,7 @@ def _kinds() -> tuple[Kind, ...]:
         Kind(_ends(".npz"), arrays, True, AGAIN),
         Kind(_ends(".safetensors"), safetensors.read, False, COPY),
         Kind(_ends(".pt", ".bin"), _tensors, None, COPY),
-        Kind(_ends(".jsonl"), _lines, False, LOG),
+        Kind(_ends(".jsonl"), read_log, False, LOG),
         Kind(_ends(".png"), _picture, True, AGAIN),
     )
 
@@ -181,15 +181,6 @@ def _tensors(path: Path) -> bool:
             if name := archive.testzip():
                 raise ValueError(name)
     return True
-
-
-def _lines(path: Path) -> None:
-    content = scoremle.files.read_bytes(path, scoremle.bounded.MAX_TEXT)
-    for number, line in enumerate(content.decode(errors="replace").splitlines(), 1):
-        try:
-            json.loads(line)
-        except (ValueError, RecursionError):
-            raise UserError(f"{path}: line {number} can't be read as JSON") from None
 
 
 def _picture(path: Path) -> None:
