@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from common import LW_IS, answer, parser_of, reals, timed, train
 
-from scoremle.cli import main as cli
+from scoremle.cli import commands
 from scoremle.core.loss import denoising_residual
 from scoremle.core.sde import SDE
 from scoremle.core.times import BinnedLogSNR, UniformLogSNR, log_snr_range
@@ -133,7 +133,8 @@ def main() -> None:
     options, flags = parser.parse_known_args()
     flags = [*(QUICK if options.quick else ()), *flags]
     workdir = Workdir(train(flags, options.workdir))
-    experiment = build(cli.parse([*flags, f"--workdir={workdir.folder}", "--mode=eval"]).config)
+    asked = [*flags, f"--workdir={workdir.folder}", "--mode=eval"]
+    experiment = build(commands.parser_of("").checked(asked).config)
     params = workdir.snapshots.restore(experiment.training.template, None)[0].ema
     model = experiment.model
     y = reals(model.pixels, experiment.data.test[: options.images], jax.random.key(7))

@@ -21,7 +21,6 @@ from ml_collections import ConfigDict
 import scoremle
 from scoremle import data
 from scoremle.cli import cache
-from scoremle.cli import main as cli
 from scoremle.cli.commands import parser_of, score_on_ray, stats
 from scoremle.core.dequantize import Flow
 from scoremle.core.pixels import Pixels
@@ -68,7 +67,7 @@ def answer(key, *_, **__):
 
 @pytest.fixture(scope="module")
 def experiment():
-    return build(cli.parse([*TINY, "--workdir=w", "--mode=train"]).config)
+    return build(parser_of("").checked([*TINY, "--workdir=w", "--mode=train"]).config)
 
 
 def stamp_of_files(folder, monkeypatch, experiment):

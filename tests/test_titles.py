@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 from helpers.tiny_runs import TINY
 
-from scoremle.cli import main as cli
-from scoremle.cli.commands import compare, score
+from scoremle.cli.commands import compare, parser_of, score
 from scoremle.evaluation import pictures
 from scoremle.evaluation.result import Result, quality_table, results_table
 from scoremle.experiment import card
@@ -202,7 +201,7 @@ def test_both_ends_of_a_report_stand_below_their_titles(tmp_path, monkeypatch):
     monkeypatch.setattr(Result, "values", BPD)
     monkeypatch.setattr(Subject, "main_result", result)
     monkeypatch.setattr(Subject, "images", lambda *_: PIXELS)
-    monkeypatch.setattr(Subject, "levels", 17)
+    monkeypatch.setattr(Workdir, "levels", lambda place: 17)
     monkeypatch.setattr(Subject, "data", "not here")
     monkeypatch.setattr(page, "charts", lambda charts: None)
     sections._images(page, Subject(Workdir(tmp_path), "eval"))
@@ -215,7 +214,7 @@ def test_both_ends_of_an_evaluation_stand_below_their_captions(tmp_path, monkeyp
     drawn = []
     monkeypatch.setattr(pictures, "write_parts", lambda *arguments: drawn.append(arguments))
     monkeypatch.setattr(EvaluationRun, "images", PIXELS)
-    experiment = build(cli.parse([*TINY, "--workdir=w", "--mode=train"]).config)
+    experiment = build(parser_of("").checked([*TINY, "--workdir=w", "--mode=train"]).config)
     workdir = Workdir(tmp_path)
     result = Result.read("a", FACTS | {"dataset": "digits"}, tmp_path)
     EvaluationRun(experiment, tmp_path, workdir, workdir)._write_extremes(result, BPD)

@@ -10,9 +10,8 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, redirect_stdout
-from typing import Any
 
 from scoremle.cli.cache import keep_programs
 from scoremle.cli.commands import COMMANDS, parser_of
@@ -83,31 +82,12 @@ def _mistake(text: str) -> int:
 
 
 def _run(arguments: list[str]) -> int:
-    asked = [argument for argument in arguments if argument not in HELP]
-    if not arguments:
-        print(screen(), file=sys.stderr)
-        return 2
-    name, *rest = arguments
-    if name in COMMANDS:
-        return _command(name, rest)
-    elif len(asked) < len(arguments):
-        config = parser_of("").parse_args(asked).config
-        print(config_table(config) if config else screen())
-    elif "--version" in arguments:
-        print(importlib.import_module("scoremle.cli.commands.env").version())
-    elif name.startswith("-"):
-        return _command("", arguments)
-    else:
-        near = nearest(name.replace("_", "-"), COMMANDS)
-        hint = f"did you mean {near}?" if near else f"there are: {', '.join(COMMANDS)}"
-        raise UserError(f"unknown command {name!r}; {hint}")
-    return 0
-
-
-def _command(name: str, arguments: Sequence[str]) -> int:
     """Runs a command and returns its exit code; ``--json`` prints its result and nothing else."""
+    name = _name_of(arguments)
+    if name is None:
+        return 0 if arguments else 2
     parser = parser_of(name)
-    options = parser.checked(arguments)
+    options = parser.checked(arguments[1:] if name else arguments)
     keep_programs()
     gc.set_threshold(SELDOM)
     if parser.needs:
@@ -127,9 +107,25 @@ def _command(name: str, arguments: Sequence[str]) -> int:
     return 3 if found and found.get("left_out") else 0
 
 
-def parse(argv: Sequence[str]) -> Any:
-    """Reads flags of the published form. Raises UserError for any mistake in them."""
-    return parser_of("").checked(argv)
+def _name_of(arguments: list[str]) -> str | None:
+    """The command that is meant, "" in the published form; None where all is said."""
+    name, asked = next(iter(arguments), ""), [word for word in arguments if word not in HELP]
+    if name in COMMANDS:
+        return name
+    if not arguments:
+        print(screen(), file=sys.stderr)
+    elif len(asked) < len(arguments):
+        config = parser_of("").parse_args(asked).config
+        print(config_table(config) if config else screen())
+    elif "--version" in arguments:
+        print(importlib.import_module("scoremle.cli.commands.env").version())
+    elif name.startswith("-"):
+        return ""
+    else:
+        near = nearest(name.replace("_", "-"), COMMANDS)
+        hint = f"did you mean {near}?" if near else f"there are: {', '.join(COMMANDS)}"
+        raise UserError(f"unknown command {name!r}; {hint}")
+    return None
 
 
 @contextmanager

@@ -47,7 +47,7 @@ def under(model: "ScoreModel", label: str) -> "ScoreModel":
     return model.condition_on(np.array([0 if label == ALL else int(label)])) if label else model
 
 
-def measured(
+def measured_under(
     model: "ScoreModel", estimator: "Estimator", label: str
 ) -> tuple["ScoreModel", "Estimator"]:
     """The model and the estimator by which images of a label are measured, or in the mean."""

@@ -17,7 +17,7 @@ from scoremle.errors import UserError
 from scoremle.evaluation import tables
 from scoremle.experiment.build import LEARNED, Experiment
 from scoremle.experiment.control_variate import ControlRun
-from scoremle.experiment.labels import ALL, labelled, measured, under
+from scoremle.experiment.labels import ALL, labelled, measured_under, under
 from scoremle.experiment.networks import Params
 from scoremle.experiment.scoring import worth_of
 from scoremle.likelihood.decoders import DiscreteDecoder, GaussianDecoder, InformedDecoder
@@ -173,7 +173,7 @@ class Measurements:
         sde, label, edges = self.model.sde, self.experiment.evaluation.label, None
         if first is not None and not sde.schedule.per_dimension:
             edges = np.asarray(log_snr_edges(sde, first), float)
-        model, estimator = measured(self.model, estimator, label)
+        model, estimator = measured_under(self.model, estimator, label)
         if model.coder:  # by which it is no exact likelihood
             kind += "_code_bound" * kind.startswith("exact")
             facts["estimator"] += f", {model.coder.title}"

@@ -17,7 +17,7 @@ import scoremle
 from scoremle.bounded import MAX_TEXT
 from scoremle.core.pytree import describe
 from scoremle.errors import UserError, as_flag, no_chain
-from scoremle.experiment.labels import ALL, check_label, labelled, measured, under
+from scoremle.experiment.labels import ALL, check_label, labelled, measured_under, under
 from scoremle.experiment.own_code import is_own
 from scoremle.files import named, sha256_of
 from scoremle.likelihood.check import fewest
@@ -182,7 +182,7 @@ def prepared(
         middles = model.origin.middles
         flat = DiscreteDecoder(pixels_of(model).points) if middles else GaussianDecoder()
         found = ByElbo(decoder=model.decoder or flat)
-    return Scoring(*measured(model, found, label), notes, doubts, levels, label)
+    return Scoring(*measured_under(model, found, label), notes, doubts, levels, label)
 
 
 def _of_flow(model: "FlowModel", estimator: str, label: str, correct: bool) -> Scoring:

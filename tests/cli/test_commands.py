@@ -121,7 +121,7 @@ def test_a_command_is_its_mode():
     for command, mode in (("train", "train"), ("eval", "eval"), ("train-deq", "train_deq")):
         words = ["digits", "w"] if command == "train" else ["w", "--config=digits"]
         short = parser_of(command).checked([*words, "--config.training.sde", "subvpsde"])
-        assert short == cli.parse([*published, f"--mode={mode}"])
+        assert short == parser_of("").checked([*published, f"--mode={mode}"])
 
 
 def test_a_training_goes_on_by_its_workdir_alone(tmp_path, monkeypatch):
@@ -151,7 +151,7 @@ def test_a_flow_dequantizer_knows_its_config(tmp_path):
         assert (config.deq.filters, config.optim.lr) == (8, lr)
     assert parser_of("eval").checked([str(tmp_path)]).config.deq.filters == 32
     published = [f"--workdir={tmp_path}", "--deq_folder=flow", "--mode=train_deq"]
-    assert cli.parse(published).config == parser_of("train-deq").checked(flow).config
+    assert parser_of("").checked(published).config == parser_of("train-deq").checked(flow).config
 
 
 @pytest.mark.parametrize(

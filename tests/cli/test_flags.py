@@ -13,7 +13,7 @@ from helpers.places import ROOT
 
 import scoremle
 from scoremle.cli import main as cli
-from scoremle.cli.commands import COMMANDS, help
+from scoremle.cli.commands import COMMANDS, help, parser_of
 from scoremle.cli.flags import MEANINGS
 from scoremle.errors import Stopped, UserError
 from scoremle.experiment import defaults
@@ -31,12 +31,12 @@ def in_root(monkeypatch):
 
 
 def parse(path: str, *more: str) -> Namespace:
-    return cli.parse([f"--config={path}", "--workdir=w", "--mode=train", *more])
+    return parser_of("").checked([f"--config={path}", "--workdir=w", "--mode=train", *more])
 
 
 def failure(*argv: str) -> str:
     with pytest.raises(UserError) as error:
-        cli.parse(list(argv))
+        parser_of("").checked(list(argv))
     assert "\n" not in str(error.value)
     return str(error.value)
 
@@ -199,7 +199,7 @@ def test_flags_of_every_type():
         --config.data.path=/a=b --workdir=runs/x --eval_folder=out
         --config.model.attn_resolutions=(4,)
     """
-    settings = cli.parse(line.split())
+    settings = parser_of("").checked(line.split())
     config = settings.config
     assert (settings.workdir, settings.mode, settings.eval_folder) == ("runs/x", "eval", "out")
     assert (config.model.nf, config.model.ch_mult) == (16, (1, 4))

@@ -179,7 +179,7 @@ def test_levels_are_the_upper_bits_and_uniform_models_need_exactly_their_bits(le
 
 
 def test_one_bit_digits_from_the_config_to_the_network(cache):
-    config = cli.parse([
+    config = parser_of("").checked([
         *TINY, "--workdir=w", "--mode=train", "--config.data.levels=2",
     ]).config  # fmt: skip
     experiment = build(config)

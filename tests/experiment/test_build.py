@@ -10,7 +10,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from scoremle import data
-from scoremle.cli import main as cli
+from scoremle.cli.commands import parser_of
 from scoremle.core.dequantize import Uniform
 from scoremle.core.divergence import Exact, Hutchinson, Orthogonal
 from scoremle.core.keys import normal
@@ -47,7 +47,7 @@ LW_IS = (
 def config(path, *fields):
     flags = [f"--config.{field}" for field in fields]
     argv = [f"--config={path}", "--workdir=w", "--mode=eval", *flags]
-    return cli.parse(argv).config
+    return parser_of("").checked(argv).config
 
 
 def untraced(path, *fields):

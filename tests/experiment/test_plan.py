@@ -10,6 +10,7 @@ from helpers.tiny_runs import TINY
 
 from scoremle import devices
 from scoremle.cli import main as cli
+from scoremle.cli.commands import parser_of
 from scoremle.cli.commands import plan as command
 from scoremle.devices import Memory, Needs, needs
 from scoremle.errors import UserError
@@ -134,7 +135,7 @@ def pace(seconds):
 
 
 def tiny(*more):
-    return build(cli.parse([*TINY, "--mode=train", "--workdir=w", *more]).config)
+    return build(parser_of("").checked([*TINY, "--mode=train", "--workdir=w", *more]).config)
 
 
 def test_a_plan_of_a_tiny_network():
@@ -207,7 +208,7 @@ def test_a_batch_that_does_not_fit_here_is_not_run(monkeypatch):
 
 
 def test_a_data_set_that_is_not_here_is_said(tmp_path):
-    config = cli.parse([*TINY, "--print-config", "--config.data.dataset=cifar10",
+    config = parser_of("").checked([*TINY, "--print-config", "--config.data.dataset=cifar10",
                           f"--config.data.path={tmp_path / 'no'}"]).config  # fmt: skip
     experiment, images, (note,) = command._experiment(config)
     assert images == 10_000 and experiment.model.shape == (8, 8, 1)

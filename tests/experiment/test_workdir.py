@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import pytest
 from helpers.tiny_runs import TINY
 
-from scoremle.cli import main as cli
+from scoremle.cli.commands import parser_of
 from scoremle.errors import UserError
 from scoremle.experiment.build import build
 from scoremle.experiment.chosen import chosen_checkpoints
@@ -24,7 +24,7 @@ CALM = nullcontext()
 
 @pytest.fixture(scope="module")
 def experiment():
-    return build(cli.parse([*TINY, "--workdir=w", "--mode=train"]).config)
+    return build(parser_of("").checked([*TINY, "--workdir=w", "--mode=train"]).config)
 
 
 def with_fields(experiment, **fields):

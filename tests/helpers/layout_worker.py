@@ -11,8 +11,7 @@ import jax
 
 from helpers.tiny_runs import TINY
 from scoremle import processes
-from scoremle.cli import main as cli
-from scoremle.cli.commands import experiment
+from scoremle.cli.commands import experiment, parser_of
 from scoremle.experiment import run_sampling
 from scoremle.quality.features import Extractor, Reference
 from scoremle.quality.inception import Features
@@ -49,9 +48,10 @@ def work(folder, eval_folder, trains):
     common = (*FIELDS, f"--workdir={folder}", f"--eval_folder={eval_folder}")
     for mode in TRAININGS * trains:
         split = jax.device_count() > 1
-        experiment.run(cli.parse([*common, f"--mode={mode}", f"--config.devices.fsdp={split}"]))
+        asked = [*common, f"--mode={mode}", f"--config.devices.fsdp={split}"]
+        experiment.run(parser_of("").checked(asked))
     for words in EVALUATIONS:
-        experiment.run(cli.parse([*common, "--mode=eval", *words]))
+        experiment.run(parser_of("").checked([*common, "--mode=eval", *words]))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ import functools
 import numpy as np
 
 from helpers.places import GOLDEN
-from scoremle.cli import main as cli
+from scoremle.cli.commands import parser_of
 from scoremle.experiment.build import build
 from scoremle.experiment.workdir import Workdir
 
@@ -45,7 +45,7 @@ FLOW = (
 
 @functools.cache
 def experiment(*flags):
-    settings = cli.parse([SUBVP, *TINY, *flags, "--workdir=w", "--mode=eval"])
+    settings = parser_of("").checked([SUBVP, *TINY, *flags, "--workdir=w", "--mode=eval"])
     return build(settings.config, levels=256)
 
 

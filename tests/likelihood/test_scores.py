@@ -48,7 +48,7 @@ def test_a_line_tells_the_mean_and_its_errors():
 
 def test_a_notebook_shows_both_ends():
     html = scores()._repr_html_()
-    assert "<th>log_prob, nats</th><th>bpd, bits/dim</th>" in html
+    assert "<th scope=col>log_prob, nats</th><th scope=col>bpd, bits/dim</th>" in html
     first = f"{-30 * np.log(2):.1f}"
     assert cells(html)[0] == ["0", first, "3.000", "1.000", "0.354", "0.250"]
     many = cells(scores(np.arange(40.0).reshape(1, 40))._repr_html_())

@@ -4,8 +4,8 @@
 """
 
 from argparse import SUPPRESS
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -49,10 +49,27 @@ def arguments(parser: ConfigParser) -> None:
 
 def run(options: Any) -> dict[str, Any] | None:
     """Runs the mode; returns what was measured."""
-    if options.json and options.mode != "eval":
+    evaluates = options.mode == "eval"
+    if options.json and not evaluates:
         raise UserError("--json is for eval, and for --print-config")
-    if not (options.distributed or options.coordinator or options.processes or options.process):
-        return _run_alone(options, answered)
+    several = options.distributed or options.coordinator or options.processes or options.process
+    goes_on = going_on("the same command goes on where it was") if evaluates else nullcontext()
+    with goes_on, _one_of_several(options) if several else answered():
+        with passing("loading"):
+            from scoremle.experiment.build import build
+            from scoremle.experiment.workdir import Workdir
+
+        place = Workdir(Path(options.workdir))
+        if place.imported and not evaluates:
+            raise UserError(
+                f"{place.folder} holds a model that was imported: it can't be trained on here"
+            )
+        return MODES[options.mode](build(options.config, imported=place.imported), place, options)
+
+
+@contextmanager
+def _one_of_several(options: Any) -> Iterator[None]:
+    """In the block this is one process of a run. JAX takes the signals: all stop together."""
     with run_in_child(options.process) as has_met:
         from scoremle.processes import check_agreed, join, stdout_aside
 
@@ -61,8 +78,7 @@ def run(options: Any) -> dict[str, Any] | None:
         has_met()
         check_agreed(_facts(options))
         with stdout_aside() if options.json else nullcontext():
-            # Of several processes JAX takes the signals, and all stop at the same step.
-            return _run_alone(options, nullcontext)
+            yield
 
 
 def _facts(options: Any) -> dict[str, Any]:
@@ -77,24 +93,6 @@ def _facts(options: Any) -> dict[str, Any]:
     fields = {n: v for n, v in flat(options.config.to_dict()).items() if n not in PLACE_FIELDS}
     versions = {module.__name__: module.__version__ for module in (scoremle, jax, jaxlib)}
     return {**versions, "mode": options.mode, **fields}
-
-
-def _run_alone(
-    options: Any, signals: Callable[[], AbstractContextManager[None]]
-) -> dict[str, Any] | None:
-    with passing("loading"):
-        from scoremle.experiment.build import build
-        from scoremle.experiment.workdir import Workdir
-
-    place, evaluates = Workdir(Path(options.workdir)), options.mode == "eval"
-    goes_on = going_on("the same command goes on where it was") if evaluates else nullcontext()
-    with goes_on, signals():
-        if place.imported and not evaluates:
-            raise UserError(
-                f"{place.folder} holds a model that was imported: it can't be trained on here"
-            )
-        experiment = build(options.config, imported=place.imported)
-        return MODES[options.mode](experiment, place, options)
 
 
 def _train(experiment: Any, place: Any, options: Any) -> None:
