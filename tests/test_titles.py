@@ -146,7 +146,7 @@ def test_the_ends_of_a_list_are_the_likeliest_and_the_unlikeliest():
     black = np.zeros((8, 8, 1), np.uint8)
     rows = [ScoreRow(f"{i}.png", "", (), black, bpd, error=0.25, rank=i / 4)
             for i, bpd in enumerate((3.0, 2.0, 4.0, 5.0), 1)]  # fmt: skip
-    assert list(score._ends(rows, 64, 360)) == [
+    assert list(score.both_ends([*score._in_order(rows, 64, 360)])) == [
         "likeliest: 2.png 2.00 +- 0.25, 1.png 3.00 +- 0.25, 3.png 4.00 +- 0.25",
         "unlikeliest: 4.png 5.00 +- 0.25",
     ]
@@ -156,9 +156,11 @@ STEPS = [{"step": i, "loss": 5.0 - i, "grad_norm": 2.0**i, "eval_bpd": 6.0 - i,
           "eval_bpd_stderr": 0.1} for i in range(4)]  # fmt: skip
 SQUARE, NEIGHBOURS = np.array([1.0, 1.0, 1.0, 3.0]), np.array([0.0, 0.0, 0.04, 0.0])
 CHARTS = {
-    "loss": (lambda: charts.losses(STEPS), "; 5 at first, 2 at last."),
+    "loss": (lambda: charts.columns("loss", "Loss", STEPS, {"loss": "a", "eval_loss": "b"}),
+             "; 5 at first, 2 at last."),
     "bits/dim": (lambda: charts.training_bpd(STEPS, 4.5), ": 3.000 ± 0.196 at last."),
-    "column": (lambda: charts.training_column(STEPS, "grad_norm", "Norm"), "from 1 to 8."),
+    "column": (lambda: charts.columns("grad_norm", "Norm", STEPS, {"grad_norm": "a"}, log=True),
+               "; 1 at first, 8 at last."),
     "rate": (lambda: charts.learning_rate(lambda i: i / 10, 50), "over 50 steps, 5 at last."),
     "histogram": (
         lambda: charts.histogram("a", np.array([1.0, 2.0, 6.0]), {"uniform": 4.0}),

@@ -188,9 +188,9 @@ def build(
         trained = _model(config, images)
         model = replace(trained, network=trained.network.clone(dtype=dtype))
     fixed = FrozenConfigDict(config)
-    objective = Objective(model, fixed.training, fixed.data)
     sampler, evaluation = sampler_of(config, model.sde), fixed.eval
-    training = _training(fixed, images, replace(objective, model=trained))
+    objective = Objective(trained, fixed.training, fixed.data)
+    training = _training(fixed, images, objective)
     flow = _flow(config, trained)
     if not imported and levels is None:
         with as_fields("model"):
@@ -206,7 +206,7 @@ def build(
         flow_training=_flow_training(config, training, flow),
         evaluation=evaluation,
         by_ode=_by_ode(evaluation, model.dims),
-        by_elbo=_by_bound(evaluation, model),
+        by_elbo=_by_bound(evaluation),
         chain=_chain(evaluation.bound_steps, model, fixed.data.bin_middles),
         sampler=sampler,
         seed=config.seed,
@@ -398,14 +398,11 @@ def _by_ode(evaluation: Any, dims: int) -> ByOde:
     return ByOde(divergence, solver, evaluation.importance_samples)
 
 
-def _by_bound(evaluation: Any, model: Any) -> ByElbo:
-    times = choose(BOUND_TIMES, evaluation.bound_times, "eval.bound_times")
-    return ByElbo(
-        evaluation.bound_draws,
-        "denoising" if evaluation.dsm else "sliced",
-        times(model.sde, model.eps, evaluation.bound_stratified),
-        GaussianDecoder() if evaluation.offset else Entropy(),
-    )
+def _by_bound(evaluation: Any) -> ByElbo:
+    choose(BOUND_TIMES, evaluation.bound_times, "eval.bound_times")  # of the checkpoint's SDE
+    matching = "denoising" if evaluation.dsm else "sliced"
+    decoder = GaussianDecoder() if evaluation.offset else Entropy()
+    return ByElbo(evaluation.bound_draws, matching, decoder=decoder)
 
 
 def _chain(steps: int, model: Any, middles: bool) -> BySteps | None:

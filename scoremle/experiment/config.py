@@ -181,21 +181,18 @@ def _with_tuples(content: Any) -> Any:
     return tuple(content) if isinstance(content, list) else content
 
 
-def check_types(config: ConfigDict) -> None:
+def check_types(config: ConfigDict, known: ConfigDict | None = None, prefix: str = "") -> None:
     """Raises UserError for a value of another type than the default's.
 
     A scalar is no tuple of one, nor text a number: only a whole number is a number too.
     """
-    _check_types(config, defaults.get_config(), "")
-
-
-def _check_types(config: ConfigDict, known: ConfigDict, prefix: str) -> None:
+    known = defaults.get_config() if known is None else known
     for name in known:
         value, default, where = config[name], known[name], prefix + name
         if isinstance(default, ConfigDict):
             if not isinstance(value, ConfigDict):
                 raise UserError(f"{where} is a group of fields, not {_shown(value)}")
-            _check_types(value, default, f"{where}.")
+            check_types(value, default, f"{where}.")
             continue
         kind = known.get_type(name)
         inside = value if isinstance(value, tuple) else ()

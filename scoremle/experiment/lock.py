@@ -51,7 +51,8 @@ def locked(path: Path, doing: str, *, wait: float = 0.0) -> Iterator[None]:
         handle = _acquire(path, time.monotonic() + wait)
     ended = threading.Event()
     try:
-        owner = {"doing": doing, "machine": machine(), "process": os.getpid(), "since": _now()}
+        since = time.strftime("%Y-%m-%d %H:%M:%S %Z")
+        owner = {"doing": doing, "machine": machine(), "process": os.getpid(), "since": since}
         with writing(path):
             os.truncate(handle, 0)
             os.pwrite(handle, json.dumps(owner).encode(), 0)
@@ -152,7 +153,3 @@ def _busy(path: Path, owner: dict[str, Any]) -> str:
         f"{path.parent} is in use: process {owner['process']} on {owner['machine']} is"
         f" {owner['doing']} since {owner['since']}; wait for it, or end it"
     )
-
-
-def _now() -> str:
-    return time.strftime("%Y-%m-%d %H:%M:%S %Z")

@@ -15,7 +15,7 @@ from scoremle.core.divergence import Exact
 from scoremle.core.times import BinnedLogSNR, log_snr_edges
 from scoremle.errors import UserError
 from scoremle.evaluation import tables
-from scoremle.experiment.build import LEARNED, Experiment
+from scoremle.experiment.build import BOUND_TIMES, LEARNED, Experiment
 from scoremle.experiment.control_variate import ControlRun
 from scoremle.experiment.labels import ALL, labelled, measured_under, under
 from scoremle.experiment.networks import Params
@@ -24,7 +24,7 @@ from scoremle.likelihood.decoders import DiscreteDecoder, GaussianDecoder, Infor
 from scoremle.likelihood.image_model import pixels_of
 from scoremle.likelihood.images import ByElbo, ByOde, Estimator
 from scoremle.likelihood.pilot import Choice
-from scoremle.likelihood.score_images import choose_for_images
+from scoremle.likelihood.score_images import Scored, choose_for_images, score_images
 from scoremle.model import ScoreModel
 from scoremle.terminal import say
 
@@ -51,6 +51,11 @@ class Measurement:
     facts: dict[str, Any] = field(default_factory=dict)
     log_snr_edges: Float[np.ndarray, " n"] | None = None
     choice: Choice | None = None
+
+    def score(self, images: Integer[np.ndarray, "n h w c"], **options: Any) -> Scored:
+        """``score_images`` of these images, with its options."""
+        by = self.model, self.estimator
+        return score_images(*by, images, dequantizer=self.dequantizer, **options)
 
     @property
     def of_flow(self) -> bool:
@@ -195,16 +200,14 @@ class Measurements:
     def _bound(self, dequantization: str, by_elbo: ByElbo) -> Measurement:
         """A variational bound; learned times are fitted on training images."""
         experiment, evaluation = self.experiment, self.experiment.evaluation
-        sde, eps = self.model.sde, self.model.eps
-        start = eps
-        times: Any = by_elbo.times
-        if hasattr(times, "sde"):  # whose schedule may be learned
-            by_elbo = replace(by_elbo, times=replace(times, sde=sde))
+        sde, eps, stratified = self.model.sde, self.model.eps, evaluation.bound_stratified
+        start, times = eps, BOUND_TIMES[evaluation.bound_times](sde, eps, stratified)
+        by_elbo = replace(by_elbo, times=times)
         facts: dict[str, Any] = {
             "importance_samples": 1,
             "offset": isinstance(by_elbo.decoder, GaussianDecoder),
             "times": evaluation.bound_times,
-            "stratified": by_elbo.times is None or by_elbo.times.stratified,
+            "stratified": stratified,
             "control": None,
         }
         if dequantization in ("none", "informed"):
@@ -218,7 +221,7 @@ class Measurements:
             of_data = experiment.data, experiment.seed
             run = ControlRun(self._of_pilot, by_elbo.matching, *of_data)
             control = run.kept(self.folder, experiment.identity())
-            binned = BinnedLogSNR(sde, eps, control.shares, facts["stratified"])
+            binned = BinnedLogSNR(sde, eps, control.shares, stratified)
             by_elbo = replace(by_elbo, times=binned, control=control)
             facts |= run.describe()
         kind = _named("bound", dequantization)

@@ -3,7 +3,7 @@
 import logging
 import shlex
 from dataclasses import asdict, dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
@@ -25,7 +25,7 @@ from scoremle.files import inside, write_npz
 from scoremle.likelihood.images import ByOde
 from scoremle.likelihood.mean import Mean
 from scoremle.likelihood.pilot import PILOT_IMAGES
-from scoremle.likelihood.score_images import DIFFERENCES, Scored, score_images
+from scoremle.likelihood.score_images import DIFFERENCES, Scored
 from scoremle.numerics import permutation
 from scoremle.processes import check_agreed, together
 from scoremle.resumable import HASH_LENGTH, content_hash, fingerprint
@@ -198,10 +198,9 @@ class EvaluationRun:
         name, facts = self._name(one.kind, restored.number), self._facts_of(one, restored)
         parts = self._parts(name, facts)
         check_agreed(facts)
-        found = score_images(
-            one.model, one.estimator, self.images, dequantizer=one.dequantizer,
-            passes=evaluation.num_repeats, seed=experiment.seed, parts=parts, label=name,
-            batch_size=min(evaluation.batch_size, len(self.images)),
+        found = one.score(
+            self.images, passes=evaluation.num_repeats, seed=experiment.seed, parts=parts,
+            label=name, batch_size=min(evaluation.batch_size, len(self.images)),
         )  # fmt: skip
         write_npz(self.folder / f"{name}.npz", found.values)
         self._check_finite(one, found, name)
@@ -221,11 +220,8 @@ class EvaluationRun:
             facts["log_snr"] = experiment.model.log_snr(params, self.images[:IMAGES])
             full = experiment.model.in_float32.model(params)
         if experiment.precision != FULL and found.column == "bpd":
-            score = partial(
-                score_images, estimator=one.estimator, images=self.images[:IMAGES],
-                dequantizer=one.dequantizer, seed=experiment.seed ^ DIFFERENCES,
-            )  # fmt: skip
-            facts["precision_cost"] = cost_of_precision(score, one.model, full, parts)
+            seed = experiment.seed ^ DIFFERENCES
+            facts["precision_cost"] = cost_of_precision(one, full, self.images, seed, parts)
         if one.log_snr_edges is not None:
             facts["profile"] = statistics.profile(found.values, one.log_snr_edges)
             title = f"{name}, {mean.mean:.3f} bits/dim: which noise levels cost them"

@@ -97,14 +97,9 @@ def rows(
             continue
         i = next(scored)
         values = {name: float(column[i]) for name, column in columns.items()}
-        if math.isfinite(scores.bpd[i]):
-            row = ScoreRow(
-                report.name, "", report.changes, images[i], **values,
-                profile=profile and profile.of(i),
-            )  # fmt: skip
-            found.append(row)
-        else:
-            found.append(ScoreRow(report.name, NOT_FINITE, report.changes, images[i]))
+        reason, of_row = NOT_FINITE * (not math.isfinite(scores.bpd[i])), profile and profile.of(i)
+        row = ScoreRow(report.name, reason, report.changes, images[i], **values, profile=of_row)
+        found.append(row)
     return found
 
 

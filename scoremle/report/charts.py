@@ -91,25 +91,31 @@ def _half(count: int) -> int:
     return min(MOST_NEIGHBOURS, count // ROWS_FOR_A_NEIGHBOUR)
 
 
-def losses(rows: Sequence[LogRow]) -> Chart:
-    """The loss of training, and that of test images, over the steps."""
+def columns(
+    name: str, title: str, rows: Sequence[LogRow], labels: Mapping[str, str], *, log: bool = False
+) -> Chart:
+    """Columns of the log over the steps, with a label each; on a logarithmic scale if asked."""
+    found = [_columns(rows, column) for column in labels]
 
     def draw(axes: Any) -> None:
-        for name, label, colour in (("loss", "training", 0), ("eval_loss", "test images", 1)):
-            steps, values = _columns(rows, name)
-            if not len(steps):
-                continue
-            axes.plot(steps, values, ".", color=COLOURS[colour], alpha=0.25, markersize=3)
-            line = _smooth(values, _half(len(values)))
-            axes.plot(steps, line, ("-", "--")[colour], color=COLOURS[colour], label=label)
-        axes.set(xlabel="step", ylabel="loss")
+        from matplotlib.ticker import LogFormatter  # its usual one writes formulas
+
+        for i, ((steps, values), label) in enumerate(zip(found, labels.values(), strict=True)):
+            if len(steps):
+                axes.plot(steps, values, ".", color=COLOURS[i], alpha=0.25, markersize=3)
+                line = _smooth(values, _half(len(values)))
+                axes.plot(steps, line, ("-", "--")[i], color=COLOURS[i], label=label)
+        axes.set(xlabel="step", ylabel=title.lower())
+        if log:
+            axes.set_yscale("log")
+            axes.yaxis.set(major_formatter="{x:g}", minor_formatter=LogFormatter())
         axes.legend(**ABOVE)
 
-    last = _columns(rows, "loss")[1]
+    (_, first), *_ = found
     return Chart(
-        "loss", "Loss",
+        name, title,
         "Points: one logged row each. Lines: the mean over neighbouring rows.",
-        f"The training loss over the steps; {last[0]:.3g} at first, {last[-1]:.3g} at last.",
+        f"{title} over the steps; {first[0]:.3g} at first, {first[-1]:.3g} at last.",
         draw,
     )  # fmt: skip
 
@@ -149,23 +155,6 @@ def training_bpd(rows: Sequence[LogRow], uniform: float) -> Chart:
         f"bits/dim of test images over the steps: {final}.",
         draw,
     )  # fmt: skip
-
-
-def training_column(rows: Sequence[LogRow], name: str, title: str) -> Chart:
-    """Any other column of the log over the steps, on a logarithmic scale."""
-    steps, values = _columns(rows, name)
-
-    def draw(axes: Any) -> None:
-        from matplotlib.ticker import LogFormatter  # its usual one writes formulas
-
-        axes.semilogy(steps, values, ".", color=COLOURS[0], alpha=0.3, markersize=3)
-        axes.semilogy(steps, _smooth(values, _half(len(values))), color=COLOURS[0])
-        axes.yaxis.set(major_formatter="{x:g}", minor_formatter=LogFormatter())
-        axes.set(xlabel="step", ylabel=title.lower())
-
-    words = f"{title} over the steps, from {values.min():.2g} to {values.max():.2g}."
-    caption = "Points: one logged row each. Line: the mean over neighbouring rows."
-    return Chart(name, title, caption, words, draw)
 
 
 def learning_rate(

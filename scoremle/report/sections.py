@@ -212,11 +212,13 @@ def _curves(subject: Subject) -> Iterator[Chart]:
     log, optim = subject.log, subject.config.optim
     logged = {name for row in log for name, value in row.items() if value is not None}
     if "loss" in logged:
-        yield charts.losses(log)
+        both = {"loss": "training", "eval_loss": "test images"}
+        yield charts.columns("loss", "Loss", log, both)
     if "eval_bpd_stderr" in logged:
         yield charts.training_bpd(log, float(np.log2(subject.place.levels())))
     if "grad_norm" in logged:
-        yield charts.training_column(log, "grad_norm", "Norm of the gradient")
+        norm = {"grad_norm": "training"}
+        yield charts.columns("grad_norm", "Norm of the gradient", log, norm, log=True)
     yield charts.learning_rate(
         lambda i: optim.lr * np.minimum(i / max(optim.warmup, 1), 1.0), int(log[-1]["step"])
     )

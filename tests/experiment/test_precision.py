@@ -13,7 +13,9 @@ from helpers.tiny_runs import evaluate
 
 from scoremle.experiment.build import build
 from scoremle.experiment.config import published_config
+from scoremle.experiment.measurements import Measurement
 from scoremle.experiment.precision import cost_of_precision
+from scoremle.likelihood.images import ByOde
 from scoremle.nn.applied import matmul_precision
 from scoremle.training.program import make_program
 
@@ -61,7 +63,6 @@ def test_what_must_keep_its_digits_is_float32():
 def test_a_network_trained_in_bfloat16_is_measured_in_float32():
     half, whole = digits("bfloat16"), digits("float32")
     assert half.model == whole.model and half.model.precision == "float32"
-    assert half.objective.model == whole.model  # the loss of an evaluation
     assert "bf16" not in program_of(half)
     x = jnp.asarray(half.data.test[:4])
     params, key = half.training.template.params, jax.random.key(0)
@@ -90,12 +91,15 @@ def test_the_cost_of_less_precision_is_measured_on_a_few_images(tmp_path):
     model = experiment.model.model(experiment.training.init_state().ema)
     full, images, asked = replace(model, eps=2 * model.eps), np.arange(16), []
 
-    def score(by, parts, label):
-        asked.append((by is full, matmul_precision(), label, parts))
-        return SimpleNamespace(values={"bpd": 2.0 + images[None] / 10 * (by is model)})
+    class Measured(Measurement):
+        def score(self, few, *, seed, parts, label):
+            assert len(few) == 16 and seed == 7
+            asked.append((self.model is full, matmul_precision(), label, parts))
+            return SimpleNamespace(values={"bpd": 2.0 + images[None] / 10 * (self.model is model)})
 
+    one = Measured("exact", model, ByOde())
     with jax.default_matmul_precision("bfloat16"):
-        found = cost_of_precision(score, model, full, tmp_path)
+        found = cost_of_precision(one, full, np.zeros((20, 8, 8, 1), np.uint8), 7, tmp_path)
     spread = np.std(np.arange(16) / 10, ddof=1) / 4
     wanted = {"mean": 0.75, "stderr": spread, "largest": 1.5, "images": 16}
     assert found == pytest.approx(wanted)

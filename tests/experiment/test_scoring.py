@@ -191,7 +191,7 @@ def test_an_evaluation_takes_a_learned_range_and_records_it(score, tmp_path, bou
     by_ode, by_elbo = ByOde(solver=model.solver), ByElbo(4)
     evaluation = SimpleNamespace(
         dequantization="informed", label="", suite=False, enable_bpd=True, bound=bound,
-        enable_loss=False, bound_times="log_snr",
+        enable_loss=False, bound_times="log_snr", bound_stratified=True,
     )  # fmt: skip
     experiment = SimpleNamespace(
         evaluation=evaluation, by_ode=by_ode, by_elbo=by_elbo, chain=None, objective=None,

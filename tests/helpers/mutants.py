@@ -543,7 +543,7 @@ CHANGES: list[tuple[str, ...]] = [
     # Experiments and commands
     ("experiment/build.py", "_model", "low=-1.0 if config.data.centered else 0.0", "low=-1.0"),
     ("experiment/run_train.py", "_run", "if config.training.on_nan == 'rollback' else 0", ""),
-    ("experiment/config.py", "_check_types",
+    ("experiment/config.py", "check_types",
      " or not all((is_of(item, type(default[0])) for item in inside))", ""),
     ("experiment/rules.py", "RULES", "lambda v: 0 < v < math.inf", "lambda v: v > 0"),
     ("experiment/training.py", "Objective.published_scale", "1 - self.model.eps", "1.0"),

@@ -229,7 +229,8 @@ def run(options: Any) -> dict[str, Any]:
     shutil.rmtree(parts, ignore_errors=True)
     with suppress(OSError):  # parts of an interrupted run of other images may be there
         parts.parent.rmdir()
-    say(*wrapped(verdict, _mean(mean, found), *_ends(rows, model.dims, len(own))))
+    in_order = [*_in_order(rows, model.dims, len(own))]
+    say(*wrapped(verdict, _mean(mean, found), *both_ends(in_order)))
     say(f"written to {' and '.join(map(str, filter(None, (options.out, options.page))))}")
     if left_out := summary["left_out"]:
         say(f"{left_out} of {len(rows)} files have no score: their rows say why")
@@ -321,20 +322,22 @@ def _verdict(rows: Sequence[ScoreRow], reference: int) -> str:
     )
 
 
-def _ends(rows: Sequence[ScoreRow], dims: int, reference: int) -> Iterator[str]:
-    """A line for each end of the list: a few images, the outermost first."""
+def _in_order(rows: Sequence[ScoreRow], dims: int, reference: int) -> Iterator[str]:
+    """Each image with its bits/dim and their error, the likeliest first."""
     from scoremle.experiment.score_table import in_digits
 
-    order = sorted((row for row in rows if not row.reason), key=lambda row: row.bpd)
-    likely, rest = order[:SHOWN], order[SHOWN:]
+    for row in sorted((row for row in rows if not row.reason), key=lambda row: row.bpd):
+        numbers = in_digits(row, dims, reference)
+        error = f" +- {numbers['error']}" * math.isfinite(row.error)
+        yield f"{row.file} {numbers['bpd']}{error}"
+
+
+def both_ends(shown: Sequence[str]) -> Iterator[str]:
+    """A line for each end of what is in the order of likelihood: a few, the outermost first."""
+    likely, rest = shown[:SHOWN], shown[SHOWN:]
     for word, end in (("likeliest", likely), ("unlikeliest", rest[-SHOWN:][::-1])):
-        shown = []
-        for row in end:
-            numbers = in_digits(row, dims, reference)
-            error = f" +- {numbers['error']}" * math.isfinite(row.error)
-            shown.append(f"{row.file} {numbers['bpd']}{error}")
-        if shown:
-            yield f"{word}: {', '.join(shown)}"
+        if end:
+            yield f"{word}: {', '.join(end)}"
 
 
 def _summary(

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 import scoremle
-from scoremle.cli.commands.score import in_passes, mean_in_words
+from scoremle.cli.commands.score import both_ends, in_passes, mean_in_words
 from scoremle.core.arguments import shown
 from scoremle.core.keys import image_keys
 from scoremle.data.readers.arrays import load_npy
@@ -27,8 +27,8 @@ from scoremle.model import ScoreModel
 from scoremle.resumable import Arrays, resumable_map
 from scoremle.terminal import say
 
-# Points at once, and those that are shown of either end.
-BATCH_SIZE, SHOWN = 1024, 3
+# Points at once.
+BATCH_SIZE = 1024
 OF_IMAGES = ("page", "profile", "steps", "label", "fit", "shard", "merge", "correct")
 
 Columns = dict[str, Float[np.ndarray, " n"]]
@@ -63,11 +63,8 @@ def run(model: ScoreModel, options: Any) -> dict[str, Any]:
     said = mean_in_words(mean, "nats a point", "points")
     say(*tables.wrapped(f"{said}; {estimator}; {in_passes(mean)}"))
     order = known[np.argsort(-columns["log_prob"], kind="stable")].tolist()
-    ends = [rows[i] for i in (*order[:SHOWN], *order[max(SHOWN, len(order) - SHOWN) :])]
-    lines = [(row["log_prob"], row["error"], row["point"]) for row in ends]
-    say("likeliest, then unlikeliest:")
-    say(*tables.table(("log p, nats", "error", "point"), lines).splitlines())
-    say(f"written to {options.out}")
+    in_order = [f"point {i} {rows[i]['log_prob']} +- {rows[i]['error']}" for i in order]
+    say(*tables.wrapped(*both_ends(in_order)), f"written to {options.out}")
     return {
         "unit": "nats", **mean.to_json(), "points": mean.images, "left_out": len(reasons),
         "estimator": estimator, "model": options.model, "table": str(options.out),
