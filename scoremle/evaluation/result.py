@@ -333,9 +333,7 @@ def results_table(results: Sequence[Result]) -> str:
     Args:
         results: in the order of the lines.
     """
-    header = (
-        "result", "value", "std. error", "from draws", "solver, 95%", "NFE", "s/image",
-    )  # fmt: skip
+    header = ("result", "value", "std. error", "from draws", "solver, 95%", "NFE", "s/image")
     rows = [
         (
             r.name,

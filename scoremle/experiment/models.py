@@ -21,13 +21,7 @@ from scoremle.zoo.families import FAMILIES, HUB, OTHER_FAMILIES, family_of
 if TYPE_CHECKING:
     from scoremle.weights.flows import FlowModel
 
-__all__ = [
-    "is_model_alone",
-    "is_published",
-    "load",
-    "load_to_score",
-    "of_images",
-]
+__all__ = ["is_model_alone", "is_published", "load", "load_to_score", "of_images"]
 
 
 def load(place: str | Path, checkpoint: int | None = None) -> ScoreModel:

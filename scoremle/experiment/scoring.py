@@ -73,9 +73,7 @@ class Scoring:
             options: those of ``score_images``.
         """
         dequantizer = self.model.default_dequantizer
-        return score_images(
-            self.model, self.estimator, images, dequantizer=dequantizer, **options
-        )
+        return score_images(self.model, self.estimator, images, dequantizer=dequantizer, **options)
 
     def corrected(self, scored: Scored) -> Scored:
         """The same with its mean corrected for the solver, as far as there are ``levels``.

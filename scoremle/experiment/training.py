@@ -22,13 +22,7 @@ from scoremle.core.keys import example_keys, split
 from scoremle.core.learned_times import LossMoments
 from scoremle.core.pixels import bits_per_dim
 from scoremle.core.prediction import conditioned
-from scoremle.core.times import (
-    AlphaSquared,
-    TimeSampler,
-    UniformLogSNR,
-    UniformTime,
-    log_snr_range,
-)
+from scoremle.core.times import AlphaSquared, UniformLogSNR, UniformTime, log_snr_range
 from scoremle.data import ImageSet
 from scoremle.experiment.networks import NetworkSpec, Params
 from scoremle.likelihood.by_loss import ByLoss, ByVDMLoss
@@ -110,7 +104,7 @@ class Objective:
     data: Any
 
     @property
-    def times(self) -> TimeSampler:
+    def times(self) -> AlphaSquared | UniformLogSNR | UniformTime:
         """Sampler of t for training, before anything is learned of it."""
         training, sde, eps = self.training, self.model.sde, self.model.eps
         if training.time_density == "alpha_squared":

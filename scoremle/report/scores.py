@@ -125,7 +125,5 @@ def _card(row: ScoreRow, levels: int, reference: int, low: float, high: float) -
         facts = [f"rank {numbers['rank']}", *facts]
     ends = (row.bpd - _errors(row), row.bpd, row.bpd + _errors(row))
     low_end, value, high_end = ((value - low) / (high - low) for value in ends)
-    picture = Picture(
-        as_png(image, levels, SIDE), "; ".join([told, *facts]), f"{name}: {told}"
-    )
+    picture = Picture(as_png(image, levels, SIDE), "; ".join([told, *facts]), f"{name}: {told}")
     return Card(picture, name, low_end, value, high_end)

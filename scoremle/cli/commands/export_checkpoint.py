@@ -53,8 +53,8 @@ def check(options: Any) -> None:
 
 def run(options: Any) -> None:
     """Reads the checkpoint and writes the file."""
-    import jax
     import numpy as np
+    from flax.traverse_util import flatten_dict
 
     from scoremle.experiment import build, card, exported, results, workdir
     from scoremle.published import safetensors, state_dict
@@ -72,10 +72,7 @@ def run(options: Any) -> None:
     scoremle.numerics.check_finite(trained, place.snapshots.path(number))
     beside = ""
     if path.suffix == ".safetensors":
-        arrays = {
-            jax.tree_util.keystr(path, simple=True, separator="."): np.asarray(array)
-            for path, array in jax.tree_util.tree_leaves_with_path(state.ema)
-        }
+        arrays = {name: np.asarray(a) for name, a in flatten_dict(state.ema, sep=".").items()}
         safetensors.write(path, arrays, exported.export_notes(place, step))
     else:
         rng = restored.meta.get("rng") or [0, experiment.seed]

@@ -232,13 +232,10 @@ def _recorded(config: ConfigDict, facts: dict[str, Any]) -> "Experiment":
     """The experiment that an exported file is of."""
     from scoremle.experiment.build import build
 
-    experiment = build(config, levels=facts["levels"])
-    data = replace(
-        experiment.data,
-        name=facts.get("name", experiment.data.name),
-        facts={name: fact for name, fact in facts.items() if name not in ("name", "levels")},
-    )
-    return replace(experiment, data=data)
+    rest = dict(facts)
+    experiment = build(config, levels=rest.pop("levels"))
+    name = rest.pop("name", experiment.data.name)
+    return replace(experiment, data=replace(experiment.data, name=name, facts=rest))
 
 
 def _named(
