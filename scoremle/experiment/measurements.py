@@ -24,7 +24,7 @@ from scoremle.likelihood.decoders import DiscreteDecoder, GaussianDecoder, Infor
 from scoremle.likelihood.image_model import pixels_of
 from scoremle.likelihood.images import ByElbo, ByOde, Estimator
 from scoremle.likelihood.pilot import Choice
-from scoremle.likelihood.score_images import Scored, choose_for_images, score_images
+from scoremle.likelihood.score_images import choose_for_images
 from scoremle.model import ScoreModel
 from scoremle.terminal import say
 
@@ -51,11 +51,6 @@ class Measurement:
     facts: dict[str, Any] = field(default_factory=dict)
     log_snr_edges: Float[np.ndarray, " n"] | None = None
     choice: Choice | None = None
-
-    def score(self, images: Integer[np.ndarray, "n h w c"], **options: Any) -> Scored:
-        """``score_images`` of these images, with its options."""
-        by = self.model, self.estimator
-        return score_images(*by, images, dequantizer=self.dequantizer, **options)
 
     @property
     def of_flow(self) -> bool:

@@ -3,7 +3,7 @@
 import logging
 import shlex
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -25,7 +25,7 @@ from scoremle.files import inside, write_npz
 from scoremle.likelihood.images import ByOde
 from scoremle.likelihood.mean import Mean
 from scoremle.likelihood.pilot import PILOT_IMAGES
-from scoremle.likelihood.score_images import DIFFERENCES, Scored
+from scoremle.likelihood.score_images import DIFFERENCES, Scored, score_images
 from scoremle.numerics import permutation
 from scoremle.processes import check_agreed, together
 from scoremle.resumable import HASH_LENGTH, content_hash, fingerprint
@@ -169,12 +169,22 @@ class EvaluationRun:
 
     def measure(self, restored: Restored) -> list[Result]:
         """Measures a checkpoint by each estimator; of a suite, says whether they agree."""
+        evaluation, experiment, found = self._evaluation, self.experiment, []
         asked = Measurements(
-            self.experiment, self.experiment.model_of(restored.tree.ema), self.folder / PARTS,
+            experiment, experiment.model_of(restored.tree.ema), self.folder / PARTS,
             len(self.images), self._others, self.flow and self.flow.tree.ema,
         )  # fmt: skip
-        found = [self._measure(one, restored) for one in asked.measurements()]
-        if self._evaluation.suite:
+        for one in asked.measurements():
+            name, facts = self._name(one.kind, restored.number), self._facts_of(one, restored)
+            check_agreed(facts)
+            scored = score_images(
+                one.model, one.estimator, self.images, dequantizer=one.dequantizer,
+                passes=evaluation.num_repeats, seed=experiment.seed, label=name,
+                parts=self._parts(name, facts),
+                batch_size=min(evaluation.batch_size, len(self.images)),
+            )  # fmt: skip
+            found.append(self._written(one, restored, name, facts, scored))
+        if evaluation.suite:
             corrections: dict[str, tuple[float, float]] = {
                 result.kind: (result.correction, result.errors.solver)
                 for result, _ in found if result.correction is not None and result.errors
@@ -192,20 +202,15 @@ class EvaluationRun:
         others = data.test if self._evaluation.dataset == "train" else data.train
         return others[permutation(len(others), self.experiment.seed, PILOT)[:PILOT_IMAGES]]
 
-    def _measure(self, one: Measurement, restored: Restored) -> tuple[Result, np.ndarray]:
-        """Makes one measurement, and writes all about it; gives values over the passes, too."""
-        evaluation, experiment = self._evaluation, self.experiment
-        name, facts = self._name(one.kind, restored.number), self._facts_of(one, restored)
-        parts = self._parts(name, facts)
-        check_agreed(facts)
-        found = one.score(
-            self.images, passes=evaluation.num_repeats, seed=experiment.seed, parts=parts,
-            label=name, batch_size=min(evaluation.batch_size, len(self.images)),
-        )  # fmt: skip
+    def _written(
+        self, one: Measurement, restored: Restored, name: str, facts: dict[str, Any], found: Scored
+    ) -> tuple[Result, np.ndarray]:
+        """Writes all about a measurement; gives its result, and means of images over passes."""
+        experiment, parts = self.experiment, self._parts(name, facts)
         write_npz(self.folder / f"{name}.npz", found.values)
         self._check_finite(one, found, name)
         if one.choice:
-            found = found.corrected(one.choice.levels, evaluation.tolerance)
+            found = found.corrected(one.choice.levels, self._evaluation.tolerance)
         mean = cast(Mean, found.mean)  # of finite values
         facts |= self.trainings(flow=one.of_flow) | {
             "metric": found.column,
@@ -220,8 +225,11 @@ class EvaluationRun:
             facts["log_snr"] = experiment.model.log_snr(params, self.images[:IMAGES])
             full = experiment.model.in_float32.model(params)
         if experiment.precision != FULL and found.column == "bpd":
-            seed = experiment.seed ^ DIFFERENCES
-            facts["precision_cost"] = cost_of_precision(one, full, self.images, seed, parts)
+            score = partial(
+                score_images, estimator=one.estimator, images=self.images[:IMAGES],
+                dequantizer=one.dequantizer, seed=experiment.seed ^ DIFFERENCES,
+            )  # fmt: skip
+            facts["precision_cost"] = cost_of_precision(score, one.model, full, parts)
         if one.log_snr_edges is not None:
             facts["profile"] = statistics.profile(found.values, one.log_snr_edges)
             title = f"{name}, {mean.mean:.3f} bits/dim: which noise levels cost them"

@@ -13,9 +13,7 @@ from helpers.tiny_runs import evaluate
 
 from scoremle.experiment.build import build
 from scoremle.experiment.config import published_config
-from scoremle.experiment.measurements import Measurement
 from scoremle.experiment.precision import cost_of_precision
-from scoremle.likelihood.images import ByOde
 from scoremle.nn.applied import matmul_precision
 from scoremle.training.program import make_program
 
@@ -91,15 +89,12 @@ def test_the_cost_of_less_precision_is_measured_on_a_few_images(tmp_path):
     model = experiment.model.model(experiment.training.init_state().ema)
     full, images, asked = replace(model, eps=2 * model.eps), np.arange(16), []
 
-    class Measured(Measurement):
-        def score(self, few, *, seed, parts, label):
-            assert len(few) == 16 and seed == 7
-            asked.append((self.model is full, matmul_precision(), label, parts))
-            return SimpleNamespace(values={"bpd": 2.0 + images[None] / 10 * (self.model is model)})
+    def score(by, parts, label):
+        asked.append((by is full, matmul_precision(), label, parts))
+        return SimpleNamespace(values={"bpd": 2.0 + images[None] / 10 * (by is model)})
 
-    one = Measured("exact", model, ByOde())
     with jax.default_matmul_precision("bfloat16"):
-        found = cost_of_precision(one, full, np.zeros((20, 8, 8, 1), np.uint8), 7, tmp_path)
+        found = cost_of_precision(score, model, full, tmp_path)
     spread = np.std(np.arange(16) / 10, ddof=1) / 4
     wanted = {"mean": 0.75, "stderr": spread, "largest": 1.5, "images": 16}
     assert found == pytest.approx(wanted)

@@ -555,7 +555,7 @@ CHANGES: list[tuple[str, ...]] = [
     ("experiment/training.py", "Objective.measure", "key_loss, key_bound = jax.random.split(key)",
      "key_loss, key_bound = key, key"),
     ("experiment/run_train.py", "_on_eval", "state.ema", "state.params"),
-    ("experiment/run_eval.py", "EvaluationRun._measure", "self._check_finite(one, found, name)",
+    ("experiment/run_eval.py", "EvaluationRun._written", "self._check_finite(one, found, name)",
      ""),
     ("experiment/run_sampling.py", "SamplingRun._samples", "shared(image_keys(key, index))",
      "shared(image_keys(key, index - index[0]))"),
