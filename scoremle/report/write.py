@@ -35,20 +35,14 @@ def write_report(folders: Sequence[Path], out: Path, *, eval_folder: str = "eval
     check_own(out)
     subjects = [Subject(Workdir(folder), eval_folder) for folder in folders]
     names = [f"{subject.name} ({subject.config.data.dataset})" for subject in subjects]
-    if len(subjects) == 1:
-        page = Page(f"Report of {names[0]}", _made())
-        drawn = sections.tell(page, subjects[0])
-    else:
-        page = Page(f"Comparison of {', '.join(names)}", _made())
-        drawn = sections.compare(page, subjects)
+    alone = len(subjects) == 1
+    title = f"Report of {names[0]}" if alone else f"Comparison of {', '.join(names)}"
+    page = Page(title, f"{MADE_BY}{scoremle.__version__} on {date.today():%d %B %Y}.")
+    drawn = sections.tell(page, subjects[0]) if alone else sections.compare(page, subjects)
     page.write(out)  # first: it is the sign that the charts beside it may be written over
     if not is_stream(out):
         for chart in drawn:
             chart.write(inside(out.parent, CHARTS, writing=True))
-
-
-def _made() -> str:
-    return f"{MADE_BY}{scoremle.__version__} on {date.today():%d %B %Y}."
 
 
 def check_own(out: Path) -> None:
