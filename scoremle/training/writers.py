@@ -23,7 +23,7 @@ from typing import Any
 
 from scoremle import files
 from scoremle.bounded import MAX_TEXT
-from scoremle.errors import UserError, needing
+from scoremle.errors import UserError
 from scoremle.files import handle_of
 from scoremle.progress import Progress
 from scoremle.records import check_record, is_of
@@ -130,31 +130,6 @@ def _row(line: str, where: str) -> LogRow:
     return row
 
 
-class TensorBoard(Writer):
-    """Event files for TensorBoard; needs the extra ``tensorboard``."""
-
-    def __init__(self, folder: Path) -> None:
-        with needing("TensorBoard output", "tensorboard"):
-            import tensorboardX
-        self._open = tensorboardX.SummaryWriter
-        self._folder = folder
-        self._writer: Any = None
-
-    def rewind(self, step: int) -> None:
-        self.close()
-        self._writer = self._open(str(self._folder), purge_step=step + 1)
-
-    def write(self, step: int, row: LogRow) -> None:
-        with files.writing(self._folder):
-            for name, value in row.items():
-                self._writer.add_scalar(name, value, step)
-
-    def close(self) -> None:
-        if self._writer:
-            with files.writing(self._folder):
-                self._writer.close()
-
-
 class Console(Writer):
     """Loss, bits/dim, speed and time to go: a live bar on a terminal, else a line a row.
 
@@ -231,7 +206,7 @@ class Run:
 
 
 class Tracker(Writer):
-    """A run in a library, begun at the first ``rewind``. Raises UserError if that is missing."""
+    """A run in a library, begun by ``rewind``. Raises UserError if that is missing."""
 
     def __init__(self, library: str, run: Run) -> None:
         try:
@@ -241,19 +216,6 @@ class Tracker(Writer):
                 f"logging={library} needs that library: pip install {library}"
             ) from None
         self._library, self._run, self._begun = library, run, False
-
-    def rewind(self, step: int) -> None:
-        """Begins the run. Which of repeated rows is kept depends on the library."""
-        if not self._begun:
-            path = self._run.folder / KEPT
-            kept = files.read_json(files.inside(path.parent, KEPT)) if path.exists() else {}
-            check_record(kept, dict[str, str], path)
-            known = kept.get(self._library)
-            with self._mistakes():
-                found = self._begin(known)
-            if known != found:
-                files.write_json(path, {**kept, self._library: found})
-            self._begun = True
 
     def write(self, step: int, row: LogRow) -> None:
         with self._mistakes():
@@ -274,17 +236,52 @@ class Tracker(Writer):
             raise UserError(f"logging={self._library}: {type(error).__name__}: {error}") from error
 
     @abc.abstractmethod
-    def _begin(self, known: str | None) -> str:
-        """Begins the run, or continues the known one; returns its identifier."""
-
-    @abc.abstractmethod
     def _log(self, step: int, row: LogRow) -> None: ...
 
     @abc.abstractmethod
     def _finish(self) -> None: ...
 
 
-class LikeWandb(Tracker):
+class KnownRun(Tracker):
+    """A run that is continued by its identifier, which the folder keeps."""
+
+    def rewind(self, step: int) -> None:
+        """Begins the run. Which of repeated rows is kept depends on the library."""
+        if not self._begun:
+            path = self._run.folder / KEPT
+            kept = files.read_json(files.inside(path.parent, KEPT)) if path.exists() else {}
+            check_record(kept, dict[str, str], path)
+            known = kept.get(self._library)
+            with self._mistakes():
+                found = self._begin(known)
+            if known != found:
+                files.write_json(path, {**kept, self._library: found})
+            self._begun = True
+
+    @abc.abstractmethod
+    def _begin(self, known: str | None) -> str:
+        """Begins the run, or continues the known one; returns its identifier."""
+
+
+class TensorBoard(Tracker):
+    """Event files in a folder of the run; a row that is written again takes the place of one."""
+
+    def rewind(self, step: int) -> None:
+        self.close()
+        folder = self._run.folder / "tensorboard"
+        with self._mistakes():
+            self._writer = self._module.SummaryWriter(str(folder), purge_step=step + 1)
+        self._begun = True
+
+    def _log(self, step: int, row: LogRow) -> None:
+        for name, value in row.items():
+            self._writer.add_scalar(name, value, step)
+
+    def _finish(self) -> None:
+        self._writer.close()
+
+
+class LikeWandb(KnownRun):
     """wandb, and trackio, which is called like it but identifies a run by its name."""
 
     def _begin(self, known: str | None) -> str:
@@ -303,7 +300,7 @@ class LikeWandb(Tracker):
         self._module.finish()
 
 
-class MLflow(Tracker):
+class MLflow(KnownRun):
     """A run of the experiment ``scoremle``."""
 
     def _begin(self, known: str | None) -> str:
@@ -331,7 +328,7 @@ class MLflow(Tracker):
 
 
 TRACKERS: dict[str, Callable[[Run], Writer]] = {
-    "tensorboard": lambda run: TensorBoard(run.folder / "tensorboard"),
+    "tensorboard": lambda run: TensorBoard("tensorboardX", run),
     "wandb": lambda run: LikeWandb("wandb", run),
     "trackio": lambda run: LikeWandb("trackio", run),
     "mlflow": lambda run: MLflow("mlflow", run),

@@ -12,7 +12,6 @@ from types import SimpleNamespace
 import pytest
 
 from scoremle.errors import UserError
-from scoremle.training import writers
 from scoremle.training.writers import TRACKERS, Run
 
 LIBRARIES = ("wandb", "trackio", "mlflow")
@@ -100,18 +99,19 @@ def test_each_tracker_goes_on_with_its_own_run(tmp_path, monkeypatch):
 def test_tensorboard_keeps_the_rows_up_to_the_step_that_it_goes_on_from(tmp_path):
     pytest.importorskip("tensorboardX")
     for begin, value in ((0, 1.0), (2, 2.0)):
-        writer = writers.TensorBoard(tmp_path)
+        writer = TRACKERS["tensorboard"](Run(tmp_path, "digits", {}))
+        folder = tmp_path / "tensorboard"
         writer.rewind(begin)
         for step in range(begin + 1, 5):
             writer.write(step, {"loss": value * step})
         writer.close()
-        for path in tmp_path.glob("events.out.tf*"):  # which the next would have in one second
-            path.rename(tmp_path / f"events.out.{begin}")
-    assert of_tensorboard(tmp_path) == [(1, "loss", 1), (2, "loss", 2), (3, "loss", 6),
-                                        (4, "loss", 8)]  # fmt: skip
+        for path in folder.glob("events.out.tf*"):  # which the next would have in one second
+            path.rename(folder / f"events.out.{begin}")
+    rows = [(1, "loss", 1), (2, "loss", 2), (3, "loss", 6), (4, "loss", 8)]
+    assert of_tensorboard(folder) == rows
 
 
 def test_tensorboard_that_is_not_installed_is_a_line(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorboardX", None)
-    with pytest.raises(UserError, match=r"pip install 'scoremle\[tensorboard\]'"):
-        writers.TensorBoard(tmp_path)
+    with pytest.raises(UserError, match="pip install tensorboardX"):
+        TRACKERS["tensorboard"](Run(tmp_path, "digits", {}))
