@@ -36,10 +36,8 @@ MAX_FILE = 4 << 30
 MAX_MODEL = 32 << 30
 # Arrays of images, which are mapped and not read: ImageNet at 256x256 has 250 GB.
 MAX_ARRAYS = 1 << 40
-# A batch of CIFAR; all batches are in memory at once. The largest, CIFAR-100's, has 155 MB.
+# A batch of CIFAR, all of which are in memory at once, or a file of SVHN. The largest has 182 MB.
 MAX_BATCH = 256 << 20
-# SVHN, unpacked: twice what the larger of its files has.
-MAX_MAT = 512 << 20
 # CelebA's list of 200,000 names has 4 MB.
 MAX_PARTITION = 64 << 20
 # Pixels of a picture. Above this Pillow itself warns of a decompression bomb. They take 320 MB,

@@ -70,8 +70,7 @@ DATASETS: dict[str, Dataset] = {
         Dataset("imagenet", read_imagenet, "a folder with the train and the valid part, as folders"
                 " or archives: PNG files (old, as published) or batches as .npz or pickles (new)",
                 counts={"old": (1_281_149, 49_999), "new": (1_281_167, 50_000)}),
-        Dataset("svhn", read_svhn, "the folder with train_32x32.mat and test_32x32.mat",
-                counts={"": (73_257, 26_032)}),
+        Dataset("svhn", read_svhn, "the folder with train_32x32.mat and test_32x32.mat"),
         Dataset("celeba", read_celeba,
                 "the folder with list_eval_partition.txt and img_align_celeba[.zip]",
                 options=frozenset({"size"})),

@@ -249,49 +249,6 @@ def npz_sparse(folder):
     return "images", file, f"{file}: refused: of {size} bytes; files of its kind have {4 * GIB} at"
 
 
-def mat_part(kind: int, content: bytes) -> bytes:
-    return struct.pack("<2I", kind, len(content)) + content + bytes(-len(content) % 8)
-
-
-def mat_array(kind: int, name: bytes, *parts: bytes) -> bytes:
-    shape = mat_part(5, struct.pack("<2i", 1, 1))
-    return mat_part(6, struct.pack("<2I", kind, 0)) + shape + mat_part(1, name) + b"".join(parts)
-
-
-MAT = b"MATLAB 5.0".ljust(124) + b"\0\1IM"
-
-
-def mat_bomb(folder):
-    """An array of one number whose content is a gibibyte."""
-    array = mat_array(9, b"X") + struct.pack("<2I", 2, GIB)
-    packed = bomb(struct.pack("<2I", 14, GIB + len(array)) + array, wbits=15)
-    file = folder / "test_32x32.mat"
-    file.write_bytes(MAT + struct.pack("<2I", 15, len(packed)) + packed)
-    return "svhn", folder, f"{folder}: {file.name}: refused: it unpacks to more than 200 times its"
-
-
-def mat_that_lies(folder):
-    """An array of one number that claims a gibibyte of them, in a file of a few bytes."""
-    array = mat_array(9, b"X") + struct.pack("<2I", 2, GIB) + bytes(8)
-    file = folder / "test_32x32.mat"
-    file.write_bytes(MAT + mat_part(14, array))
-    return "svhn", folder, f"{folder}: {file.name}: truncated or no .mat file (a part is longer"
-
-
-def mat_of_cells(folder):
-    """A cell in a cell in a cell: scipy's reader overflows the stack, a signal."""
-    empty, inner = mat_array(1, b""), mat_part(14, mat_array(9, b"", mat_part(2, b"\1")))
-    depth, layers = 200_000, []
-    for place in range(depth):
-        size = len(inner) + place * (8 + len(empty)) + len(empty)
-        layers.append(struct.pack("<2I", 14, size) + empty)
-    outer = mat_array(1, b"X")
-    size = len(outer) + len(inner) + depth * (8 + len(empty))
-    content = struct.pack("<2I", 14, size) + outer + b"".join(reversed(layers)) + inner
-    (folder / "test_32x32.mat").write_bytes(MAT + content)
-    return "svhn", folder, f"{folder}: test_32x32.mat: truncated or no .mat file (X or y is of ce"
-
-
 def cifar(folder, content: bytes) -> Path:
     for name in (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"):
         (folder / name).write_bytes(content)
@@ -547,8 +504,8 @@ BOMBS = [
     long_name, long_link, pax, pax_of_all, later_name, list_of_holes, wide_xz, tar_that_skips,
     sparse_picture, sparse_photograph, sparse_batch, sparse_imagenet, sparse_mat,
     sparse_partition, idx_of_many, idx_bomb, zip_that_lies, zip_otherwise,
-    zip_listing, npy_header, npz_of_many, npz_in_imagenet, npz_sparse, mat_bomb, mat_that_lies,
-    mat_of_cells, pickle_of_lists, pickle_of_texts, pickle_of_labels, parquet_of_copies,
+    zip_listing, npy_header, npz_of_many, npz_in_imagenet, npz_sparse, pickle_of_lists,
+    pickle_of_texts, pickle_of_labels, parquet_of_copies,
     parquet_that_lies, *HOLLOW, hollow_parquet, pt_of_lists, pt_of_tuples, pt_that_makes_room,
     pt_of_copies, pt_of_old, safetensors_of_copies, safetensors_of_digits, safetensors_of_lists,
     jpeg_of_scans, jpegs_of_scans, tiff_of_directories, tiff_of_scans, tiff_of_a_tile,

@@ -483,7 +483,7 @@ CHANGES: list[tuple[str, ...]] = [
      "0, (image.height - size[1]) // 2", "data/test_readers.py"),
     ("data/readers/photos.py", "_chunks", "if _hash(content) in test else",
      "if name in test else"),
-    ("data/readers/svhn.py", "_read", "% 10", "% 11"),
+    ("data/readers/svhn.py", "_chunks", "% 10", "% 11"),
     ("data/readers/synthetic.py", "log_prob", "- math.log(len(masses))", ""),
     # Training
     ("training/step.py", "Rule.step", "jnp.arange(self.accumulate)", "jnp.arange(1)"),

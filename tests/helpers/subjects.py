@@ -39,7 +39,6 @@ from helpers.true_files import (
     in_npz,
     in_safetensors,
     in_tar_gz,
-    mat,
     npy,
     of_diffusers,
     of_edm,
@@ -229,13 +228,6 @@ SUBJECTS = {
         imagenet_npz, file("val_data.npz", lambda: {"train_data_batch_1.npz": imagenet_npz()}),
         dataset("imagenet"),
     ),
-    **{
-        f"a .mat, {'packed' if packed else 'plain'}": Subject(
-            functools.partial(mat, packed),
-            file("train_32x32.mat", lambda: {"test_32x32.mat": mat(True)}), dataset("svhn"),
-        )
-        for packed in (False, True)
-    },
     # What we wrote ourselves, sealed again
     **RUN_SUBJECTS,
     # Models of others

@@ -175,15 +175,6 @@ def imagenet_npz() -> bytes:
     return packed_zip({"data.npy": npy(ROWS), "labels.npy": npy(LABELS + 1)})
 
 
-def mat(packed: bool) -> bytes:
-    from scipy.io import savemat
-
-    stream = io.BytesIO()
-    content = {"X": IMAGES.transpose(1, 2, 3, 0), "y": LABELS[:, None].astype(np.uint8)}
-    savemat(stream, content, do_compression=packed)
-    return stream.getvalue()
-
-
 def parquet() -> bytes:
     import pyarrow as pa
     import pyarrow.parquet as pq
