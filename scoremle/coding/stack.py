@@ -6,7 +6,7 @@ the receiver pushes that latent again (bits-back coding). Where it has too few, 
 below all others: they are counted, as ``initial`` bits, and the receiver is left with them.
 
 A Gaussian is one on a grid, in units of its cells. Its mean is rounded to a 64th of a cell, and
-the logarithm of its scale to a 64th of an octave: networks that round otherwise in their last
+the logarithm of its scale to a 256th of an octave: networks that round otherwise in their last
 digits mostly agree after that. Cells are counted from the one of the mean, up to ``REACH`` scales.
 A draw ends there; of what was drawn by another Gaussian the rest follows with even odds.
 """
@@ -21,9 +21,10 @@ from jaxtyping import Float, Int, UInt32
 from scoremle.errors import needing
 
 # Scales from the mean to the last cell that has a probability of its own.
-REACH = 10
-# Steps of a rounded mean in a cell, and of a rounded scale in an octave.
-FINE = 64
+REACH = 8
+# Steps of a rounded mean in a cell, and of a rounded scale in an octave: in 64 of these, the coder
+# lost twice as many bits.
+FINE, FINE_SCALE = 64, 256
 # Cells beyond the last one: more than any grid has.
 FAR = 1 << 22
 # No mean lies as far, in a 64th of a cell.
@@ -176,7 +177,7 @@ def _rounded_normal(mean: Reals, scale: Reals) -> tuple[Cells, Reals, Reals, int
     if not ((np.abs(fine) < FARTHEST) & (scale > 0) & (scale < WIDEST)).all():
         raise OverflowError("the model's mean or scale of a latent is out of reach")
     centre = np.rint(fine / FINE)
-    scale = np.exp2(np.rint(np.log2(scale) * FINE) / FINE)
+    scale = np.exp2(np.rint(np.log2(scale) * FINE_SCALE) / FINE_SCALE)
     return centre.astype(np.int64), fine / FINE - centre, scale, int(np.ceil(REACH * scale.max()))
 
 
