@@ -14,13 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from scoremle.core.sde import SDE
 from scoremle.errors import UserError
 from scoremle.likelihood.decoders import FAR, Decoder, DiscreteDecoder, InformedDecoder
 from scoremle.likelihood.image_model import ImageModel, pixels_of
 from scoremle.likelihood.steps import BySteps, ReverseChain
 from scoremle.numerics import as_pytree, expand
-from scoremle.types import Data, NoiseFn
+from scoremle.types import Data
 from scoremle.xla import compiled
 
 # Cells of a grid in the least scale of its layer.
@@ -48,14 +47,12 @@ class LatentLayers:
         self.times = jnp.asarray(by.times_of(model.sde.schedule), jnp.float32)
         self.points = np.asarray(pixels_of(model).points)
         points = jnp.asarray(self.points, jnp.float32)
-        chain = ReverseChain(model.noise, sde, points, self.times, by.variance, by.clip)
+        noise = as_pytree(model.noise)
+        chain = ReverseChain(noise, sde, points, self.times, by.variance, by.clip)
         decoder = by.decoder or chain.decoder()
         if not isinstance(decoder, DiscreteDecoder | InformedDecoder):
             raise UserError(f"integers can't be coded by a decoder that is a {decoder.title}")
-        noise = as_pytree(model.noise)
-        how = {"variance": by.variance, "clip": by.clip}
-        self._back = partial(_back, noise, sde, points, self.times, **how)
-        self._levels = partial(_levels, noise, sde, points, self.times, decoder, **how)
+        self._back, self._levels = partial(_back, chain), partial(_levels, chain, decoder)
         alpha, sigma, log_snr = (
             np.asarray(value, np.float64)
             for value in (sde.alpha(self.times), sde.sigma(self.times), sde.log_snr(self.times))
@@ -105,27 +102,21 @@ class LatentLayers:
         return np.asarray(images, np.float64)[:count].reshape(count, -1) / self.cell[i]
 
 
-@partial(compiled, static_argnames=("variance", "clip"))
-def _back(
-    noise: NoiseFn, sde: SDE, points: Array, times: Array, x: Data, i: Int[Array, ""],
-    *, variance: str, clip: bool,
-) -> tuple[Data, Data]:  # fmt: skip
-    s, t = (jnp.full(len(x), times[k]) for k in (i, i + 1))
-    return ReverseChain(noise, sde, points, times, variance, clip).back(s, t, x)
+@compiled
+def _back(chain: ReverseChain, x: Data, i: Int[Array, ""]) -> tuple[Data, Data]:
+    s, t = (jnp.full(len(x), chain.times[k]) for k in (i, i + 1))
+    return chain.back(s, t, x)
 
 
-@partial(compiled, static_argnames=("variance", "clip"))
-def _levels(
-    noise: NoiseFn, sde: SDE, points: Array, times: Array, decoder: Decoder, x: Data,
-    *, variance: str, clip: bool,
-) -> Float[Array, "lanes *d levels"]:  # fmt: skip
+@compiled
+def _levels(chain: ReverseChain, decoder: Decoder, x: Data) -> Float[Array, "lanes *d levels"]:
     """log-probabilities of grey values, given layer 0."""
-    t = jnp.full(len(x), times[0])
+    sde, points, t = chain.sde, chain.points, jnp.full(len(x), chain.times[0])
     if isinstance(decoder, DiscreteDecoder):
         distance = (x / expand(sde.alpha(t), x))[..., None] - points
         return jax.nn.log_softmax(-expand(jnp.exp(sde.log_snr(t)) / 2, distance) * distance**2)
     assert isinstance(decoder, InformedDecoder)
-    prediction, v = ReverseChain(noise, sde, points, times, variance, clip).outputs(x, t)
+    prediction, v = chain.outputs(x, t)
     estimate = (x - expand(sde.sigma(t), x) * prediction) / expand(sde.alpha(t), x)
     scale = decoder.scale(jnp.zeros(x.shape, int), v) if callable(decoder.scale) else decoder.scale
     halves = points[:-1] + jnp.diff(points) / 2

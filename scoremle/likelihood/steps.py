@@ -65,6 +65,7 @@ FIXED = {"small": 0.0, "large": 1.0}
 CUBIC, LEAST = 0.044715, math.log(1e-12)
 
 
+@pytree
 @dataclass(frozen=True)
 class ReverseChain:
     """The steps back, as far as they depend on the model.
@@ -82,8 +83,8 @@ class ReverseChain:
     sde: SDE
     points: Float[Array, " levels"]
     times: Float[Array, " n"]
-    variance: str
-    clip: bool
+    variance: str = static()
+    clip: bool = static()
 
     def outputs(self, x: Data, t: Times) -> tuple[Data, Data | None]:
         """eps, and v of a learned range.
