@@ -25,7 +25,6 @@ from jaxtyping import Array, Float, UInt64
 
 from scoremle.anomaly.normality import Density, Normality, Ranks
 from scoremle.core.keys import image_keys
-from scoremle.core.sde import SDE
 from scoremle.core.times import log_snr_range
 from scoremle.devices import within_memory
 from scoremle.errors import UserError
@@ -34,7 +33,7 @@ from scoremle.likelihood.profile import msma_levels, score_norms, square_and_tra
 from scoremle.model import BATCH_SIZE, ScoreModel
 from scoremle.numerics import check_finite_values, dims_of, expand, predict, sum_data
 from scoremle.resumable import resumable_map
-from scoremle.types import Data, Keys, Scalar
+from scoremle.types import Data, Keys
 from scoremle.xla import compiled
 
 __all__ = ["numbers_of"]
@@ -106,7 +105,7 @@ def _by_program(
 
     def work(place: np.ndarray, keys: Keys) -> Array:
         x = _points(model, of.data[place])
-        found = program(model.noise, model.sde, x, keys, levels, model.eps)
+        found = program(model, x, keys, levels)
         return jnp.log(jnp.maximum(found, TINY))
 
     return _in_batches(work, of)
@@ -146,18 +145,16 @@ def _even(count: int, model: ScoreModel) -> Float[Array, " levels"]:
 
 
 @compiled
-def _norms(
-    noise: Any, sde: SDE, x: Data, keys: Keys, levels: Array, eps: Scalar
-) -> Float[Array, "b levels"]:
-    return score_norms(noise, sde, x, levels, eps=eps)
+def _norms(model: ScoreModel, x: Data, keys: Keys, levels: Array) -> Float[Array, "b levels"]:
+    return score_norms(model.noise, model.sde, x, levels, eps=model.eps)
 
 
 @compiled
-def _ratios(
-    noise: Any, sde: SDE, x: Data, keys: Keys, levels: Array, eps: Scalar
-) -> Float[Array, "b levels"]:
+def _ratios(model: ScoreModel, x: Data, keys: Keys, levels: Array) -> Float[Array, "b levels"]:
     def ratio(lam: Array) -> Array:
-        found = square_and_trace(noise, sde, x, keys, lam, eps=eps, probes=PROBES)
+        found = square_and_trace(
+            model.noise, model.sde, x, keys, lam, eps=model.eps, probes=PROBES
+        )
         # Where the trace is next to nothing, its estimate may lie below.
         return found["square"] / jnp.maximum(found["trace"], 1e-3 * dims_of(x))
 
@@ -165,18 +162,17 @@ def _ratios(
 
 
 @compiled
-def _path(
-    noise: Any, sde: SDE, x: Data, keys: Keys, levels: Array, eps: Scalar
-) -> Float[Array, "b features"]:
+def _path(model: ScoreModel, x: Data, keys: Keys, levels: Array) -> Float[Array, "b features"]:
     """Sums of powers of dy/ds and of its changes, along Euler steps of dy/ds = eps, y = x/alpha.
 
     s is sigma/alpha, and steps are even in log s.
     """
-    times, s = jnp.clip(sde.time_of_log_snr(levels), eps, 1.0), jnp.exp(-levels / 2)
+    sde, s = model.sde, jnp.exp(-levels / 2)
+    times = jnp.clip(sde.time_of_log_snr(levels), model.eps, 1.0)
 
     def step(y: Data, ends: tuple[Array, Array]) -> tuple[Data, Data]:
         t, rise = jnp.full(len(x), ends[0], x.dtype), ends[1]
-        speed = predict(noise, expand(sde.alpha(t), y) * y, t)
+        speed = predict(model.noise, expand(sde.alpha(t), y) * y, t)
         return y + rise * speed, speed
 
     _, speeds = jax.lax.scan(step, x, (times[:-1], jnp.diff(s)))
