@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import torch
 from jax.custom_batching import custom_vmap
-from jax.experimental.buffer_callback import Buffer, ExecutionContext, buffer_callback
+from jax.experimental.buffer_callback import ExecutionContext, buffer_callback
 from jaxtyping import Array
 
 from scoremle.core.divergence import Probes
@@ -108,18 +108,12 @@ def _ask(frozen: Frozen, method: Callable, like: Any, *arguments: Any) -> Any:
     def run(context: ExecutionContext, out: Any, *buffers: Any) -> None:
         places = [torch.from_dlpack(buffer) for buffer in jax.tree.leaves(out)]
         with _stream_of(context, places[0].device):
-            found = method(*jax.tree.map(lambda buffer: _given(buffer, frozen), buffers))
+            found = method(*jax.tree.map(lambda a: frozen.given(torch.from_dlpack(a)), buffers))
             for place, tensor in zip(places, jax.tree.leaves(found), strict=True):
                 place.copy_(tensor)
 
     shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), like)
     return buffer_callback(run, shapes, vmap_method="sequential")(*arguments)
-
-
-def _given(buffer: Buffer, frozen: Frozen) -> torch.Tensor:
-    """A tensor that the module may write into; integers are those that tables are read with."""
-    tensor = torch.from_dlpack(buffer).to(frozen.device, copy=True)
-    return tensor if tensor.is_floating_point() else tensor.long()
 
 
 def _stream_of(

@@ -62,6 +62,11 @@ class Frozen:
             )
         return y
 
+    def given(self, tensor: Tensor) -> Tensor:
+        """A copy that the module may write into; integers are those that tables are read with."""
+        tensor = tensor.to(self.device, copy=True)
+        return tensor if tensor.is_floating_point() else tensor.long()
+
     def quietly(self, *inputs: Tensor) -> Tensor:
         """The output without gradients. Raises UserError if the module prints, or for NaN."""
         with torch.no_grad(), contextlib.redirect_stdout(io.StringIO()) as printed:

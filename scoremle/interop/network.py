@@ -78,7 +78,7 @@ def network_of(
     shown = np.moveaxis(x, -1, 1) if x.ndim == 4 else x
     inputs = [np.ascontiguousarray(_in_float32(a)) for a in (shown, label, *condition)]
     if steps:
-        _check_between_steps(frozen, *(_tensor(a, frozen.device) for a in inputs))
+        _check_between_steps(frozen, *(frozen.given(torch.from_numpy(a)) for a in inputs))
     truth = _Truth(frozen, inputs)
     on_gpu_alone = frozen.device.type != "cpu" and jax.default_backend() == "cpu"
     why = "JAX has no GPU here" * (by is None and on_gpu_alone)
@@ -109,7 +109,7 @@ class _Truth:
 
     def __init__(self, frozen: Frozen, inputs: Sequence[np.ndarray]) -> None:
         self.name = frozen.name
-        tensors = [_tensor(a, frozen.device) for a in inputs]
+        tensors = [frozen.given(torch.from_numpy(a)) for a in inputs]
         value = frozen.quietly(*tensors)
         alone = frozen.quietly(*(a[:1] for a in tensors))
         if not _close(alone.cpu().numpy(), value[:1].cpu().numpy()):
@@ -118,7 +118,7 @@ class _Truth:
                 " needs a function of each example alone"
             )
         self.v = np.random.default_rng(0).choice([-1.0, 1.0], inputs[0].shape).astype(np.float32)
-        probes = _tensor(self.v[None], frozen.device)
+        probes = frozen.given(torch.from_numpy(self.v[None]))
         self.value, (product,) = (a.cpu().numpy() for a in frozen.products(tensors, probes))
         self.terms = _by_example(self.v * product)
 
@@ -178,11 +178,6 @@ def _by_example(a: np.ndarray) -> np.ndarray:
 def _in_float32(a: Any) -> Any:
     """Reals in float32; integers as they are."""
     return a.astype(np.float32) if jnp.issubdtype(a.dtype, jnp.floating) else a
-
-
-def _tensor(a: np.ndarray, device: torch.device) -> Tensor:
-    tensor = torch.from_numpy(a).to(device, copy=True)
-    return tensor if tensor.is_floating_point() else tensor.long()
 
 
 def _line(error: Exception) -> str:
