@@ -6,7 +6,7 @@ import shutil
 import jax
 import numpy as np
 import pytest
-from helpers.tiny_runs import run
+from helpers.tiny_runs import as_it_was, run
 
 from scoremle.experiment.build import build
 from scoremle.experiment.workdir import Workdir
@@ -28,18 +28,20 @@ def test_what_is_logged_of_test_images_is_of_the_averaged_parameters(tiny):
 
 @pytest.mark.parametrize("accumulate", [pytest.param(1, marks=pytest.mark.long), 2])
 def test_what_is_learned_of_times_goes_on_to_the_last_bit(tmp_path, accumulate):
-    """VDM's network and loss on bin middles: six steps at once, and three and three."""
+    """VDM's network and loss on bin middles: six steps, and the last three of them again."""
     fields = {
         "model__name": "vdm", "model__nf": 32, "model__num_res_blocks": 1,
         "model__parameterization": "v", "training__sde": "idode", "training__batch_size": 4,
         "training__importance_weighting": False, "training__time_density": "learned",
         "training__accumulate": accumulate, "training__snapshot_sampling": False,
+        "training__n_iters": 6, "training__snapshot_freq_for_preemption": 3,
+        "training__n_jitted_steps": 1,
         "data__bin_middles": True, "data__uniform_dequantization": False,
         "optim__optimizer": "AdamW", "optim__weight_decay": 0.01,
     }  # fmt: skip
-    for name, ends in (("whole", [6]), ("parts", [3, 6])):
-        for end in ends:
-            assert run("train", tmp_path / name, **fields, training__n_iters=end) == 0
+    assert run("train", tmp_path / "whole", **fields) == 0
+    as_it_was(tmp_path / "whole", 3, tmp_path / "parts")
+    assert run("train", tmp_path / "parts", **fields) == 0
     states = []
     for name in ("whole", "parts"):
         place = Workdir(tmp_path / name)
@@ -58,23 +60,23 @@ def test_it_is_fine_tuned_by_the_second_order(tmp_path, capsys):
         "training__sde": "idode", "model__parameterization": "v",
         "training__importance_weighting": False, "training__time_density": "alpha_squared",
         "training__snapshot_sampling": False, "training__snapshot_freq": 5,
+        "training__snapshot_freq_for_preemption": 8, "training__n_jitted_steps": 1,
     }  # fmt: skip
-    names = {"first": [10], "whole": [10], "parts": [8, 10]}
-    assert run("train", tmp_path / "whole", **fields, training__n_iters=5) == 0
-    for name in ("first", "parts"):
-        shutil.copytree(tmp_path / "whole", tmp_path / name)
-    for name, ends in names.items():
-        for end in ends:
-            more = fields | {"training__n_iters": end, "training__second_order": name != "first"}
-            assert run("train", tmp_path / name, **more) == 0
-    places = [Workdir(tmp_path / name) for name in names]
+    longer = {**fields, "training__n_iters": 10}
+    tuned = {**longer, "training__second_order": True}
+    first, whole, parts = (tmp_path / name for name in ("first", "whole", "parts"))
+    assert run("train", whole, **fields, training__n_iters=5) == 0
+    shutil.copytree(whole, first)
+    assert run("train", first, **longer) == run("train", whole, **tuned) == 0
+    as_it_was(whole, 8, parts)
+    assert run("train", parts, **tuned) == 0
+    places = [Workdir(folder) for folder in (first, whole, parts)]
     template = build(places[0].config()).training.template
-    first, whole, parts = ([*map(np.asarray, jax.tree.leaves(place.restore(template).tree))]
-                           for place in places)  # fmt: skip
-    for a, b, c in zip(first, whole, parts, strict=True):
+    states = [jax.tree.leaves(place.restore(template).tree) for place in places]
+    for a, b, c in zip(*states, strict=True):
         np.testing.assert_array_equal(b, c)
         assert a.ndim == 0 or (a != b).any()
     assert places[1].restore(template, 1).meta["step"] == 5  # from before it was set
     capsys.readouterr()
-    assert run("train", tmp_path / "whole", **fields, training__n_iters=12) == 2
+    assert run("train", whole, **fields, training__n_iters=12) == 2
     assert "training.second_order was True" in capsys.readouterr().err

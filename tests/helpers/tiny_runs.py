@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+import shutil
 import subprocess
 import sys
 
@@ -79,6 +80,16 @@ def flags(**values):
 
 def run(mode, workdir, *more, **values):
     return cli.main([*TINY, f"--workdir={workdir}", f"--mode={mode}", *more, *flags(**values)])
+
+
+def as_it_was(workdir, step, folder):
+    """Copies a finished training as it was when it was killed, just after a step was saved."""
+    shutil.copytree(workdir, folder)
+    shutil.rmtree(folder / "checkpoints")
+    later = {*(folder / "checkpoints-meta").iterdir()}
+    later.remove(folder / "checkpoints-meta" / f"checkpoint_{step}")
+    for saved in later:
+        shutil.rmtree(saved)
 
 
 def evaluate(tiny, folder, **values):
