@@ -1,7 +1,9 @@
 """Models of published families as working directories: the values of the files themselves."""
 
+import contextlib
 import csv
 import json
+import os
 
 import jax
 import numpy as np
@@ -45,10 +47,14 @@ def images(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def imported(tmp_path_factory, images):
-    """A model whose last noise hides the levels: its files, and the working directory."""
+    """A model whose last noise hides the levels: its files, and the working directory.
+
+    Places are named from a folder in which nothing that uses it is run.
+    """
     folder = tmp_path_factory.mktemp("model")
     file = write_song(folder, "VEPrecond")
-    assert run("import", file, folder / "run", f"--dataset={images}") == 0
+    with contextlib.chdir(folder):
+        assert run("import", file.name, "run", f"--dataset={os.path.relpath(images)}") == 0
     return file, folder / "run"
 
 

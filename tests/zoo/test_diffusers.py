@@ -118,6 +118,12 @@ def test_classes_are_a_condition(tmp_path):
     assert model.origin.classes == 3
 
 
+@pytest.mark.parametrize(("size", "shape"), [(6, (6, 6, 1)), ([4, 6], (4, 6, 1))])
+def test_images_are_of_the_height_and_the_width_of_the_config(folder, tmp_path, size, shape):
+    model = scoremle.load(edited(folder, tmp_path, "unet/config.json", sample_size=size))
+    assert model.shape == shape
+
+
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
