@@ -11,7 +11,7 @@ from scoremle.core import loss
 from scoremle.core.codes import Coder, relaxed_top_k, sum_of_gamma, top_k
 from scoremle.core.divergence import Exact
 from scoremle.core.pixels import Pixels
-from scoremle.core.polynomial_schedule import CodedPolynomial, Polynomial
+from scoremle.core.polynomial_schedule import CodedPolynomial, Polynomial, first_polynomial
 from scoremle.core.prediction import conditioned, noise_fn
 from scoremle.core.sde import SDE
 from scoremle.core.times import UniformTime
@@ -223,3 +223,10 @@ def test_a_gaussian_under_a_schedule_for_each_dimension(path, golden, x64):
         assert found == pytest.approx(float(of_path[name]), abs=1e-10), name
     prior = float(prior_divergence(sde, x[None])[0])
     assert prior == pytest.approx(float(of_path["loss_klz_std"]), abs=1e-10)
+
+
+def test_dense_layers_begin_as_those_of_flax_and_the_first_output_is_zero():
+    for name, layer in first_polynomial(400, 300, KEY).items():
+        width = 0 if name == "dense_out_a" else len(layer["kernel"]) ** -0.5
+        assert np.std(layer["kernel"]) == pytest.approx(width, rel=0.02)
+        np.testing.assert_array_equal(layer["bias"], np.zeros(300))
