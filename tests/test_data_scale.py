@@ -212,9 +212,9 @@ PAIRS = [
 
 @pytest.mark.parametrize(("name", "kernel"), PAIRS)
 def test_samples_have_the_mean_and_the_deviation_of_the_data(name, kernel):
-    """10^5 of N(5, 0.1^2). Not brought to its scale, they would have a mean that is off by
+    """20,000 of N(5, 0.1^2). Not brought to its scale, they would have a mean that is off by
     ``shift``. (First order steps are off by up to half of it.)"""
-    model = model_of(kernel, 1000, table=SAMPLED)
+    model = model_of(kernel, 200, table=SAMPLED)
     x = model.sample(100, KEY, sampler=SAMPLERS[name]).astype(np.float64)
     alpha = float(model.sde.alpha(model.eps))
     size, shift = float(model.sde.sigma(model.eps)) / alpha, max(MEAN * (1 - alpha), 0.2)

@@ -148,7 +148,7 @@ CASES = {
 def test_bounds_lie_above_and_converge(case, name, samples):
     """-log P(x) of the model, which the ODE with the exact noise defines, from above."""
     data, levels, probability = CASES[case]
-    x, copies = np.array(levels), 4000 if samples == 1 else 300
+    x, copies = np.array(levels), 4000 if samples == 1 else 100
     dequantizer = DEQUANTIZERS[name]
     t = dequantizer.start
     truth = -np.log(probability(data, x, t))
