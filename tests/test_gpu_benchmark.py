@@ -11,6 +11,7 @@ sys.path.append(str(ROOT / "benchmarks"))
 import gpu
 
 
+@pytest.mark.long
 def test_it_prints_each_part(capsys, monkeypatch):
     here = gpu.jax.devices()[0].device_kind
     monkeypatch.setitem(gpu.PEAKS, here, {"float32": 1e12, "bfloat16": 2e12})
