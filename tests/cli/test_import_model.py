@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from helpers.marks import some
 from helpers.small_song import write_song
+from helpers.true_files import of_diffusers
 from helpers.weights import drawn
 
 import scoremle
@@ -85,19 +86,16 @@ def test_each_family_is_the_same_model_afterwards(
         monkeypatch.setattr(openai.pytorch, "load_pth", lambda path: tensors)
         place = of_openai(tmp_path, arrays)
     else:
-        torch, diffusers = map(pytest.importorskip, ("torch", "diffusers"))
-        torch.manual_seed(0)
-        unet = diffusers.UNet2DModel(
-            sample_size=4, in_channels=1, out_channels=1, layers_per_block=1,
-            block_out_channels=(8, 8), norm_num_groups=4, num_class_embeds=3,
-            down_block_types=("DownBlock2D",) * 2, up_block_types=("UpBlock2D",) * 2,
-        )  # fmt: skip
         place = tmp_path / "folder"
-        diffusers.DDPMPipeline(unet, diffusers.DDPMScheduler()).save_pretrained(place)
+        for name, content in of_diffusers().items():
+            (place / name).parent.mkdir(parents=True, exist_ok=True)
+            (place / name).write_bytes(content)
     assert run("import", place, tmp_path / "run") == 0
     told, found = capsys.readouterr().out, scoremle.load(tmp_path / "run")
     same(found, scoremle.load(place))
-    assert found.origin.classes and f"score {tmp_path / 'run'} IMAGES --label=all\n" in told
+    assert bool(found.origin.classes) == (family != "diffusers")
+    by_label = f"score {tmp_path / 'run'} IMAGES --label=all\n" in told
+    assert by_label == bool(found.origin.classes)
     err = one_line(capsys, "import", tmp_path / "run", tmp_path / "again")
     assert "directory already" in err
 
