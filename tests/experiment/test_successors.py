@@ -217,7 +217,7 @@ def test_a_tiny_one_with_codes_trains_is_measured_and_sampled(tmp_path, capsys):
     capsys.readouterr()
     for words, keyword in (
         (["eval", str(folder), "--config.eval.bound_steps=2"], "one log-SNR"),
-        (["sample", str(folder), "-n", "2", "--log-prob"], "a code"),
+        (["sample", str(folder), "-n", "2", "--log-prob", "-o", "x.npz"], "a code"),
     ):
         assert cli.main(words) == 2
         assert keyword in capsys.readouterr().err
