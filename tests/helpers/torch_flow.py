@@ -56,7 +56,7 @@ def flow_log_prob(eps, y, log_s, prior_std):
 
 
 def vp_log_prob(eps, x, kept):
-    """log p(x) in nats of one image of a chain of steps, at the first of them.
+    """log p(x) in nats of one image in the data's scale, at the first step of a chain.
 
     ``eps(x, label)``: between two steps the label is linear in the log-SNR. ``kept``: of each
     step, the share of the variance that is the signal's.
@@ -67,8 +67,7 @@ def vp_log_prob(eps, x, kept):
         label = np.interp(at, log_s, np.arange(len(kept)))
         return eps(y / np.sqrt(1 + np.exp(2 * at)), label)
 
-    scaled = flow_log_prob(of_scaled, x / np.sqrt(kept[0]), log_s, kept[-1] ** -0.5)
-    return scaled - x.size / 2 * np.log(kept[0])
+    return flow_log_prob(of_scaled, x, log_s, kept[-1] ** -0.5)
 
 
 def assert_log_prob(found, expected, dims):
