@@ -58,13 +58,13 @@ def test_a_picture_of_a_working_directory(tiny, tmp_path, capfd):
     np.testing.assert_array_equal(found[::factor, ::factor], grid)
 
 
-def test_samples_with_log_p_are_those_of_the_library(tmp_path, capfd):
-    out = tmp_path / "x.npz"
-    code, told, err = sample(capfd, "digits", "-n", 3, "-o", out, "--steps=5", "--log-prob")
+def test_samples_with_log_p_are_those_of_the_library(tmp_path, capfd, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, told, err = sample(capfd, "digits", "-n", 3, "--steps=5", "--log-prob")
     assert code == 0 and err == "" and "Samples(3: log p" in told
     model = replace(scoremle.load("digits"), solver=scoremle.Multistep(5))
     expected = model.sample(3, jax.random.key(0), log_prob=True)
-    with np.load(out) as saved:
+    with np.load("samples.npz") as saved:
         assert {*saved} == {*vars(expected)}
         np.testing.assert_allclose(saved["log_prob"], expected.log_prob, rtol=1e-4)
         assert saved["integers"].dtype == np.uint8

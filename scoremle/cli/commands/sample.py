@@ -31,8 +31,8 @@ def arguments(parser: Parser) -> None:
     add = parser.add
     add("model", MODEL)
     add("-n", "how many (64)", type=checks.at_least(1), default=64)
-    add("-o --out", "a picture of all (.png), or an array (.npy, .npz) (samples.png)", type=Path,
-        default=Path("samples.png"), metavar="FILE")  # fmt: skip
+    add("-o --out", "a picture of all (.png), or an array (.npy, .npz); unset: samples.png, or"
+        " samples.npz with --log-prob", type=Path, metavar="FILE")  # fmt: skip
     add("--seed", "of everything random (0)", type=checks.seed, default=0)
     add("--sampler", "of the flow: ode, ddim, dpm_solver; of the reverse SDE: pc, euler; unset:"
         " that of the model's config, or ode", choices=SAMPLERS)  # fmt: skip
@@ -45,6 +45,7 @@ def arguments(parser: Parser) -> None:
 
 
 def check(options: Any) -> None:
+    options.out = options.out or Path("samples.npz" if options.log_prob else "samples.png")
     checks.ending("-o ", options.out, ".png", ".npy", ".npz")
     checks.writable("-o ", options.out)
     if options.log_prob:
