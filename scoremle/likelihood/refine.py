@@ -121,23 +121,20 @@ def _with_rows(
     """
     (end, found), (new_end, new) = whole, again
 
-    def put(old: Any, values: Any) -> Array:
+    def put(old: Any, values: Any, place: Any = rows) -> Array:
         filled = np.array(old)
-        filled[rows] = values
+        filled[place] = values
         return jnp.asarray(filled)
 
     kept = ("log_prob", "latent", "probe_stderr", "ok")
     values: dict[str, Any] = {name: put(getattr(found, name), getattr(new, name)) for name in kept}
     # The pilot measured no such rows: a factor below 1 is not for them.
     error = np.maximum(new.solver_error, stated(solver, new.solver_error))
-    evaluations = np.array(found.evaluations)
-    evaluations[rows] += np.asarray(new.evaluations)
-    deviations = np.array(found.probe_deviations)
-    deviations[:, rows] = new.probe_deviations
+    evaluations = np.asarray(found.evaluations)[rows] + np.asarray(new.evaluations)
     return put(end, new_end), replace(
         found,
         solver_error=put(found.solver_error, error),
-        evaluations=jnp.asarray(evaluations),
-        probe_deviations=jnp.asarray(deviations),
+        evaluations=put(found.evaluations, evaluations),
+        probe_deviations=put(found.probe_deviations, new.probe_deviations, (slice(None), rows)),
         **values,
     )
