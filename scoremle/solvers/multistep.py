@@ -359,7 +359,6 @@ class Multistep:
         return Planned(weights, steps, np.bool_(False), self.calibration, self.typical)
 
 
-@jax.jit
 def stated(solver: Planned | Multistep, error: Float[AnyArray, " b"]) -> PerExample:
     """The error of each example that the solver states, in nats, by the estimate of its steps.
 
@@ -367,5 +366,12 @@ def stated(solver: Planned | Multistep, error: Float[AnyArray, " b"]) -> PerExam
         solver: with its calibration.
         error: [b] in nats, by the estimate of the steps.
     """
-    calibrated = solver.calibration * jnp.hypot(error, solver.typical)
-    return jnp.maximum(calibrated, error - UNLIKE * solver.typical)
+    return _stated(solver.calibration, solver.typical, error)
+
+
+@jax.jit
+def _stated(
+    calibration: float | Float[Array, ""], typical: float | Float[Array, ""], error: PerExample
+) -> PerExample:
+    calibrated = calibration * jnp.hypot(error, typical)
+    return jnp.maximum(calibrated, error - UNLIKE * typical)

@@ -120,7 +120,7 @@ def test_what_is_rough_in_state_and_divergence_cancels_in_the_mean(matrix, least
     size = np.random.default_rng(0).normal(size=(steps + 1, batch))
 
     def field(clock, x, draw):
-        node = jnp.argmin(jnp.abs(clock[0] - step_table(steps).node))
+        node = jnp.argmin(jnp.abs(clock[0] - jnp.asarray(step_table(steps).node, x.dtype)))
         share = 1e-3 * jnp.asarray(size, x.dtype)[node]
         return share[:, None] * x @ matrix, *without_parts(share[None] * np.trace(matrix))
 
