@@ -54,7 +54,7 @@ from scoremle.quality.features import Extractor, load_inception, read_reference
 from scoremle.report.subject import Subject as Reported
 from scoremle.resumable import resumable_map
 from scoremle.training.checksums import tree_hash
-from scoremle.training.writers import KEPT, JsonLines, Run, Tracker
+from scoremle.training.writers import KEPT, JsonLines, KnownRun, Run
 
 __all__ = ["RUN_SUBJECTS", "Subject", "check_images", "check_prepared"]
 
@@ -172,7 +172,7 @@ def check_lock(folder: Path) -> None:
         assert owner["doing"] == "reading"
 
 
-class _Books(Tracker):
+class _Books(KnownRun):
     """A library that knows what it was told."""
 
     def _begin(self, known: str | None) -> str:
