@@ -144,5 +144,7 @@ def test_while_the_program_is_loaded_one_line_is_all(module, number, words):
         [sys.executable, "-c", SCRIPT, module, str(int(number)), *words],
         cwd=ROOT, capture_output=True, text=True,
     )  # fmt: skip
-    line = "scoremle: interrupted\n" if number == signal.SIGINT else ""
-    assert (done.returncode, done.stdout, done.stderr) == (128 + number, "", line)
+    assert (done.returncode, done.stdout) == (128 + number, "")
+    # Where an import takes longer than half a second, a line before says so.
+    said = [line for line in done.stderr.splitlines() if "stopping as soon" not in line]
+    assert said == ["scoremle: interrupted"] * (number == signal.SIGINT)
