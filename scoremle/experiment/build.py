@@ -1,7 +1,6 @@
-"""From a config to live objects: networks, objectives, estimators, samplers.
+"""From a config to live objects: objectives, estimators, samplers, and the networks of them.
 
-Names become objects in dict literals; network fields are passed as keywords, so that an
-unknown one is an error at the start. The mathematics sees no config: of what is returned the
+Names become objects in dict literals. The mathematics sees no config: of what is returned the
 experiment alone holds the values that say which images and checkpoints are measured.
 """
 
@@ -13,22 +12,17 @@ from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
 import numpy as np
-from flax import linen as nn
 from ml_collections import FrozenConfigDict
 
 from scoremle import data
 from scoremle.core.divergence import DivergenceEstimator, Exact, Hutchinson, Orthogonal
-from scoremle.core.kernels import KERNELS
-from scoremle.core.learned_schedules import POLYNOMIAL
-from scoremle.core.pixels import Pixels
-from scoremle.core.schedules import LinearLogSNR
-from scoremle.core.sde import SDE, VE, VP, LinearVE, SubVP, check_eps
+from scoremle.core.sde import SDE
 from scoremle.core.times import TimeSampler, UniformLogSNR, UniformTime
 from scoremle.devices import check_devices
 from scoremle.errors import UserError, as_flag, choose, named_as
 from scoremle.experiment.config import as_fields
 from scoremle.experiment.labels import check_label
-from scoremle.experiment.networks import NetworkSpec, Params, precision_of
+from scoremle.experiment.networks import DTYPES, Params, lowered, precision_of, spec_of
 from scoremle.experiment.record import FLOW_FIELDS
 from scoremle.experiment.rules import check_config
 from scoremle.experiment.samplers import SAMPLERS, ConfiguredSampler
@@ -40,7 +34,7 @@ from scoremle.likelihood.images import ByElbo, ByOde
 from scoremle.likelihood.published_rk45 import PublishedRK45
 from scoremle.likelihood.steps import BySteps
 from scoremle.model import ScoreModel
-from scoremle.nn import DDPMpp, FlowPP
+from scoremle.nn import FlowPP
 from scoremle.solvers.base import Solver
 from scoremle.solvers.doubling import Doubling
 from scoremle.solvers.multistep import Multistep
@@ -51,21 +45,8 @@ from scoremle.training.writers import TRACKERS
 if TYPE_CHECKING:
     from scoremle.experiment.imported import Imported
 
-__all__ = ["IMPORTED", "Experiment", "build", "images_of", "sampler_of"]
+__all__ = ["Experiment", "build", "images_of", "sampler_of"]
 
-SDES: dict[str, Callable[[Any], SDE]] = {
-    "vpsde": lambda model: VP(model.beta_min, model.beta_max),
-    "subvpsde": lambda model: SubVP(model.beta_min, model.beta_max),
-    "vesde": lambda model: VE(model.sigma_min, model.sigma_max),
-    "linearvesde": lambda model: LinearVE(model.sigma_max),
-    # The priors of VDM and of i-DODE: N(0, I), and N(0, sigma_1^2 I).
-    "vdm": lambda model: _of_log_snr("vp", model, 1.0),
-    "idode": lambda model: _of_log_snr("vp", model),
-    "idode_straight": lambda model: _of_log_snr("straight", model),
-}
-# The name that a model of a published family has in place of a network's (model.name).
-IMPORTED = "published"
-DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 DIVERGENCES: dict[str, Callable[[int], DivergenceEstimator]] = {
     "rademacher": lambda probes: Hutchinson(probes, "rademacher"),
     "gaussian": lambda probes: Hutchinson(probes, "gaussian"),
@@ -87,20 +68,6 @@ BOUND_TIMES: dict[str, Callable[[SDE, float, bool], TimeSampler]] = {
     "time": lambda sde, eps, stratified: UniformTime(eps, stratified),
 }
 
-# Fields of the network itself, by their names in config.model.
-NETWORK_FIELDS = {each.name for each in fields(DDPMpp)} - {
-    "parent", "name", "dtype", "centered", "log_labels",
-}  # fmt: skip
-
-# Of a config and whether labels are sigma.
-NETWORKS: dict[str, Callable[[Any, bool], nn.Module]] = {
-    "ncsnpp": lambda config, log_labels: DDPMpp(
-        **{name: _lowered(config.model[name]) for name in NETWORK_FIELDS},
-        centered=config.data.centered,
-        log_labels=log_labels,
-    ),
-    "vdm": lambda config, _: _vdm_net(config.model),
-}
 IMAGE_FIELDS = ("path", "image_size", "num_channels", "fit", "levels", "random_flip")
 
 
@@ -185,7 +152,7 @@ def build(
     if imported:
         trained = model = _imported(imported, images, config)
     else:
-        trained = _model(config, images)
+        trained = spec_of(config, images)
         model = replace(trained, network=trained.network.clone(dtype=dtype))
     fixed = FrozenConfigDict(config)
     sampler, evaluation = sampler_of(config, model.sde), fixed.eval
@@ -258,100 +225,12 @@ def _imported(imported: "Imported", images: data.ImageSet, config: Any) -> Any:
     return model
 
 
-def _model(config: Any, images: data.ImageSet) -> NetworkSpec:
-    if config.model.name == IMPORTED:
-        raise UserError(
-            f"model.name={IMPORTED} is that of a working directory which scoremle import made of"
-            " files of others: it can be evaluated, scored and sampled"
-        )
-    if config.eval.label:
-        raise UserError(f"eval.label={config.eval.label} is for models of classes: unset it")
-    prediction, time_input = _reading(config)
-    network = choose(NETWORKS, config.model.name, "network (model.name)")(
-        config, time_input == "sigma"
-    )
-    sde = choose(SDES, config.training.sde, "SDE (training.sde)")(config.model)
-    coded = config.model.schedule == POLYNOMIAL
-    for section in ("training", "sampling"):
-        check_eps(sde, config[section].smallest_time, f"{section}.smallest_time")
-    return NetworkSpec(
-        network=network.clone(dtype=choose(DTYPES, config.model.dtype, "model.dtype")),
-        prediction=prediction,
-        time_input=time_input,
-        sde=sde,
-        eps=config.training.smallest_time,
-        learned=config.model.schedule.replace("fixed", ""),
-        encoder=_encoder(config.model) if coded else None,
-        on=config.model.latent_k if coded else 0,
-        shape=images.shape,
-        pixels=Pixels(images.levels, low=-1.0 if config.data.centered else 0.0),
-    )
-
-
-def _vdm_net(model: Any) -> nn.Module:
-    from scoremle.nn.vdm import VDMNet  # seldom asked for
-
-    return VDMNet(
-        num_res_blocks=model.num_res_blocks, attn_resolutions=model.attn_resolutions,
-        **_of_blocks(model),
-    )  # fmt: skip
-
-
-def _encoder(model: Any) -> nn.Module:
-    from scoremle.nn.vdm import MuLANEncoder  # seldom asked for
-
-    return MuLANEncoder(
-        num_res_blocks=model.encoder_blocks, logits=model.latent_size, **_of_blocks(model)
-    )
-
-
-def _of_blocks(model: Any) -> dict[str, Any]:
-    """Fields that VDM's network and MuLAN's encoder have alike."""
-    return {
-        "nf": model.nf, "dropout": model.dropout, "fourier_features": model.fourier_features,
-        "gamma_min": -model.log_snr_max, "gamma_max": -model.log_snr_min, "remat": model.remat,
-    }  # fmt: skip
-
-
-def _of_log_snr(kernel: str, model: Any, prior_std: float | None = None) -> SDE:
-    """An SDE whose log-SNR is linear in t, with the prior's scale, or that of the noise at t = 1.
-
-    Raises UserError unless model.log_snr_min is below model.log_snr_max.
-    """
-    with as_fields("model"):
-        schedule = LinearLogSNR(model.log_snr_min, model.log_snr_max)
-    last = float(KERNELS[kernel].sigma(jnp.asarray(model.log_snr_min)))
-    return SDE(kernel, schedule, last if prior_std is None else prior_std)
-
-
-def _reading(config: Any) -> tuple[str, str]:
-    """Prediction of the network, and its time input.
-
-    Published networks predict the noise and take 999 t; for the geometric VE, they predict the
-    score and take sigma. Networks that take the log-SNR predict the noise.
-    """
-    predicted, told = "eps", "time_999"
-    if config.model.schedule == POLYNOMIAL:
-        told = "mean_log_snr"
-    elif config.model.embedding == "log_snr" or config.model.name.lower() == "vdm":
-        told = "log_snr"
-    elif config.training.sde.lower() == "vesde":
-        predicted, told = "score", "sigma"
-    if config.model.parameterization != "published":
-        predicted = config.model.parameterization
-    return predicted, told
-
-
 def logged_by(config: Any) -> tuple[str, ...]:
     """The names of the writers in ``config.logging``. Raises UserError for an unknown name."""
     chosen = tuple(filter(None, (name.strip().lower() for name in config.logging.split(","))))
     for name in chosen:
         choose(TRACKERS, name, "writer of numbers (logging)")
     return chosen
-
-
-def _lowered(value: Any) -> Any:
-    return value.lower() if isinstance(value, str) else value
 
 
 def _training(config: Any, images: data.ImageSet, objective: Objective) -> Training:
@@ -372,7 +251,7 @@ def _training(config: Any, images: data.ImageSet, objective: Objective) -> Train
 
 
 def _flow(config: Any, model: Any) -> FlowObjective:
-    network = FlowPP(**{name: _lowered(config.deq[name]) for name in FLOW_FIELDS})
+    network = FlowPP(**{name: lowered(config.deq[name]) for name in FLOW_FIELDS})
     decoder = GaussianDecoder() if config.deq.offset else Entropy()
     return FlowObjective(model, network, config.training.stratified, decoder)
 

@@ -1,7 +1,11 @@
-"""A score model without its parameters, as configs name its network."""
+"""A score model without its parameters, by the names of a config.
+
+Fields of a network are passed as keywords, so that an unknown one is an error at the start.
+"""
 
 import dataclasses
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
@@ -14,13 +18,18 @@ from jax.tree_util import Partial
 from jax.typing import DTypeLike
 from jaxtyping import UInt8
 
-from scoremle.core.learned_schedules import first_schedule, learned_schedule
+from scoremle.core.kernels import KERNELS
+from scoremle.core.learned_schedules import POLYNOMIAL, first_schedule, learned_schedule
 from scoremle.core.pixels import Pixels
 from scoremle.core.prediction import conditioned, noise_fn
 from scoremle.core.pytree import describe
-from scoremle.core.schedules import Schedule
-from scoremle.core.sde import SDE, with_schedule
+from scoremle.core.schedules import LinearLogSNR, Schedule
+from scoremle.core.sde import SDE, VE, VP, LinearVE, SubVP, check_eps, with_schedule
+from scoremle.data import ImageSet
+from scoremle.errors import UserError, choose
+from scoremle.experiment.config import as_fields
 from scoremle.model import ScoreModel
+from scoremle.nn import DDPMpp
 from scoremle.nn.applied import HIGHEST, Applied, matmul_precision
 from scoremle.types import IntImages, NoiseFn, PRNGKey, Scalar
 
@@ -30,6 +39,34 @@ if TYPE_CHECKING:
 Params = Any
 # Of the course of a learned schedule that is told.
 POINTS = 65
+
+SDES: dict[str, Callable[[Any], SDE]] = {
+    "vpsde": lambda model: VP(model.beta_min, model.beta_max),
+    "subvpsde": lambda model: SubVP(model.beta_min, model.beta_max),
+    "vesde": lambda model: VE(model.sigma_min, model.sigma_max),
+    "linearvesde": lambda model: LinearVE(model.sigma_max),
+    # The priors of VDM and of i-DODE: N(0, I), and N(0, sigma_1^2 I).
+    "vdm": lambda model: _of_log_snr("vp", model, 1.0),
+    "idode": lambda model: _of_log_snr("vp", model),
+    "idode_straight": lambda model: _of_log_snr("straight", model),
+}
+# The name that a model of a published family has in place of a network's (model.name).
+IMPORTED = "published"
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+# Fields of the network itself, by their names in config.model.
+NETWORK_FIELDS = {each.name for each in dataclasses.fields(DDPMpp)} - {
+    "parent", "name", "dtype", "centered", "log_labels",
+}  # fmt: skip
+
+# Of a config and whether labels are sigma.
+NETWORKS: dict[str, Callable[[Any, bool], nn.Module]] = {
+    "ncsnpp": lambda config, log_labels: DDPMpp(
+        **{name: lowered(config.model[name]) for name in NETWORK_FIELDS},
+        centered=config.data.centered,
+        log_labels=log_labels,
+    ),
+    "vdm": lambda config, _: _vdm_net(config.model),
+}
 
 
 def precision_of(dtype: DTypeLike) -> str:
@@ -197,3 +234,93 @@ class NetworkSpec:
         record |= {"encoder": cast(Any, self.encoder).num_res_blocks} if self.encoder else {}
         record["conditioning"] = record.pop("time_input")  # its name in files
         return describe(record | {"network": network})
+
+
+def spec_of(config: Any, images: ImageSet) -> NetworkSpec:
+    """The network that a config names, for such images. Raises UserError for what can't be had."""
+    if config.model.name == IMPORTED:
+        raise UserError(
+            f"model.name={IMPORTED} is that of a working directory which scoremle import made of"
+            " files of others: it can be evaluated, scored and sampled"
+        )
+    if config.eval.label:
+        raise UserError(f"eval.label={config.eval.label} is for models of classes: unset it")
+    prediction, time_input = _reading(config)
+    network = choose(NETWORKS, config.model.name, "network (model.name)")(
+        config, time_input == "sigma"
+    )
+    sde = choose(SDES, config.training.sde, "SDE (training.sde)")(config.model)
+    coded = config.model.schedule == POLYNOMIAL
+    for section in ("training", "sampling"):
+        check_eps(sde, config[section].smallest_time, f"{section}.smallest_time")
+    return NetworkSpec(
+        network=network.clone(dtype=choose(DTYPES, config.model.dtype, "model.dtype")),
+        prediction=prediction,
+        time_input=time_input,
+        sde=sde,
+        eps=config.training.smallest_time,
+        learned=config.model.schedule.replace("fixed", ""),
+        encoder=_encoder(config.model) if coded else None,
+        on=config.model.latent_k if coded else 0,
+        shape=images.shape,
+        pixels=Pixels(images.levels, low=-1.0 if config.data.centered else 0.0),
+    )
+
+
+def _vdm_net(model: Any) -> nn.Module:
+    from scoremle.nn.vdm import VDMNet  # seldom asked for
+
+    return VDMNet(
+        num_res_blocks=model.num_res_blocks, attn_resolutions=model.attn_resolutions,
+        **_of_blocks(model),
+    )  # fmt: skip
+
+
+def _encoder(model: Any) -> nn.Module:
+    from scoremle.nn.vdm import MuLANEncoder  # seldom asked for
+
+    return MuLANEncoder(
+        num_res_blocks=model.encoder_blocks, logits=model.latent_size, **_of_blocks(model)
+    )
+
+
+def _of_blocks(model: Any) -> dict[str, Any]:
+    """Fields that VDM's network and MuLAN's encoder have alike."""
+    return {
+        "nf": model.nf, "dropout": model.dropout, "fourier_features": model.fourier_features,
+        "gamma_min": -model.log_snr_max, "gamma_max": -model.log_snr_min, "remat": model.remat,
+    }  # fmt: skip
+
+
+def _of_log_snr(kernel: str, model: Any, prior_std: float | None = None) -> SDE:
+    """An SDE whose log-SNR is linear in t, with the prior's scale, or that of the noise at t = 1.
+
+    Raises UserError unless model.log_snr_min is below model.log_snr_max.
+    """
+    with as_fields("model"):
+        schedule = LinearLogSNR(model.log_snr_min, model.log_snr_max)
+    last = float(KERNELS[kernel].sigma(jnp.asarray(model.log_snr_min)))
+    return SDE(kernel, schedule, last if prior_std is None else prior_std)
+
+
+def _reading(config: Any) -> tuple[str, str]:
+    """Prediction of the network, and its time input.
+
+    Published networks predict the noise and take 999 t; for the geometric VE, they predict the
+    score and take sigma. Networks that take the log-SNR predict the noise.
+    """
+    predicted, told = "eps", "time_999"
+    if config.model.schedule == POLYNOMIAL:
+        told = "mean_log_snr"
+    elif config.model.embedding == "log_snr" or config.model.name.lower() == "vdm":
+        told = "log_snr"
+    elif config.training.sde.lower() == "vesde":
+        predicted, told = "score", "sigma"
+    if config.model.parameterization != "published":
+        predicted = config.model.parameterization
+    return predicted, told
+
+
+def lowered(value: Any) -> Any:
+    """A name in small letters; any other value as it is."""
+    return value.lower() if isinstance(value, str) else value

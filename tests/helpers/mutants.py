@@ -92,6 +92,7 @@ SEEN_BY = {
     "experiment/imported.py": "cli/test_import_model.py",
     "zoo/openai.py": "zoo/test_openai.py published/test_mistyped.py",
     "experiment/build.py": "experiment/test_build.py",
+    "experiment/networks.py": "experiment/test_build.py",
     "experiment/config.py": "experiment/test_build.py",
     "experiment/rules.py": "cli/test_mistakes.py",
     "experiment/training.py": "experiment/test_build.py",
@@ -541,7 +542,7 @@ CHANGES: list[tuple[str, ...]] = [
      "prediction='eps'"),
     ("zoo/openai.py", "rescaled_step", "RESCALED_TO / schedule.steps", "1.0"),
     # Experiments and commands
-    ("experiment/build.py", "_model", "low=-1.0 if config.data.centered else 0.0", "low=-1.0"),
+    ("experiment/networks.py", "spec_of", "low=-1.0 if config.data.centered else 0.0", "low=-1.0"),
     ("experiment/run_train.py", "_run", "if config.training.on_nan == 'rollback' else 0", ""),
     ("experiment/config.py", "check_types",
      " or not all((is_of(item, type(default[0])) for item in inside))", ""),

@@ -116,7 +116,7 @@ def _import_model(path: Path, family: str, place: "Workdir", dataset: str) -> No
 
 def _config_of(model: "scoremle.ScoreModel", dataset: str) -> ConfigDict:
     """The config of its evaluation. Raises UserError for images that are not square."""
-    from scoremle.experiment.build import IMPORTED
+    from scoremle.experiment.networks import IMPORTED
 
     height, width, channels = model.shape
     if height != width:
