@@ -212,9 +212,8 @@ class Tracker(Writer):
         try:
             self._module: Any = importlib.import_module(library)
         except ImportError:
-            raise UserError(
-                f"logging={library} needs that library: pip install {library}"
-            ) from None
+            needs = f"logging needs {library}, which is not installed: pip install {library}"
+            raise UserError(needs) from None
         self._library, self._run, self._begun = library, run, False
 
     def write(self, step: int, row: LogRow) -> None:
@@ -233,7 +232,8 @@ class Tracker(Writer):
         try:
             yield
         except Exception as error:
-            raise UserError(f"logging={self._library}: {type(error).__name__}: {error}") from error
+            words = f"logging by {self._library}: {type(error).__name__}: {error}"
+            raise UserError(words) from error
 
     @abc.abstractmethod
     def _log(self, step: int, row: LogRow) -> None: ...
