@@ -109,8 +109,7 @@ PREDICTIONS: dict[str, Callable[[Data, Data, Data, Data], Data]] = {
 class BetweenSteps:
     """Interpolates a network that takes whole steps alone, linearly between two steps.
 
-    The network gets whole numbers as integers, and both
-    steps in one call.
+    The network gets whole numbers as integers, and both steps in one call.
 
     Args:
         network: gets integers from 0 to ``steps`` - 1 as its label.

@@ -72,7 +72,7 @@ def test_errors_are_those_of_the_label_that_has_it_all(of_one):
 
 @pytest.mark.parametrize("nats", [0, 1e4])
 def test_probabilities_are_averaged_and_errors_weighted_by_the_shares_of_the_labels(nats, x64):
-    """Of labels that are unlike in values and errors, also where no probability is above 0."""
+    """Labels are unlike in values and errors; at 1e4 nats no probability is above 0."""
     bits, rng = IMAGES[0].size * np.log(2), np.random.default_rng(1)
     columns = {name: jnp.asarray(rng.uniform(0, 1, (LABELS, 2)))
                for name in ("bpd", "probe_stderr", "solver_error", "draw_stderr")}  # fmt: skip
