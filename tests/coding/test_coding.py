@@ -80,6 +80,20 @@ def test_a_draw_that_is_given_back_leaves_the_bits_as_they_were():
     assert np.array_equal(stack.words, words)
 
 
+def test_a_layer_costs_the_ratio_of_its_densities_whatever_their_scales():
+    """A thousand layers make a tenth of a bit of a ten-thousandth each."""
+    count, stack, mean = 400_001, BitStack(), np.linspace(-9, 9, 400_001)
+    for octave in (0.25, 1 / 3, 1 / 128):  # between steps of a coarse grid, by more and by less
+        first, second = (np.full(count, 2 ** (power + octave)) for power in (3.0, 3.4))
+        stack.fill(8 * count)
+        before = stack.bits
+        cells = stack.draw_normal(mean, first)
+        stack.push_normal(cells, mean, second)
+        squares = np.square(cells - mean)
+        nats = (squares / second**2 - squares / first**2) / 2 + np.log(second / first)
+        assert abs((stack.bits - before - nats.sum() / np.log(2)) / count) < 8e-4
+
+
 def test_a_draw_from_bits_that_were_pushed_is_one():
     """Else cells that lie far out by a wrong scale would give draws that do so, too."""
     stack, mean, scale = BitStack(), np.zeros(20_001), np.full(20_001, 20.0)
