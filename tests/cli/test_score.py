@@ -511,3 +511,32 @@ def test_a_flow_is_scored_as_every_model_is(tmp_path, monkeypatch, capfd):
         code = cli.main([*arguments])
         err = capfd.readouterr().err
         assert code == 2 and word in err and err.count("\n") == 1, err
+
+
+SLOPES = """
+import dataclasses
+import jax.numpy as jnp
+import scoremle
+
+@scoremle.core.pytree.pytree
+@dataclasses.dataclass(frozen=True)
+class Slopes(scoremle.PerDimension):
+    slopes: object
+    def log_snr(self, t):
+        return self.slopes * (0.5 - t[..., None, None, None])
+
+def model():
+    sde = scoremle.SDE("vp", Slopes(jnp.full((2, 3, 1), 9.0)), 1.0)
+    pixels = scoremle.Pixels(8, -1, 1)
+    return scoremle.ScoreModel(lambda x, t: x, sde, 1e-3, (2, 3, 1), pixels)
+"""
+
+
+def test_a_profile_where_each_pixel_has_its_log_snr_is_refused_at_once(tmp_path, capfd):
+    (tmp_path / "mine.py").write_text(SLOPES)
+    np.save(tmp_path / "x.npy", np.zeros((2, 2, 3, 1), np.uint8))
+    out = tmp_path / "scores.csv"
+    model, images = f"{tmp_path}/mine.py:model", tmp_path / "x.npy"
+    code, told, err = score(capfd, model, images, "--profile", f"--out={out}")
+    assert code == 2 and "--profile" in err and told == "" and err.count("\n") == 1
+    assert not list(tmp_path.glob("scores*"))

@@ -156,8 +156,11 @@ def run(options: Any) -> dict[str, Any]:
         from scoremle.cli.commands import score_points
 
         return score_points.run(model, options)
-    if options.profile and not isinstance(model, scoremle.ScoreModel):
-        raise UserError("--profile is for models with noise, and this is a flow: leave it out")
+    if options.profile:
+        if not isinstance(model, scoremle.ScoreModel):
+            raise UserError("--profile is for models with noise, and this is a flow: leave it out")
+        if model.sde.schedule.per_dimension:
+            raise UserError("--profile is over log-SNR: each pixel has its own here; leave it out")
     pixels, shape = models.of_images(model, options.model)
     reports, images = own_images.read_images(
         options.images, shape, pixels.levels, fit=options.fit, skip_bad=options.skip_bad
