@@ -734,7 +734,11 @@ class ScoreModel:
         rows, devices = rows_of(condition, n), devices or jax.devices()[:1]
         model = replicate(model, devices)
         if log_prob:
-            _check_density(sampler, self.solver)
+            if sampler is not ode_draw:
+                raise UserError(
+                    "log_prob=True is for the default sampler, the ODE: other samples do not come"
+                    " with a density; draw them without it, and call the model's log_prob"
+                )
             draw = partial(_draw_with_log_prob, model, self.divergence, self._chosen_solver)
         else:
             draw = partial(within_memory(_draw), model, sampler=sampler)
@@ -911,17 +915,6 @@ def _decode(rows: tuple[Data, Condition], model: ScoreModel) -> Data:
     z, condition = rows
     x = ode_sample(model.condition_on(condition).noise, model.sde, z, eps=model.eps)
     return model._outside(x, model.eps)
-
-
-def _check_density(sampler: Sampler, solver: Any) -> None:
-    """Raises UserError unless samples of this sampler have a density."""
-    if sampler is not ode_draw:
-        raise UserError(
-            "log_prob=True is for the default sampler, the ODE: other samples do not come with a"
-            " density; draw them without it, and call the model's log_prob"
-        )
-    if isinstance(solver, PublishedRK45):
-        raise UserError("log_prob=True needs another solver than PublishedRK45: Multistep(), say")
 
 
 def draw_samples(

@@ -28,7 +28,7 @@ from scoremle.experiment.networks import NetworkSpec, Params
 from scoremle.likelihood.by_loss import ByLoss, ByVDMLoss
 from scoremle.likelihood.decoders import Decoder, DiscreteDecoder, GaussianDecoder
 from scoremle.likelihood.dequantizer_loss import dequantization_loss
-from scoremle.likelihood.images import ByElbo, under_codes
+from scoremle.likelihood.images import ByElbo, measure
 from scoremle.nn import FlowPP
 from scoremle.nn.applied import Applied
 from scoremle.training.loop import Intervals
@@ -249,5 +249,5 @@ def _quick_bound(
 ) -> Numbers:  # fmt: skip
     by_elbo = ByElbo(EVAL_DRAWS, decoder=decoder)
     keys = example_keys(key, len(x))
-    bpd = under_codes(by_elbo, model.model(score), dequantizer, x, keys)["bpd"]
+    bpd = measure(by_elbo, model.model(score), dequantizer, x, keys)["bpd"]
     return {"bpd": jnp.mean(bpd), "bpd_stderr": jnp.std(bpd, ddof=1) / jnp.sqrt(len(x))}

@@ -16,12 +16,16 @@ does not act on the path, so its estimate stays unbiased, and the probes' error 
 number of steps (by about its root), at no cost.
 """
 
+from dataclasses import replace
+
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from scoremle.core.divergence import DivergenceEstimator, Estimates
 from scoremle.core.keys import example_keys, fold_in
 from scoremle.core.sde import SDE
+from scoremle.errors import UserError
+from scoremle.likelihood.published_rk45 import PublishedRK45
 from scoremle.likelihood.record import Likelihood
 from scoremle.numerics import expand, sum_over
 from scoremle.solvers.base import DrawIndex, Problem, Solver
@@ -42,7 +46,7 @@ def along_flow(
     *,
     eps: Scalar,
     divergence: DivergenceEstimator,
-    solver: Solver,
+    solver: Solver | PublishedRK45,
     decode: bool = False,
 ) -> tuple[Data, Likelihood]:
     """The other end of the ODE, and log p_eps in nats of the one of its ends that is data.
@@ -57,8 +61,16 @@ def along_flow(
         solver: how the ODE is solved.
         decode: goes from latents to data.
 
-    Raises UserError for eps outside [0, 1), and a prediction of another shape.
+    Raises UserError for eps outside [0, 1), a prediction of another shape, and ``PublishedRK45``
+    of latents or of another number of probes than one.
     """
+    if isinstance(solver, PublishedRK45):
+        probes = divergence.draw(key, start)
+        if decode or len(probes) != 1:
+            what = "latents" if decode else divergence
+            raise UserError(f"PublishedRK45 takes data and one random probe, not {what}")
+        found = solver.log_likelihood(noise, sde, start, probes[0], eps=eps)
+        return found.latent, replace(found, trace=str(divergence))
     flow = ProbabilityFlow(noise, sde)
     keys = example_keys(key, len(start))
     jitter = TimeJitter.drawn(keys, *flow.span(eps, start.dtype))

@@ -39,22 +39,24 @@ from scoremle.core.dequantize import Dequantizer
 from scoremle.core.divergence import DivergenceEstimator, Hutchinson
 from scoremle.core.keys import normal, split
 from scoremle.core.pixels import bits_per_dim
+from scoremle.core.prediction import conditioned
 from scoremle.core.pytree import describe, pytree, static
 from scoremle.core.sde import check_eps
 from scoremle.core.times import TimeSampler, evenly
 from scoremle.likelihood.control_variate import Control
 from scoremle.likelihood.decoders import LOG_2PI, Decoder, GaussianDecoder, InformedDecoder
 from scoremle.likelihood.elbo import ELBO, MATCHINGS, elbo
+from scoremle.likelihood.flow import along_flow
 from scoremle.likelihood.image_model import ImageModel, pixels_of
 from scoremle.likelihood.importance import DrawLikelihood, ImportanceBound, importance_bound
-from scoremle.likelihood.ode import Likelihood, ode_log_likelihood
 from scoremle.likelihood.published_rk45 import PublishedRK45
+from scoremle.likelihood.record import Likelihood
 from scoremle.numerics import dims_of, predict_ranged, sum_data, sum_over
 from scoremle.solvers.base import Solver
 from scoremle.solvers.multistep import Multistep, Planned
 from scoremle.types import Images, IntImages, Keys, PerExample, Scalar
 
-__all__ = ["ByElbo", "ByOde", "Estimator", "ImageValues", "in_words", "under_codes"]
+__all__ = ["ByElbo", "ByOde", "Estimator", "ImageValues", "in_words", "measure"]
 
 # bpd, and what belongs to it, by name; ``profile`` has an axis over log-SNR.
 ImageValues = dict[str, PerExample | Float[Array, "b bins"]]
@@ -176,7 +178,7 @@ class ByOde:
             start = dequantizer.start
             at = AtTime(model.sde, model.eps if start is None else start)
             z, log_det = at.forward(pixels.encode(x, u))
-            found = ode_log_likelihood(
+            _, found = along_flow(
                 model.noise, model.sde, z, key_probe,
                 eps=at.t, divergence=self.divergence, solver=self.solver,
             )  # fmt: skip
@@ -199,7 +201,7 @@ class ByOde:
         y, t = decoder.encode(x), jnp.full(len(x), model.eps)
         noise = normal(keys, y)
         z = model.sde.perturb(y, t, noise)
-        found = ode_log_likelihood(
+        _, found = along_flow(
             model.noise, model.sde, z, key_probe,
             eps=model.eps, divergence=self.divergence, solver=self.solver,
         )  # fmt: skip
@@ -384,9 +386,9 @@ class ByElbo:
         }
 
 
-def under_codes(
+def measure(
     estimator: Callable[..., ImageValues], model: Any, dequantizer: Dequantizer, x: IntImages,
-    keys: Key[Array, " b"],
+    keys: Key[Array, " b"], condition: Any = None,
 ) -> ImageValues:  # fmt: skip
     """The estimator's values; of a model with a coder, each image's under its own code.
 
@@ -399,7 +401,10 @@ def under_codes(
         dequantizer: of the images.
         x: [b *d] integers.
         keys: one for each image.
+        condition: what the noise prediction takes, a row for each image; None: nothing.
     """
+    if condition is not None:
+        model = replace(model, noise=conditioned(model.noise, condition))
     if (coder := getattr(model, "coder", None)) is None:
         return estimator(model, dequantizer, x, keys)
     found = estimator(model.under(coder(model.pixels.encode(x, 0.5))), dequantizer, x, keys)

@@ -5,7 +5,6 @@ Here are the defaults, and the checks of what was given. `flow.py` has the mathe
 """
 
 import warnings
-from dataclasses import replace
 from typing import Any
 
 import jax.numpy as jnp
@@ -96,18 +95,10 @@ def ode_log_likelihood(
             noise, sde, x, key, eps=eps, divergence=chosen.divergence, solver=chosen.solver,
             tolerance=tolerance, condition=condition,
         )[1]  # fmt: skip
-    if not isinstance(solver, PublishedRK45):
-        found = _along_flow(noise, sde, x, key, eps, divergence, solver, condition)[1]
-        if found.refined:
-            warn_of_rows(found.solver_error, found.probe_stderr)
-        return found
-    noise = conditioned(noise, condition)
-    divergence = divergence or Hutchinson()
-    probes = divergence.draw(key, x)
-    if len(probes) != 1:
-        raise UserError(f"PublishedRK45 takes one random probe, not {divergence}")
-    found = solver.log_likelihood(noise, sde, x, probes[0], eps=eps)
-    return replace(found, trace=str(divergence))
+    found = _along_flow(noise, sde, x, key, eps, divergence, solver, condition)[1]
+    if found.refined:
+        warn_of_rows(found.solver_error, found.probe_stderr)
+    return found
 
 
 def ode_decode(
@@ -118,7 +109,7 @@ def ode_decode(
     *,
     eps: Scalar,
     divergence: DivergenceEstimator | None = None,
-    solver: Solver | None = None,
+    solver: Solver | PublishedRK45 | None = None,
     condition: Any = None,
 ) -> tuple[Data, Likelihood]:
     """Data at t = ``eps`` of latents ``z``, and log p_eps of these data in nats, in one solution.
@@ -141,13 +132,14 @@ def _along_flow(
     key: Keys,
     eps: Scalar,
     divergence: DivergenceEstimator | None,
-    solver: Solver | None,
+    solver: Solver | PublishedRK45 | None,
     condition: Any,
     *,
     decode: bool = False,
 ) -> tuple[Data, Likelihood]:
     """`along_flow` with the defaults: an exact trace in few dimensions, and rows refined."""
-    divergence = divergence or (Exact() if dims_of(start) <= FEW_DIMS else Hutchinson())
+    exact = dims_of(start) <= FEW_DIMS and not isinstance(solver, PublishedRK45)
+    divergence = divergence or (Exact() if exact else Hutchinson())
     if solver is None and known(start, key, as_pytree(noise), sde, eps, condition):
         return refined(
             noise, sde, start, key, eps=eps, divergence=divergence, solver=Multistep(),

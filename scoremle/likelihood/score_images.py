@@ -19,25 +19,23 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Array, Bool, Int, Integer, Key
+from jaxtyping import Array, Bool, Int, Integer
 
 from scoremle.core.arguments import as_index
 from scoremle.core.dequantize import Dequantizer, Uniform
 from scoremle.core.divergence import DivergenceEstimator, Hutchinson
 from scoremle.core.keys import image_keys
-from scoremle.core.prediction import conditioned, rows_of
+from scoremle.core.prediction import rows_of
 from scoremle.devices import replicate, round_up, split_rows, to_numpy, within_memory
 from scoremle.errors import UserError
 from scoremle.likelihood.image_model import ImageModel
-from scoremle.likelihood.images import ByOde, Estimator, OdeDifference, under_codes
-from scoremle.likelihood.images import ImageValues as Columns
+from scoremle.likelihood.images import ByOde, Estimator, OdeDifference, measure
 from scoremle.likelihood.levels import StepLevels, bias_bound
 from scoremle.likelihood.mean import Mean, PassValues
 from scoremle.likelihood.pilot import FINEST, NOISE_SHARE, PILOT_IMAGES, Choice, Pilot, Solved
 from scoremle.numerics import permutation
 from scoremle.resumable import Arrays, resumable_map
 from scoremle.solvers.multistep import Multistep, Planned
-from scoremle.types import IntImages
 from scoremle.xla import compiled
 
 __all__ = ["DIFFERENCES", "Scored", "choose_for_images", "example_numbers", "score_images"]
@@ -260,7 +258,7 @@ def _measured(
     # Batches of the published solver, which mixes their images, and those that several processes
     # share have a size that is not changed.
     halves = not estimator.on_host and jax.process_count() == 1
-    program: Any = _measure if estimator.on_host else _compiled_measure
+    program: Any = measure if estimator.on_host else _compiled_measure
     program = within_memory(program) if halves else program
     by_ode = halves and isinstance(estimator, ByOde)
     few = by_ode and n * passes <= FEW and jax.default_backend() == "cpu"
@@ -273,8 +271,10 @@ def _measured(
         for some in np.split(place, range(at_once, len(place), at_once)):
             keys = image_keys(jax.random.fold_in(key, number), index[some])
             batch = images[some], keys, jax.tree.map(itemgetter(some), rows)
-            of_batch = split_rows(batch, devices)
-            found.append(_timed(program, estimator, model, dequantizer, *of_batch))
+            of_batch, began = split_rows(batch, devices), time.monotonic()
+            values = to_numpy(program(estimator, model, dequantizer, *of_batch))
+            pace = np.full(len(some), (time.monotonic() - began) / len(some))
+            found.append({"seconds": pace, **values})
         return {name: np.concatenate([each[name] for each in found]) for name in found[0]}
 
     found = resumable_map(
@@ -294,14 +294,6 @@ def _with_steps_as_data(tree: Any) -> Any:
         return node.planned(FINEST) if isinstance(node, Multistep) else node
 
     return jax.tree.map(planned, tree, is_leaf=lambda node: isinstance(node, Multistep))
-
-
-def _timed(program: Callable[..., Columns], *arguments: Any) -> Arrays:
-    """The values of a batch, and the seconds that each image took."""
-    began = time.monotonic()
-    values = to_numpy(program(*arguments))
-    count = len(values[_column(values)])
-    return {"seconds": np.full(count, (time.monotonic() - began) / count), **values}
 
 
 def _size(n: int, dims: int, most: int | None) -> int:
@@ -326,17 +318,4 @@ def _mean_so_far(rows: Arrays, done: Bool[np.ndarray, "passes n"]) -> str:
     return f"{name} {images.mean():.4f}{error}"
 
 
-def _measure(
-    estimator: Estimator,
-    model: Any,
-    dequantizer: Dequantizer,
-    x: IntImages,
-    keys: Key[Array, " b"],
-    condition: Any,
-) -> Columns:
-    if condition is not None:
-        model = replace(model, noise=conditioned(model.noise, condition))
-    return under_codes(estimator, model, dequantizer, x, keys)
-
-
-_compiled_measure = compiled(_measure)
+_compiled_measure = compiled(measure)

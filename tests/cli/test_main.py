@@ -414,14 +414,14 @@ def test_other_settings_share_no_finished_batches(tiny, exact, other, monkeypatc
     def measured(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("scoremle.likelihood.score_images._timed", measured)
+    monkeypatch.setattr("scoremle.likelihood.score_images.to_numpy", measured)
     folder = f"--eval_folder={exact[0].name}"
     assert run("eval", tiny.workdir, folder, **other) == (130 if other else 0)
 
 
 @pytest.mark.parametrize("batch_size", [90, 1000])
 def test_another_batch_size_measures_nothing_again(tiny, exact, batch_size, monkeypatch):
-    monkeypatch.setattr("scoremle.likelihood.score_images._timed", None)
+    monkeypatch.setattr("scoremle.likelihood.score_images.to_numpy", None)
     other = {"eval__batch_size": batch_size, "eval__num_repeats": 2}
     assert evaluate(tiny, exact[0].name, **other)[1] == exact[1]
 

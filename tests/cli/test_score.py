@@ -225,16 +225,16 @@ def test_what_is_there_is_not_written_over(tiny, folder, tmp_path, capfd):
 
 def test_a_run_that_was_stopped_goes_on(tiny, model, folder, tmp_path, capfd, monkeypatch):
     """With the batches that were finished; nothing of them is left in the end."""
-    out, timed, batches = tmp_path / "s.csv", score_images._timed, []
+    out, found_of, batches = tmp_path / "s.csv", score_images.to_numpy, []
     monkeypatch.setattr(score_images, "BATCH_SIZE", 2)
 
     def stopped(*arguments):
         if len(batches) == 4:
             raise KeyboardInterrupt
         batches.append(arguments)
-        return timed(*arguments)
+        return found_of(*arguments)
 
-    monkeypatch.setattr(score_images, "_timed", stopped)
+    monkeypatch.setattr(score_images, "to_numpy", stopped)
     options = tiny.workdir, folder, f"--out={out}", "--repeats=2"
     code, _, told = score(capfd, *options)
     assert code == 130 and f"finished batches are in {out}.parts: the same command" in told
@@ -265,13 +265,13 @@ def test_parts_are_those_of_the_same_work(tiny, tmp_path):
 
 def test_a_value_that_is_not_finite(tiny, folder, tmp_path, capfd, monkeypatch):
     """Of one image, which is refused after the others are measured, or a row."""
-    timed = score_images._timed
+    found_of = score_images.to_numpy
 
     def failing(*arguments):
-        found = timed(*arguments)
+        found = found_of(*arguments)
         return found | {"bpd": np.where(np.arange(len(found["bpd"])) == 1, np.nan, found["bpd"])}
 
-    monkeypatch.setattr(score_images, "_timed", failing)
+    monkeypatch.setattr(score_images, "to_numpy", failing)
     out = tmp_path / "s.csv"
     code, _, told = score(capfd, tiny.workdir, folder, f"--out={out}")
     assert code == 2 and "digit1.png: its bits/dim" in told
