@@ -37,7 +37,6 @@ from scoremle.experiment.control_variate import ControlRun
 from scoremle.experiment.measurements import Measurement
 from scoremle.experiment.reference import ReferenceScores, reference_of
 from scoremle.experiment.results import add_results
-from scoremle.experiment.scoring import Scoring as Scoring
 from scoremle.experiment.workdir import Workdir
 from scoremle.files import write_npz
 from scoremle.likelihood.published_rk45 import PublishedRK45
@@ -205,7 +204,8 @@ def of_experiments(experiment):
 
 
 def parts_of_an_evaluation(folder, monkeypatch, experiment):
-    one = Measurement("exact", MODEL, scoremle.ByOde(), facts=scoremle.ByOde().describe())
+    facts = scoremle.ByOde().describe()
+    one = Measurement(MODEL, scoremle.ByOde(), kind="exact", facts=facts)
     flow_of = replace(one, dequantizer=Flow(of_zero, {}, 17))
     on_host = replace(one, estimator=scoremle.ByOde(solver=PublishedRK45()))
     workdir = Workdir(folder)
@@ -273,7 +273,7 @@ def weighted(weights, x, t):
 
 
 MODEL = scoremle.ScoreModel(of_zero, scoremle.VP(), 1e-3, (8, 8, 1), Pixels(17))
-FOUND = Scoring(MODEL, scoremle.ByOde(), [], [])
+FOUND = Measurement(MODEL, scoremle.ByOde())
 OTHERS = {
     "SDE": replace(FOUND, model=replace(MODEL, sde=scoremle.SubVP())),
     "smallest time": replace(FOUND, model=replace(MODEL, eps=1e-2)),

@@ -25,7 +25,7 @@ from scoremle.cli.commands.score import ESTIMATORS
 from scoremle.cli.flags import MEANINGS
 from scoremle.cli.parser import FITS
 from scoremle.data.readers import fits
-from scoremle.experiment import samplers, scoring
+from scoremle.experiment import measurements, samplers
 from scoremle.experiment.configs import NAMED_CONFIGS
 
 
@@ -47,7 +47,7 @@ def test_help_fits_one_screen_and_names_all_there_is(capsys):
 def test_names_that_stand_in_two_places():
     assert tuple(data.DATASETS) == DATASETS
     assert tuple(fits.FITS) == FITS
-    assert scoring.ESTIMATORS == ESTIMATORS
+    assert measurements.ESTIMATORS == ESTIMATORS
     assert {*samplers.SAMPLERS} == {*SAMPLERS}
     assert tuple(statistics.STATISTICS) == STATISTIC_NAMES
 

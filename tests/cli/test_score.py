@@ -21,10 +21,10 @@ from scoremle.cli import main as cli
 from scoremle.cli.commands import score as command
 from scoremle.core.divergence import FixedProbe, Orthogonal
 from scoremle.evaluation import baselines
+from scoremle.experiment.measurements import Measurement
 from scoremle.experiment.models import load_to_score
 from scoremle.experiment.reference import how_to_get
 from scoremle.experiment.score_table import ScoreRow
-from scoremle.experiment.scoring import Scoring
 from scoremle.experiment.shipped import FOLDER
 from scoremle.likelihood import score_images
 from scoremle.weights.flows import ByLogProb
@@ -178,7 +178,7 @@ def messy(folder):
 def test_all_that_cannot_be_scored_is_listed_and_refused(tiny, folder, tmp_path, capfd):
     out = tmp_path / "s.csv"
     code, told, error = score(capfd, tiny.workdir, messy(folder), f"--out={out}")
-    assert code == 2 and not out.exists() and "scoring" not in told
+    assert code == 2 and not out.exists() and "written to" not in told
     *listed, last = error.splitlines()
     assert [line.split(": ")[2] for line in listed] == ["a.jpg", "notes.txt", "wide.bmp"]
     assert listed[2] == "scoremle: warning: wide.bmp: 9x20, not 8x8"
@@ -249,14 +249,14 @@ def test_a_run_that_was_stopped_goes_on(tiny, model, folder, tmp_path, capfd, mo
 
 
 def test_parts_are_those_of_the_same_work(tiny, tmp_path):
-    found = Scoring(scoremle.load("digits"), scoremle.ByOde(), [], [])
+    found = Measurement(scoremle.load("digits"), scoremle.ByOde())
     places = {
         prepared.parts(tmp_path, *work)
         for prepared, *work in (
             (found, "digits", IMAGES, 0), (found, "digits", IMAGES, 1),
             (found, "digits", 16 - IMAGES, 0), (found, "other", IMAGES, 0),
-            (Scoring(scoremle.load(tiny.workdir), found.estimator, [], []), "digits", IMAGES, 0),
-            (Scoring(found.model, scoremle.ByElbo(), [], []), "digits", IMAGES, 0),
+            (Measurement(scoremle.load(tiny.workdir), found.estimator), "digits", IMAGES, 0),
+            (Measurement(found.model, scoremle.ByElbo()), "digits", IMAGES, 0),
         )
     }  # fmt: skip
     assert len(places) == 6
@@ -354,11 +354,11 @@ def test_the_table_is_written_before_the_mean_is_corrected(folder, tmp_path, cap
     """And not without being asked to; what was stopped goes on."""
     out, page = tmp_path / "s.csv", tmp_path / "p.html"
 
-    def stopped(self, scored):
+    def stopped(*_):
         assert out.exists() and page.exists()
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Scoring, "corrected", stopped)
+    monkeypatch.setattr(score_images.Scored, "corrected", stopped)
     (tmp_path / "gaussian.py").write_text(GAUSSIAN)
     words = f"{tmp_path}/gaussian.py:model", folder, f"--out={out}", f"--page={page}"
     flags = *words, "--repeats=1"
@@ -494,9 +494,9 @@ def test_a_flow_is_scored_as_every_model_is(tmp_path, monkeypatch, capfd):
     assert f"mean {exact.bpd.mean():.4f} +- " in out
 
     # Finished parts belong to the values of its functions, which other weights would change.
-    prepared = [Scoring(load_to_score("mine.py:model"), ByLogProb(), [], [])]
+    prepared = [Measurement(load_to_score("mine.py:model"), ByLogProb())]
     (tmp_path / "mine.py").write_text(FLOW.replace("STD = 0.3", "STD = 0.31"))
-    prepared += [Scoring(load_to_score("mine.py:model"), ByLogProb(), [], [])]
+    prepared += [Measurement(load_to_score("mine.py:model"), ByLogProb())]
     facts = [each.identity("mine.py:model", 0) for each in prepared]
     assert facts[0]["log_prob"] != facts[1]["log_prob"]
 

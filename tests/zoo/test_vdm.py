@@ -16,7 +16,8 @@ from helpers.vdm_networks import golden_mulan, golden_params
 import scoremle
 from scoremle.core.dequantize import TruncatedNormal
 from scoremle.errors import UserError
-from scoremle.experiment.scoring import prepared
+from scoremle.experiment.measurements import prepared
+from scoremle.likelihood.score_images import score_images
 from scoremle.published import state_dict
 from scoremle.zoo.families import family_of
 
@@ -115,9 +116,11 @@ def test_a_model_with_codes_scores_images_and_draws_samples(golden, tmp_path):
     few = replace(model, solver=scoremle.Multistep(4), origin=replace(model.origin, pilot=False))
     under, cost = few.under(codes), np.log(120) / (108 * np.log(2))
     np.testing.assert_array_equal(few.coder(few.pixels.encode(images, 0.5)), codes)
-    scoring = prepared(few, images)
-    assert scoring.title.startswith("exact by the ODE, bound by a code of 3 of 10 bits")
-    found, bpd = scoring.score(images).values, under.score(images).bpd
+    of_few = prepared(few, images)
+    assert of_few.title.startswith("exact by the ODE, bound by a code of 3 of 10 bits")
+    how = {"dequantizer": of_few.dequantizer}
+    found = score_images(few, of_few.estimator, images, **how).values
+    bpd = under.score(images).bpd
     np.testing.assert_allclose(found["code"], cost, rtol=1e-5)
     np.testing.assert_allclose(found["bpd"][0] - bpd, cost, rtol=1e-3)
     bound = replace(prepared(few, images, "bound").estimator, draws=8)
@@ -198,4 +201,5 @@ def test_scores_name_the_noise_of_the_bins_and_the_decoder(golden, tmp_path):
     assert prepared(few, images, "bound").title.endswith("times, discrete decoder")
     explicit = few.score(images, dequantizer=TruncatedNormal(few.sde, 0.0, few.pixels))
     # The last noise but a hair: half a bin is 3.02 standard deviations, and here it is three.
-    np.testing.assert_allclose(by_ode.score(images).values["bpd"][0], explicit.bpd, rtol=2e-3)
+    found = score_images(few, by_ode.estimator, images, dequantizer=by_ode.dequantizer)
+    np.testing.assert_allclose(found.values["bpd"][0], explicit.bpd, rtol=2e-3)

@@ -32,12 +32,12 @@ from scoremle.evaluation.tables import wrapped
 from scoremle.terminal import passing, say
 
 if TYPE_CHECKING:
+    from scoremle.experiment.measurements import Measurement
     from scoremle.experiment.score_table import ScoreRow
-    from scoremle.experiment.scoring import Scoring
     from scoremle.likelihood.mean import Mean
 
-NEEDS = "scoremle.experiment.scoring"
-# The names in experiment/scoring.py, whose import brings JAX.
+NEEDS = "scoremle.experiment.measurements"
+# The names in experiment/measurements.py, whose import brings JAX.
 ESTIMATORS = ("ode", "bound", "steps")
 # How clusters number tasks, in variables: the number, the first one, how many there are.
 TASKS = (
@@ -140,7 +140,8 @@ def run(options: Any) -> dict[str, Any]:
     The table and the page are written when the scores are there. To ``--correct`` the mean comes
     after that, and then the page is written again.
     """
-    from scoremle.experiment import models, own_images, reference, score_table, scoring
+    from scoremle.experiment import measurements, models, own_images, reference, score_table
+    from scoremle.likelihood.score_images import score_images
 
     if options.engine == "ray":
         from scoremle.cli.commands import score_on_ray
@@ -168,7 +169,7 @@ def run(options: Any) -> dict[str, Any]:
     images = pixels.checked(images, shape)
     known = reference.reference_of(options.model, model, options.estimator, options.label)
     with passing("choosing the solver's steps on a few images"):
-        found = scoring.prepared(
+        found = measurements.prepared(
             known.as_measured(model), images, options.estimator, options.label, options.steps,
             options.repeats, options.correct,
         )  # fmt: skip
@@ -177,8 +178,9 @@ def run(options: Any) -> dict[str, Any]:
     above, passes = beside / f"{options.out.name}.parts", options.repeats
     parts = found.parts(above, options.model, images, options.seed)
     score = partial(
-        found.score, images, seed=options.seed, passes=passes, parts=parts, label="scores"
-    )
+        score_images, found.model, found.estimator, images, dequantizer=found.dequantizer,
+        seed=options.seed, passes=passes, parts=parts, label="scores",
+    )  # fmt: skip
     if options.shard:
         return _score_share(score, len(images), options.shard, parts)
     if options.merge:
@@ -191,8 +193,7 @@ def run(options: Any) -> dict[str, Any]:
     own, scores = known.values, scoremle.Scores.of_passes(scored.values, model.dims)
     profile = None
     if options.profile:
-        under_label = cast("scoremle.ScoreModel", found.model)
-        profile = under_label.profile(images, seed=options.seed, label="profiles")
+        profile = found.model.profile(images, seed=options.seed, label="profiles")
     rows = score_table.rows(reports, images, scores, own, passes, profile)
     failed = [(row.file, row.reason) for row in rows if row.image is not None and row.reason]
     own_images.refuse(options.images, failed, len(rows), options.skip_bad)
@@ -224,10 +225,11 @@ def run(options: Any) -> dict[str, Any]:
 
     mean = scored.mean
     summary = write(mean)
-    if found.levels:
+    if found.choice and found.choice.levels:
         with going_on(f"{options.out} is written, and its mean is not corrected: the same command"
                       " with --force goes on"):  # fmt: skip
-            mean = cast("Mean", found.corrected(scored).mean)
+            corrected = scored.corrected(found.choice.levels, measurements.TOLERANCE)
+            mean = cast("Mean", corrected.mean)
         summary = write(mean)
     shutil.rmtree(parts, ignore_errors=True)
     with suppress(OSError):  # parts of an interrupted run of other images may be there
@@ -275,7 +277,7 @@ def mean_in_words(mean: Mean, unit: str, of: str = "images") -> str:
     return f"mean {mean.mean:.4f}{error} {unit}"
 
 
-def _mean(mean: Mean, found: Scoring) -> str:
+def _mean(mean: Mean, found: Measurement) -> str:
     """The mean with its errors, and what it is."""
     solver = mean.solver_of_mean
     of_solver = f", to which the solver adds at most {solver:.2g}" if solver else ""
@@ -344,7 +346,7 @@ def both_ends(shown: Sequence[str]) -> Iterator[str]:
 
 
 def _summary(
-    mean: Mean, found: Scoring, rows: Sequence[ScoreRow], options: Any
+    mean: Mean, found: Measurement, rows: Sequence[ScoreRow], options: Any
 ) -> dict[str, Any]:
     facts = mean.to_json()
     if profile := next((row.profile for row in rows if row.profile), None):

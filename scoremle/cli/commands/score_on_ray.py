@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import chain, islice
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from jaxtyping import Integer
@@ -17,11 +17,11 @@ from scoremle.data.pieces import ImageKind, Piece, piece_images, pieces_of
 from scoremle.errors import UserError
 from scoremle.evaluation import tables
 from scoremle.experiment.labels import ALL
+from scoremle.experiment.measurements import Measurement, prepared
 from scoremle.experiment.models import load, of_images
 from scoremle.experiment.on_ray import Table, ray_data, score_on_ray
 from scoremle.experiment.reference import reference_of
 from scoremle.experiment.scorer import Scorer
-from scoremle.experiment.scoring import Scoring, prepared
 from scoremle.likelihood.mean import Mean
 from scoremle.model import BATCH_SIZE, ScoreModel
 from scoremle.terminal import say
@@ -48,9 +48,8 @@ def run(options: Any) -> dict[str, Any]:
         **found.identity(options.model, options.seed),
         "fit": options.fit, "label": options.label, "repeats": options.repeats,
     })  # fmt: skip
-    chosen = cast(ScoreModel, found.model)
     model_of_worker = partial(
-        _model, options.model, options.checkpoint, chosen.solver, chosen.decoder_scale,
+        _model, options.model, options.checkpoint, found.model.solver, found.model.decoder_scale,
         "" if options.label == ALL else options.label,
     )  # fmt: skip
     scorer = partial(
@@ -85,7 +84,7 @@ def _model(
     return model.condition_on(np.array([int(label)])) if label else model
 
 
-def _summary(table: Table, found: Scoring, options: Any) -> dict[str, Any]:
+def _summary(table: Table, found: Measurement, options: Any) -> dict[str, Any]:
     bpd, reasons = table.column("bpd"), table.column("reason")
     bad, mean = np.flatnonzero(reasons != ""), Mean.of({"bpd": bpd[None, reasons == ""]}, "bpd")
     line = f"{mean_in_words(mean, 'bits/dim')} of {mean.images} images; {found.title}"

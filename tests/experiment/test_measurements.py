@@ -14,8 +14,7 @@ from helpers.printed import assert_printed, column
 import scoremle
 from scoremle.cli import main as cli
 from scoremle.core.pytree import describe
-from scoremle.experiment.measurements import Measurements
-from scoremle.experiment.scoring import prepared
+from scoremle.experiment.measurements import Measurements, prepared
 from scoremle.likelihood.decoders import InformedDecoder
 from scoremle.likelihood.images import ByElbo, ByOde
 from scoremle.likelihood.informed import scale_of_others
@@ -248,7 +247,7 @@ def test_under_all_labels_the_pilot_goes_by_the_first(score, tmp_path):
     model, choice = model_of(tmp_path, "labelled").condition_on(np.array([0])).calibrated(IMAGES)
     found = prepared(model_of(tmp_path, "labelled"), IMAGES, label="all")
     assert found.notes[:-1] == [str(choice)] and "a flat one would take" in found.notes[-1]
-    assert found.model.solver == model.solver and found.levels is None
+    assert found.model.solver == model.solver and found.choice.levels is None
     assert found.estimator.of_one.solver == model.solver
     assert np.isfinite(found.model.score(IMAGES, estimator=found.estimator).bpd).all()
 
