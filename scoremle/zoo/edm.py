@@ -34,9 +34,7 @@ from scoremle.model import ScoreModel
 from scoremle.published import safetensors
 from scoremle.records import Count, Number, Size, check_record
 from scoremle.types import Times
-from scoremle.zoo.edm_dhariwal import dhariwal
-from scoremle.zoo.edm_parts import check_field
-from scoremle.zoo.edm_song import song
+from scoremle.zoo.edm_networks import check_field, dhariwal, song
 from scoremle.zoo.family import published_model
 
 # Where sampling begins and ends.

@@ -596,7 +596,7 @@ CHANGES: list[tuple[str, ...]] = [
      "data/test_data.py"),
     ("zoo/diffusers.py", "_steps", "scheduler.clip_sample_range != 1",
      "scheduler.clip_sample_range > 1", "zoo/test_diffusers.py"),
-    ("zoo/edm_parts.py", "edm_fields",
+    ("zoo/edm_networks.py", "edm_fields",
      "raise UserError(f'the field {name} is missing')", "pass", "zoo/test_edm.py"),
     ("cli/commands/stats.py", "run", "shlex.join(flags)", "shlex.join(flags[:1])",
      "quality/test_features.py"),

@@ -14,7 +14,7 @@ from scoremle.core.divergence import Exact
 from scoremle.errors import UserError
 from scoremle.published import safetensors
 from scoremle.solvers.multistep import Multistep
-from scoremle.zoo.edm_parts import FIELDS, edm_fields
+from scoremle.zoo.edm_networks import FIELDS, edm_fields
 
 CASES = ("ddpmpp_edm", "ddpmpp_vp", "ncsnpp_ve", "ncsnpp_edm", "adm_edm", "adm_iddpm")
 
