@@ -66,10 +66,14 @@ def memory() -> Memory | None:
     if stats := device.memory_stats():
         whole = stats.get("bytes_limit", 0)
         return Memory(whole, whole - stats.get("bytes_in_use", 0)) if whole else None
-    return _of_machine() if device.platform == "cpu" else None
+    if device.platform != "cpu" or (machine := memory_of_machine()) is None:
+        return None
+    count = jax.local_device_count()
+    return Memory(machine.whole // count, machine.free // count)
 
 
-def _of_machine() -> Memory | None:
+def memory_of_machine() -> Memory | None:
+    """Memory of this machine or container; None if it is unknown."""
     try:
         page = os.sysconf("SC_PAGE_SIZE")
         whole, free = (os.sysconf(f"SC_{name}_PAGES") * page for name in ("PHYS", "AVPHYS"))
@@ -84,8 +88,7 @@ def _of_machine() -> Memory | None:
         whole, free = min(whole, limit), min(free, limit - used)
     if limited := _address_space():
         whole, free = min(whole, limited.whole), min(free, limited.free)
-    count = jax.local_device_count()
-    return Memory(whole // count, free // count)
+    return Memory(whole, free)
 
 
 def _address_space() -> Memory | None:
@@ -269,7 +272,7 @@ def put(tree: Any, places: Any) -> Any:
 def _put(leaf: Any, place: NamedSharding) -> Array:
     if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
         return jax.device_put(leaf, place)
-    if jnp.issubdtype(jnp.asarray(leaf).dtype, jax.dtypes.prng_key):
+    if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         return jax.random.wrap_key_data(_put(jax.random.key_data(leaf), place))
     whole = np.asarray(leaf)
     return jax.make_array_from_callback(whole.shape, place, lambda rows: whole[rows])
@@ -281,14 +284,7 @@ def split_rows(tree: Any, devices: Devices = None, *, axis: int = 0) -> Any:
     Every process has the whole arrays, and sends its own devices their rows.
     """
     placement = _placement(devices, *[None] * axis, AXIS)
-
-    def split(leaf: Array | np.ndarray) -> Array:
-        if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            return jax.random.wrap_key_data(split(jax.random.key_data(leaf)))
-        array = np.asarray(leaf)
-        return jax.make_array_from_callback(array.shape, placement, lambda rows: array[rows])
-
-    return jax.tree.map(split, tree)
+    return jax.tree.map(lambda leaf: _put(leaf, placement), tree)
 
 
 def round_up(rows: int, devices: Devices = None) -> int:

@@ -34,6 +34,8 @@ from scoremle.training.writers import TRACKERS, Console, JsonLines, Run, Writer
 from scoremle.types import IntImages, Keys
 
 SNAPSHOT_SAMPLES = 64
+# Of a flow dequantizer: the checkpoint of the score model that it is for.
+SCORE_MODEL = "score_model.json"
 
 
 def run_train(experiment: Experiment, workdir: Workdir) -> None:
@@ -73,7 +75,7 @@ def run_train_deq(experiment: Experiment, workdir: Workdir, deq_folder: str) -> 
         writers = _writers(training, place, note)
         state = _first_state(experiment, training, place)
         place.describe(experiment)
-        write_sealed(_score_model_path(place), of_score)
+        write_sealed(place.inside(SCORE_MODEL), of_score)
         with as_fields("training"):
             _run(training, place, state, writers, note, (score,))
     words = ["eval", str(workdir.folder), f"--deq-folder={deq_folder}"]
@@ -106,13 +108,9 @@ class _ScoreModel(TypedDict):
     score_hash: str
 
 
-def _score_model_path(place: Workdir) -> Any:
-    return place.inside("score_model.json")
-
-
 def _check_score_model(place: Workdir, note: dict[str, Any]) -> None:
     """Raises UserError if the flow that is there was begun for other parameters."""
-    path = _score_model_path(place)
+    path = place.inside(SCORE_MODEL)
     if not place.begun or not path.exists():
         return
     old = read_sealed(path, "put its copy back, or move it away")

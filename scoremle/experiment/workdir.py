@@ -262,26 +262,22 @@ class Workdir:
         # What was begun without a checkpoint left nothing that could be mixed up.
         if not self.begun:
             return
-        old, old_data = self._begun_with()
+        path, meta = next(self._notes(), (self.folder, {}))
+        self._compare(meta, path)
+        old = meta.get(record.CONFIG, {}) | flat(self._read_config())
         new = flat(experiment.config)
         # A field that is not in the record is newer than the record.
         known = [n for n in sorted(new) if matters(n) and n in old]
         different = [n for n in known if record.disagree(n, old[n], new[n])]
         if not different:
-            old, new = old_data, data_facts(experiment)
+            old = meta.get(record.DATA, {}) | self.data_facts()
+            new = data_facts(experiment)
             different = [name for name in of_data if name in old and old[name] != new.get(name)]
         if different:
             raise UserError(
                 f"{self.folder} holds another experiment: {_differences(different, old, new)}; "
                 "use another --workdir, or the config it was begun with"
             )
-
-    def _begun_with(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Config and facts of the data, by the files and by the newest checkpoint's notes."""
-        path, meta = next(self._notes(), (self.folder, {}))
-        self._compare(meta, path)
-        config, facts = meta.get(record.CONFIG, {}), meta.get(record.DATA, {})
-        return config | flat(self._read_config()), facts | self.data_facts()
 
     def _notes(self) -> Iterator[tuple[Path, dict[str, Any]]]:
         """The notes of our own checkpoints, the newest first, for going on and then snapshots."""

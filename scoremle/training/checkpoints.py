@@ -233,9 +233,18 @@ class Checkpoints:
 
     def _read_record(self, number: int) -> dict[str, Any]:
         """The record of a checkpoint. Raises Damaged for one that can't be trusted."""
+        import orbax.checkpoint as ocp
+
         path = self.path(number)
         _check_plain(files.inside(self.folder, path.name))
-        return _read_record(path)
+        record = _read(path, record=ocp.args.JsonRestore()).record
+        if not isinstance(record, dict) or record.pop(files.SEAL, None) != files.seal(record):
+            raise Damaged("its record has been altered")
+        try:
+            check_record(record, _RecordOfParts, "its record")
+        except UserError as error:
+            raise Damaged(str(error)) from None
+        return record
 
     def _place(self, number: int) -> Path:
         return self.folder / f"checkpoint_{number}"
@@ -374,19 +383,6 @@ def _damage() -> Iterator[None]:
         raise Damaged(f"unreadable: {type(error).__name__}") from error
 
 
-def _read_record(path: Path) -> dict[str, Any]:
-    import orbax.checkpoint as ocp
-
-    record = _read(path, record=ocp.args.JsonRestore()).record
-    if not isinstance(record, dict) or record.pop(files.SEAL, None) != files.seal(record):
-        raise Damaged("its record has been altered")
-    try:
-        check_record(record, _RecordOfParts, "its record")
-    except UserError as error:
-        raise Damaged(str(error)) from None
-    return record
-
-
 def _read_tree(path: Path, template: Any) -> Any:
     import orbax.checkpoint as ocp
 
@@ -408,19 +404,16 @@ def _check_sums(path: Path, named: list[tuple[str, Any]], record: dict[str, Any]
     axes = record.get("axes", {})
     if checksums.hash_of(named, axes) != record["tree_hash"]:
         raise Damaged("checksum differs")
-    if axes and not _same_parts(path, named, axes, record["devices"]):
-        raise Damaged("checksum of a part differs")
-
-
-def _same_parts(
-    path: Path, named: list[tuple[str, Any]], axes: dict[str, int], count: int
-) -> bool:
+    if not axes:
+        return
     import orbax.checkpoint as ocp
 
-    wanted = {SHA256: np.broadcast_to(np.uint8(), (count, len(axes), 32))}
+    wanted = {SHA256: np.broadcast_to(np.uint8(), (record["devices"], len(axes), 32))}
     hashes = _read(path, parts=ocp.args.StandardRestore(wanted)).parts
     with _damage():
-        return checksums.same_parts(named, axes, hashes[SHA256])
+        same = checksums.same_parts(named, axes, hashes[SHA256])
+    if not same:
+        raise Damaged("checksum of a part differs")
 
 
 def _as_wanted(leaf: Any) -> Any:

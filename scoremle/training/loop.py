@@ -96,14 +96,6 @@ class Intervals:
             return set(every)
         return {name for name, f in every.items() if group.stop // f > group.start // f}
 
-    def snapshot_number(self, step: int) -> int:
-        """The number of the snapshot at a step.
-
-        Args:
-            step: of the training.
-        """
-        return step // self.snapshot_freq
-
 
 class Diverged(UserError):
     """A loss, a gradient or a parameter is not a finite number."""
@@ -305,8 +297,7 @@ class Loop:
         copy, note = self.saves.copy(self.state), {**self.note, "step": self.at}
         if self.snapshots and "snapshot" in due:
             self._tell(self.at, "writing a snapshot")
-            number = self.schedule.snapshot_number(self.at)
-            self.saves.save(self.snapshots, number, copy, note)
+            self.saves.save(self.snapshots, self.at // self.schedule.snapshot_freq, copy, note)
             self.on_snapshot(self.state, self.at)
         if self.preemption and ("preemption" in due or self.ended):
             note = {**note, "rollbacks": self.rollbacks}
@@ -319,7 +310,7 @@ class Loop:
     def _has_snapshot(self) -> bool:
         """Whether the snapshot of this step is saved, if any is to be."""
         self.saves.wait()
-        number, store = self.schedule.snapshot_number(self.at), self.snapshots
+        number, store = self.at // self.schedule.snapshot_freq, self.snapshots
         if store is None:
             return True
         return number in store.numbers() and store.meta(number).get("step") == self.at

@@ -14,6 +14,7 @@ import pytest
 import scipy
 
 import scoremle
+from scoremle import devices
 from scoremle.cli import cache
 from scoremle.cli import main as cli
 from scoremle.cli.commands import env, parser_of
@@ -131,6 +132,6 @@ def test_the_folder_is_made_for_the_user_alone(monkeypatch, tmp_path):
 
 
 def test_memory_is_named_whole_and_then_free(monkeypatch):
-    said = {"SC_PAGE_SIZE": 2**29, "SC_PHYS_PAGES": 31, "SC_AVPHYS_PAGES": 5}
-    monkeypatch.setattr(env.os, "sysconf", said.__getitem__)
+    there = devices.Memory(31 * 2**29, 5 * 2**29)
+    monkeypatch.setattr(devices, "memory_of_machine", lambda: there)
     assert env._memory() == "15.5 GiB, 2.5 GiB free"

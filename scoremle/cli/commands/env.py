@@ -89,11 +89,9 @@ def _devices() -> dict[str, str]:
 
 
 def _memory() -> str:
-    try:
-        pages = (os.sysconf(f"SC_{name}_PAGES") for name in ("PHYS", "AVPHYS"))
-        whole, free = (scoremle.devices.in_gib(n * os.sysconf("SC_PAGE_SIZE")) for n in pages)
-    except (AttributeError, ValueError):  # the system does not say
+    if (found := scoremle.devices.memory_of_machine()) is None:
         return "unknown"
+    whole, free = map(scoremle.devices.in_gib, found)
     return f"{whole}, {free} free"
 
 

@@ -8,7 +8,7 @@ The exit code is then 2, else 0.
 
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import scoremle
 from scoremle.cli import checks
 from scoremle.cli.parser import Parser
-from scoremle.errors import UserError, in_a_line
+from scoremle.errors import UserError, damaged, in_a_line
 from scoremle.terminal import say
 
 NEEDS = "scoremle.experiment.workdir"
@@ -75,6 +75,7 @@ def _linked(link: Path, folder: Path, matters: bool) -> Iterator[str]:
 
 # Kinds -------------------------------------------------------------------------------------------
 
+UNREADABLE = "it can't be read"
 COPY = "put a copy back"
 RECORD = "put its copy back, or move it away and run the training's command, which writes it anew"
 AGAIN = "remove it, and run the command again that wrote it"
@@ -176,7 +177,7 @@ def _tensors(path: Path) -> bool:
         if not zipfile.is_zipfile(file):
             pytorch.load_pth(path)
             return False
-        with _damage(), scoremle.bounded.open_zip(file, path) as archive:
+        with damaged(path, UNREADABLE, ""), scoremle.bounded.open_zip(file, path) as archive:
             torch_file.check_zip(archive, path.stat().st_size)
             if name := archive.testzip():
                 raise ValueError(name)
@@ -186,16 +187,6 @@ def _tensors(path: Path) -> bool:
 def _picture(path: Path) -> None:
     from PIL import Image
 
-    with _damage(), scoremle.files.opened(path, scoremle.bounded.MAX_PICTURE) as file:
+    most = scoremle.bounded.MAX_PICTURE
+    with damaged(path, UNREADABLE, ""), scoremle.files.opened(path, most) as file:
         Image.open(file, formats=["PNG"]).verify()
-
-
-@contextmanager
-def _damage() -> Iterator[None]:
-    """Damaged files come out of zipfile and Pillow as every kind of exception."""
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(f"it can't be read ({type(error).__name__}: {error})") from None
