@@ -41,7 +41,6 @@ from scoremle.core.sde import SDE, check_eps, with_schedule
 from scoremle.core.times import UniformLogSNR, log_snr_range
 from scoremle.devices import replicate, round_up, split_rows, to_numpy, within_memory
 from scoremle.errors import UserError
-from scoremle.likelihood.chains import chain_of
 from scoremle.likelihood.check import check_declaration
 from scoremle.likelihood.decoders import InformedDecoder
 from scoremle.likelihood.elbo import ELBO, elbo
@@ -56,7 +55,7 @@ from scoremle.likelihood.record import Likelihood
 from scoremle.likelihood.scales import LearnedScale, Scale
 from scoremle.likelihood.score_images import choose_for_images, example_numbers, score_images
 from scoremle.likelihood.scores import Scores
-from scoremle.likelihood.steps import BySteps, learned_decoder
+from scoremle.likelihood.steps import BySteps, chain_of, learned_decoder
 from scoremle.numerics import all_finite, as_pytree, check_finite_values, expand, predict, sum_data
 from scoremle.resumable import Arrays, resumable_map
 from scoremle.sampling.ends import end_of

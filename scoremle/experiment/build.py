@@ -27,12 +27,11 @@ from scoremle.experiment.record import FLOW_FIELDS
 from scoremle.experiment.rules import check_config
 from scoremle.experiment.samplers import SAMPLERS, ConfiguredSampler
 from scoremle.experiment.training import FlowObjective, Objective, Training
-from scoremle.likelihood.chains import chain_of
 from scoremle.likelihood.decoders import Entropy, GaussianDecoder
 from scoremle.likelihood.image_model import pixels_of
 from scoremle.likelihood.images import ByElbo, ByOde
 from scoremle.likelihood.published_rk45 import PublishedRK45
-from scoremle.likelihood.steps import BySteps
+from scoremle.likelihood.steps import BySteps, chain_of
 from scoremle.model import ScoreModel
 from scoremle.nn import FlowPP
 from scoremle.solvers.base import Solver

@@ -14,13 +14,12 @@ from scoremle.errors import UserError, in_a_line
 from scoremle.evaluation import pictures, statistics
 from scoremle.evaluation.result import Result, quality_table, results_table
 from scoremle.experiment.build import Experiment
-from scoremle.experiment.chosen import chosen_checkpoints
 from scoremle.experiment.consistency import verdicts
 from scoremle.experiment.measurements import PILOT, Measurement, Measurements
 from scoremle.experiment.precision import IMAGES, cost_of_precision
 from scoremle.experiment.results import RESULTS, add_results, read_results
 from scoremle.experiment.run_sampling import SamplingRun, judge
-from scoremle.experiment.workdir import Workdir
+from scoremle.experiment.workdir import Workdir, chosen_checkpoints
 from scoremle.files import inside, write_npz
 from scoremle.likelihood.images import ByOde
 from scoremle.likelihood.mean import Mean

@@ -24,10 +24,20 @@ least one of the step that follows, or where it is learned one from that to sigm
 probabilities are those of the published code, by a tanh and no less than 1e-12: where estimates
 are off by several scales, these differ from the exact ones by some hundredths of a bit. VDM has
 `DiscreteDecoder`.
+
+A model with a discrete schedule has a chain of its own. Some of its steps, evenly spaced and with
+both ends, are a chain too (``timestep_respacing`` of Nichol and Dhariwal, arXiv 2102.09672). Any
+other schedule is cut into steps as VDM has them (Kingma et al., arXiv 2107.00630): even in
+log-SNR, with the least variance, and nothing clipped.
+
+Where VDM's network was trained, on the middles of bins, the chain begins with a noise under which
+the levels can still be told apart, and the decoder knows the levels alone. Other networks were
+trained on dequantized data, or in steps that begin later, and predict little of that noise: their
+chain begins where the noise is half a bin, and the decoder is around the network's estimate.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, cast
 
 import jax
@@ -36,14 +46,15 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 from scoremle.core.arguments import as_array, check_choice, check_count, shown
-from scoremle.core.dequantize import Dequantizer
+from scoremle.core.dequantize import Dequantizer, truncation_start
 from scoremle.core.keys import example_keys, fold_in, normal, split
+from scoremle.core.pixels import Pixels
 from scoremle.core.pytree import describe, known, pytree, static
 from scoremle.core.schedules import Discrete, Schedule
 from scoremle.core.sde import SDE
-from scoremle.core.times import log_snr_edges, unit_draws
+from scoremle.core.times import even_times, log_snr_edges, unit_draws
 from scoremle.errors import UserError
-from scoremle.likelihood.decoders import Decoder, InformedDecoder, log_mass
+from scoremle.likelihood.decoders import Decoder, DiscreteDecoder, InformedDecoder, log_mass
 from scoremle.likelihood.elbo import (
     ELBO,
     by_bin,
@@ -57,7 +68,11 @@ from scoremle.likelihood.scales import LearnedScale
 from scoremle.numerics import dims_of, expand, predict_ranged, sum_data
 from scoremle.types import Data, IntImages, Keys, NoiseFn, PerExample, Times
 
-__all__ = ["BySteps", "ReverseChain", "has_last_step", "learned_decoder"]
+__all__ = ["BySteps", "ReverseChain", "chain_of", "has_last_step", "learned_decoder"]
+
+# Of a chain's decoder, in units of the noise where it begins: an estimate by many pixels is nearer
+# than by one. 0.6 is better for digits by 0.02 bits/dim, worse for Fashion-MNIST by 0.01.
+SCALE = 0.8
 
 # Where the logarithm of the variance lies between the least, 0, and the greatest, 1.
 FIXED = {"small": 0.0, "large": 1.0}
@@ -401,3 +416,42 @@ class BySteps:
                 " the chain"
             )
         return np.arange(1, schedule.steps + 1) / schedule.steps
+
+
+def chain_of(
+    steps: int,
+    sde: SDE,
+    eps: float,
+    pixels: Pixels,
+    own: BySteps | None = None,
+    *,
+    middles: bool = False,
+) -> BySteps:
+    """The bound of a chain of so many steps.
+
+    Args:
+        steps: how many: of a discrete schedule its own, of another those between times.
+        sde: what noise is added when.
+        eps: the smallest time.
+        pixels: what the images are.
+        own: of the model's own chain, if it is known: its variance, and whether it clips.
+        middles: the network was trained on the middles of bins.
+
+    Raises UserError for fewer than two steps, and for more than a discrete schedule has; and
+    ValueError for a schedule that has a log-SNR for each dimension.
+    """
+    if steps < 2:
+        raise UserError(f"a chain has two steps or more, not {steps}")
+    schedule = sde.schedule
+    if not isinstance(schedule, Discrete):
+        points, start = np.asarray(pixels.points), truncation_start(sde, eps, pixels)
+        decoder: Decoder = DiscreteDecoder(points)
+        if not middles:
+            start = truncation_start(sde, eps, pixels, half=1)
+            decoder = InformedDecoder(points, SCALE * jnp.exp(-sde.common_log_snr(start) / 2))
+        times = np.asarray(even_times(sde, start, steps)[::-1])
+        return BySteps(times, clip=False, decoder=decoder)
+    if steps > schedule.steps:
+        raise UserError(f"the chain has {schedule.steps} steps, not {steps}")
+    labels = np.round(np.linspace(0, schedule.steps - 1, steps))
+    return replace(own or BySteps(), times=(labels + 1) / schedule.steps)

@@ -2,13 +2,12 @@
 
 One idea a file: ``state_dict`` reads Flax's format with care, ``pytorch`` maps names and layouts,
 ``states`` makes training states of either and writes them back, ``store`` sees published files
-among our own checkpoints; ``architecture``, ``origin`` and ``mismatch`` say what a file holds, by
+among our own checkpoints; ``architecture`` and ``origin`` say what a file holds, by
 its shapes and by the name of its folder.
 """
 
 from scoremle.published.architecture import ATTENTION, architecture, flow_architecture
-from scoremle.published.mismatch import mismatch
-from scoremle.published.origin import PublishedModel, origin
+from scoremle.published.origin import PublishedModel, mismatch, origin
 from scoremle.published.states import Published, published_tree, read, train_state
 from scoremle.published.store import PublishedCheckpoints, checkpoint_files
 

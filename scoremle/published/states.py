@@ -18,7 +18,7 @@ import optax
 from scoremle.errors import UserError
 from scoremle.files import named
 from scoremle.published import pytorch, state_dict
-from scoremle.published.mismatch import mismatch
+from scoremle.published.origin import mismatch
 from scoremle.published.state_dict import Tree
 from scoremle.training.checkpoints import Damaged, first_difference, leaves
 from scoremle.training.step import TrainState

@@ -31,8 +31,7 @@ from scoremle.model import ScoreModel
 from scoremle.nn.applied import Applied
 from scoremle.published import pytorch, safetensors
 from scoremle.records import check_record
-from scoremle.zoo.families import PIPELINE_INDEX
-from scoremle.zoo.family import published_model
+from scoremle.zoo.families import PIPELINE_INDEX, published_model
 from scoremle.zoo.unet2d import UNet2D, unet2d_params
 
 __all__ = ["assembled", "refuse_latents"]

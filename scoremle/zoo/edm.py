@@ -35,7 +35,7 @@ from scoremle.published import safetensors
 from scoremle.records import Count, Number, Size, check_record
 from scoremle.types import Times
 from scoremle.zoo.edm_networks import check_field, dhariwal, song
-from scoremle.zoo.family import published_model
+from scoremle.zoo.families import published_model
 
 # Where sampling begins and ends.
 SIGMA_MIN, SIGMA_MAX = 0.002, 80.0

@@ -29,8 +29,7 @@ from scoremle.published import pytorch
 from scoremle.records import check_record
 from scoremle.types import Times
 from scoremle.zoo.adm import ADM, CHANNELS, adm_params
-from scoremle.zoo.families import flags_beside
-from scoremle.zoo.family import published_model
+from scoremle.zoo.families import flags_beside, published_model
 
 RESCALED_TO = 1000.0
 

@@ -43,8 +43,7 @@ from scoremle.nn.vdm import MuLANEncoder, VDMNet
 from scoremle.published import state_dict
 from scoremle.records import Size, check_record
 from scoremle.training.checkpoints import Damaged, first_difference, leaves
-from scoremle.zoo.families import flags_beside
-from scoremle.zoo.family import published_model
+from scoremle.zoo.families import flags_beside, published_model
 
 # The kernel of a path, and the velocity that networks predict there.
 PATHS = {"VP": ("vp", "v"), "SP": ("straight", "unit_u")}

@@ -174,7 +174,7 @@ def test_an_evaluation_by_a_chain_of_steps(imported):
     assert "a chain of 6 steps, fixed small variance" in result["estimator"]
     model = scoremle.load(file)
     data = scoremle.data.load("images", path=result_path(workdir), image_size=8, num_channels=3)
-    chain = scoremle.likelihood.chains.chain_of(6, model.sde, model.eps, model.pixels)
+    chain = scoremle.likelihood.steps.chain_of(6, model.sde, model.eps, model.pixels)
     expected = model.score(data.test[:3], estimator=chain, passes=2, seed=5)
     with np.load(workdir / "chain/bound_steps_test_ckpt_0.npz") as found:
         np.testing.assert_allclose(found["bpd"].mean(axis=0), expected.bpd, rtol=1e-5)

@@ -20,8 +20,8 @@ from scoremle.core import schedules
 from scoremle.core.betas import betas
 from scoremle.core.prediction import RangedNoise, noise_fn
 from scoremle.core.sde import SDE
-from scoremle.likelihood.chains import chain_of
 from scoremle.likelihood.decoders import InformedDecoder
+from scoremle.likelihood.steps import chain_of
 
 pytest.importorskip("constriction")
 

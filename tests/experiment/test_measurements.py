@@ -32,7 +32,7 @@ from scoremle.core.betas import betas
 from scoremle.likelihood.labels import ByLabels
 from scoremle.core.prediction import RangedNoise
 from scoremle.likelihood.steps import BySteps
-from scoremle.zoo.family import PIXELS, published_model
+from scoremle.zoo.families import PIXELS, published_model
 
 SCHEDULE = scoremle.Discrete.of_betas(betas("linear", 40, 0.002, 0.3))
 SDE = scoremle.SDE("vp", SCHEDULE, 1.0)
@@ -246,7 +246,7 @@ def test_samples_of_a_label_or_of_the_mean_over_all(tmp_path):
 def test_under_all_labels_the_pilot_goes_by_the_first(score, tmp_path):
     model, choice = model_of(tmp_path, "labelled").condition_on(np.array([0])).calibrated(IMAGES)
     found = prepared(model_of(tmp_path, "labelled"), IMAGES, label="all")
-    assert found.notes[:-1] == [str(choice)] and "a flat one would take" in found.notes[-1]
+    assert found.notes[:-1] == (str(choice),) and "a flat one would take" in found.notes[-1]
     assert found.model.solver == model.solver and found.choice.levels is None
     assert found.estimator.of_one.solver == model.solver
     assert np.isfinite(found.model.score(IMAGES, estimator=found.estimator).bpd).all()

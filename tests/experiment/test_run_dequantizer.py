@@ -17,7 +17,7 @@ from helpers.tiny_runs import PROTOCOL, evaluate, mistake, npz, run
 import scoremle
 from scoremle.evaluation.result import Result
 from scoremle.experiment import run_eval
-from scoremle.experiment.chosen import chosen_checkpoints
+from scoremle.experiment.workdir import chosen_checkpoints
 from scoremle.likelihood.images import ByOde
 from scoremle.likelihood.record import Likelihood
 from scoremle.training.checkpoints import Checkpoints
@@ -196,7 +196,7 @@ def test_waiting_gives_each_checkpoint_when_it_is_there(tmp_path, monkeypatch, c
         slept.append(seconds)
         store.path(coming.pop(0)).mkdir()
 
-    monkeypatch.setattr("scoremle.experiment.chosen.time.sleep", sleep)
+    monkeypatch.setattr("scoremle.experiment.workdir.time.sleep", sleep)
     chosen = iter(chosen_checkpoints(store, 1, 4, wait=True))
     assert next(chosen) == 1 and slept == []
     assert [*chosen] == [2, 3, 4]

@@ -11,10 +11,9 @@ from helpers.tiny_runs import TINY
 from scoremle.cli.commands import parser_of
 from scoremle.errors import UserError
 from scoremle.experiment.build import build
-from scoremle.experiment.chosen import chosen_checkpoints
 from scoremle.experiment.config import flat
 from scoremle.experiment.record import record_of
-from scoremle.experiment.workdir import Workdir
+from scoremle.experiment.workdir import Workdir, chosen_checkpoints
 from scoremle.files import read_sealed, write_sealed
 from scoremle.training.checkpoints import Checkpoints
 from scoremle.training.step import TrainState

@@ -16,14 +16,13 @@ from scoremle.core.betas import betas
 from scoremle.core.keys import example_keys, fold_in, normal, split
 from scoremle.core.prediction import RangedNoise, noise_fn
 from scoremle.core.sde import SDE, VE, VP, SubVP
-from scoremle.likelihood.chains import chain_of
 from scoremle.likelihood.decoders import (
     DiscreteDecoder,
     InformedDecoder,
     decoding_cost,
     log_normal_mass,
 )
-from scoremle.likelihood.steps import BySteps, published_log_mass, step_bound
+from scoremle.likelihood.steps import BySteps, chain_of, published_log_mass, step_bound
 from scoremle.model import Origin
 
 KEY, BITS = jax.random.key(0), np.log(2)

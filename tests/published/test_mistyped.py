@@ -15,7 +15,7 @@ from scoremle.cli import main as cli
 from scoremle.core.sde import VP
 from scoremle.errors import UserError
 from scoremle.published import pytorch, safetensors
-from scoremle.zoo.family import published_model
+from scoremle.zoo.families import published_model
 
 UNET = {
     "_class_name": "UNet2DModel", "_diffusers_version": "0.30", "sample_size": 8, "in_channels": 1,

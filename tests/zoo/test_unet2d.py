@@ -10,8 +10,7 @@ from flax.traverse_util import flatten_dict
 from helpers.marks import some
 
 from scoremle.errors import UserError
-from scoremle.zoo.unet2d import UNet2D, unet2d_params
-from scoremle.zoo.unet2d_layers import Learned
+from scoremle.zoo.unet2d import Learned, UNet2D, unet2d_params
 
 # Two levels, one layer each, and so few pixels that it compiles in a second.
 TINY = {
