@@ -77,6 +77,12 @@ def say(*lines: object) -> None:
         print(*(in_a_line(str(line)) for line in lines), sep="\n", flush=True)
 
 
+def say_mistake(text: str) -> int:
+    """Prints the line of an error, and gives the exit code of a user's mistake."""
+    print(f"scoremle: error: {' '.join(printable(text).splitlines())}", file=sys.stderr)
+    return 2
+
+
 class Formatter(logging.Formatter):
     """Format of what is logged, on a terminal: lines like those of errors."""
 

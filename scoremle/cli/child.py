@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 
 from scoremle.cli.signals import ANSWERED, say_stopping
 from scoremle.errors import Stopped, first_line, out_of_memory
-from scoremle.terminal import printable
+from scoremle.terminal import say_mistake
 
 LONGEST = 10_000  # bytes of a line
 # Exit codes of the program. JAX ends a process that has lost the others by an abort, or with 1.
@@ -106,13 +106,8 @@ def _wait(child: int, ours: socket.socket, whose: str) -> int:
     with suppress(BlockingIOError):  # where a child of the child lives on
         said = ours.recv(LONGEST).decode(errors="replace")
     if line := said.removeprefix(MET):
-        return _say(whose + line)
-    return code if code in KNOWN else _say(whose + _how_it_ended(code, met=bool(said)))
-
-
-def _say(line: str) -> int:
-    print(f"scoremle: error: {printable(' '.join(line.splitlines()))}", file=sys.stderr)
-    return 2
+        return say_mistake(whose + line)
+    return code if code in KNOWN else say_mistake(whose + _how_it_ended(code, met=bool(said)))
 
 
 def _how_it_ended(code: int, *, met: bool) -> str:

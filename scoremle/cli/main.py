@@ -19,7 +19,7 @@ from scoremle.cli.commands.help import config_table, screen
 from scoremle.cli.signals import answered
 from scoremle.errors import UserError, in_a_line, nearest, out_of_memory
 from scoremle.experiment.own_code import mistakes
-from scoremle.terminal import Formatter, is_mute, passing, printable
+from scoremle.terminal import Formatter, is_mute, passing, say_mistake
 
 __all__ = ["main"]
 
@@ -59,26 +59,21 @@ def main(argv: list[str] | None = None) -> int:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
         return 0
     except UserError as error:
-        return _mistake(str(error))
+        return say_mistake(str(error))
     except OSError as error:  # no permission, no space, no folder
         what = error.strerror or str(error)
-        return _mistake(what if error.filename is None else f"{error.filename}: {what}")
+        return say_mistake(what if error.filename is None else f"{error.filename}: {what}")
     except (MemoryError, RuntimeError) as error:
         if MISTAKE in str(error):
-            return _mistake(str(error).rpartition(MISTAKE)[2])
+            return say_mistake(str(error).rpartition(MISTAKE)[2])
         if not out_of_memory(error):
             raise
         words = ": ".join(filter(None, ["out of memory", str(error).strip()]))
-        return _mistake(f"{words}; {LESS_MEMORY}")
+        return say_mistake(f"{words}; {LESS_MEMORY}")
     except KeyboardInterrupt as interrupt:
         words = "; ".join(["scoremle: interrupted", *map(str, interrupt.args)])
         print(in_a_line(words), file=sys.stderr)
         return 130
-
-
-def _mistake(text: str) -> int:
-    print(f"scoremle: error: {' '.join(printable(text).splitlines())}", file=sys.stderr)
-    return 2
 
 
 def _run(arguments: list[str]) -> int:

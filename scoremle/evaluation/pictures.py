@@ -50,24 +50,19 @@ def image_grid(images: UInt8[np.ndarray, "n h w c"], levels: int, columns: int) 
 
 
 def write_grid(
-    path: Path,
-    images: UInt8[np.ndarray, "n h w c"],
-    levels: int,
-    columns: int | None = None,
-    *,
-    caption: str = "",
+    path: Path, images: UInt8[np.ndarray, "n h w c"], levels: int, *, caption: str = ""
 ) -> None:
-    """Writes a grid as PNG, enlarged without smoothing so that small images can be seen.
+    """Writes as many rows as columns, about, as PNG, enlarged so that small images can be seen.
+
+    Nothing is smoothed.
 
     Args:
         path: of the PNG.
         images: [n h w c].
         levels: of grey.
-        columns: None: as many as rows, about.
         caption: above the grid.
     """
-    columns = columns or math.ceil(math.sqrt(len(images)))
-    write_parts(path, [Panel(caption, images)], levels, columns)
+    write_parts(path, [Panel(caption, images)], levels, math.ceil(math.sqrt(len(images))))
 
 
 def as_png(image: UInt8[np.ndarray, "h w c"], levels: int, longest: int | None = None) -> bytes:

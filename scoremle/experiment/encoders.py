@@ -15,7 +15,7 @@ __all__ = ["encoded", "file_hash"]
 
 
 def file_hash(place: str) -> str:
-    """SHA-256 of the file of an encoder.
+    """SHA-256 of the file of an encoder, or of another function.
 
     Args:
         place: ``FILE.py:function``.
@@ -23,7 +23,7 @@ def file_hash(place: str) -> str:
     Raises UserError for a name of another form, and where there is no such file.
     """
     if not is_own(place):
-        raise UserError(f"an encoder is a function of a file, FILE.py:function, not {place}")
+        raise UserError(f"{place} is no function of a file: name it FILE.py:function")
     return sha256_of(named(_file(place)), MAX_TEXT)
 
 

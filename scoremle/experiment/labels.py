@@ -37,11 +37,6 @@ def check_label(model: "ScoreModel", label: str, flag: str = "--label") -> int:
     return classes
 
 
-def labelled(words: str, label: str) -> str:
-    """Words for a number, with the label that it is under; the mean over all says so itself."""
-    return words + f", label {label}" * (label not in ("", ALL))
-
-
 def under(model: "ScoreModel", label: str) -> "ScoreModel":
     """The model of one label; for all labels that of the first, which a pilot takes."""
     return model.condition_on(np.array([0 if label == ALL else int(label)])) if label else model

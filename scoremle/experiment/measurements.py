@@ -21,7 +21,6 @@ import numpy as np
 from jaxtyping import Float, Integer
 
 import scoremle
-from scoremle.bounded import MAX_TEXT
 from scoremle.core import dequantize
 from scoremle.core.divergence import Exact
 from scoremle.core.pytree import describe
@@ -30,10 +29,10 @@ from scoremle.errors import UserError, as_flag, no_chain
 from scoremle.evaluation import tables
 from scoremle.experiment.build import BOUND_TIMES, LEARNED, Experiment
 from scoremle.experiment.control_variate import ControlRun
-from scoremle.experiment.labels import ALL, check_label, labelled, measured_under, under
+from scoremle.experiment.encoders import file_hash
+from scoremle.experiment.labels import ALL, check_label, measured_under, under
 from scoremle.experiment.networks import Params
 from scoremle.experiment.own_code import is_own
-from scoremle.files import named, sha256_of
 from scoremle.likelihood.check import fewest
 from scoremle.likelihood.decoders import DiscreteDecoder, GaussianDecoder, InformedDecoder
 from scoremle.likelihood.image_model import pixels_of
@@ -101,8 +100,9 @@ class Measurement:
     def measured_by(self) -> str:
         """Words for the estimator, with the label and the code of the images, if any."""
         coder = isinstance(self.model, ScoreModel) and self.model.coder
-        words = labelled(self.estimator.title, self.label)
-        return words + (f", {coder.title}" if coder else "")
+        # The mean over all labels says so itself.
+        label = f", label {self.label}" * (self.label not in ("", ALL))
+        return self.estimator.title + label + (f", {coder.title}" if coder else "")
 
     @property
     def title(self) -> str:
@@ -119,7 +119,6 @@ class Measurement:
             seed: of everything random.
         """
         model = self.model
-        code = named(Path(place.rpartition(":")[0])) if is_own(place) else None
         if isinstance(model, ScoreModel):
             of_model = {"model": tree_hash(model), "sde": model.sde.describe(), "eps": model.eps}
         else:  # whose functions show by their values alone what they are
@@ -127,7 +126,7 @@ class Measurement:
         return {
             **of_model,
             "place": place,
-            "code": sha256_of(code, MAX_TEXT) if code else "",
+            "code": file_hash(place) if is_own(place) else "",
             "pixels": describe(model.pixels),
             "estimator": describe(self.estimator),
             "dequantizer": describe(self.dequantizer),

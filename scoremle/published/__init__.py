@@ -7,7 +7,7 @@ its shapes and by the name of its folder.
 """
 
 from scoremle.published.architecture import ATTENTION, architecture, flow_architecture
-from scoremle.published.origin import PublishedModel, mismatch, origin
+from scoremle.published.origin import origin
 from scoremle.published.states import Published, published_tree, read, train_state
 from scoremle.published.store import PublishedCheckpoints, checkpoint_files
 
@@ -15,11 +15,9 @@ __all__ = [
     "ATTENTION",
     "Published",
     "PublishedCheckpoints",
-    "PublishedModel",
     "architecture",
     "checkpoint_files",
     "flow_architecture",
-    "mismatch",
     "origin",
     "published_tree",
     "read",

@@ -383,11 +383,10 @@ def _signals() -> Iterator[list[int]]:
     signal that is ignored stays so.
     """
     arrived: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield arrived  # Python lets only the main thread handle signals
-        return
-    if jax.process_count() > 1:
-        yield arrived  # processes agree on them: processes.asked_to_stop
+    # Python lets only the main thread handle signals; several processes agree on them
+    # (processes.asked_to_stop).
+    if threading.current_thread() is not threading.main_thread() or jax.process_count() > 1:
+        yield arrived
         return
     usual = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
 

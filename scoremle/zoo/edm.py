@@ -27,7 +27,7 @@ from scoremle.core.prediction import RangedNoise, TimeInput, noise_fn
 from scoremle.core.schedules import Discrete, KarrasSigma
 from scoremle.core.sde import SDE, VE, VP
 from scoremle.devices import check_room
-from scoremle.errors import UserError, first_line
+from scoremle.errors import UserError
 from scoremle.files import inside, named, read_json
 from scoremle.likelihood.steps import BySteps
 from scoremle.model import ScoreModel
@@ -35,7 +35,7 @@ from scoremle.published import safetensors
 from scoremle.records import Count, Number, Size, check_record
 from scoremle.types import Times
 from scoremle.zoo.edm_networks import check_field, dhariwal, song
-from scoremle.zoo.families import published_model
+from scoremle.zoo.families import named_errors, published_model
 
 # Where sampling begins and ends.
 SIGMA_MIN, SIGMA_MAX = 0.002, 80.0
@@ -149,14 +149,8 @@ def load(path: Path) -> ScoreModel:
     fields = read_json(inside(place.parent, place.name))
     check_record(fields, _Fields, place)
     tensors = safetensors.read(named(path))
-    try:
+    with named_errors(path, f"its tensors do not fit {place.name}"):
         return _model(fields, tensors)
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from None
-    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-        # Fields and tensors may be anything at all.
-        words = first_line(error, named=True)
-        raise UserError(f"{path}: its tensors do not fit {place.name}: {words}") from None
 
 
 def _model(given: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> ScoreModel:

@@ -20,14 +20,15 @@ class is a number.
 """
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from scoremle.bounded import MAX_MODEL
 from scoremle.core.pixels import Pixels
 from scoremle.core.sde import SDE
-from scoremle.errors import UserError
+from scoremle.errors import UserError, first_line
 from scoremle.files import inside, named, opened, read_json
 from scoremle.likelihood.steps import BySteps
 from scoremle.model import Origin, ScoreModel
@@ -136,6 +137,20 @@ def family_of(path: Path) -> str | None:
         path: of a file or a folder.
     """
     return next((name for name, family in FAMILIES.items() if family.is_one(path)), None)
+
+
+@contextmanager
+def named_errors(path: Path, misfit: str) -> Iterator[None]:
+    """Turns errors of the block, which makes a model of a file, into UserErrors with its name.
+
+    What a file holds may be anything at all: then ``misfit`` says what is wrong with it.
+    """
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise UserError(f"{path}: {misfit}: {first_line(error, named=True)}") from None
 
 
 def published_model(

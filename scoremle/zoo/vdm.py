@@ -35,7 +35,7 @@ from scoremle.core.prediction import noise_fn
 from scoremle.core.schedules import LinearLogSNR, Schedule
 from scoremle.core.sde import SDE
 from scoremle.devices import check_room, placed
-from scoremle.errors import UserError, first_line
+from scoremle.errors import UserError
 from scoremle.files import inside, named, read_json
 from scoremle.model import ScoreModel
 from scoremle.nn.applied import Applied
@@ -43,7 +43,7 @@ from scoremle.nn.vdm import MuLANEncoder, VDMNet
 from scoremle.published import state_dict
 from scoremle.records import Size, check_record
 from scoremle.training.checkpoints import Damaged, first_difference, leaves
-from scoremle.zoo.families import flags_beside, published_model
+from scoremle.zoo.families import flags_beside, named_errors, published_model
 
 # The kernel of a path, and the velocity that networks predict there.
 PATHS = {"VP": ("vp", "v"), "SP": ("straight", "unit_u")}
@@ -76,18 +76,13 @@ def load(path: Path) -> ScoreModel:
     if beside.is_file():
         fields = read_json(inside(beside.parent, beside.name))
         check_record(fields, _Fields, beside)
-    try:
-        ema = state_dict.read(named(path))["ema_params"]
+    with named_errors(path, "its parameters are not VDM's"):
+        try:
+            ema = state_dict.read(named(path))["ema_params"]
+        except Damaged as error:
+            raise UserError(f"it can't be read as a training state: {error}") from None
         check_room(ema)
         return _model(ema, fields)
-    except Damaged as error:
-        raise UserError(f"{path} can't be read as a training state: {error}") from None
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from None
-    except (AttributeError, LookupError, TypeError, ValueError) as error:
-        # A state may hold anything at all.
-        words = first_line(error, named=True)
-        raise UserError(f"{path}: its parameters are not VDM's: {words}") from None
 
 
 def _model(ema: Mapping[str, Any], fields: Mapping[str, Any]) -> ScoreModel:

@@ -85,7 +85,7 @@ def test_parts_of_a_picture_stand_apart_under_their_captions(tmp_path, channels)
     for top in (0, 20 + 247 + 16):
         strip, grid = picture[top : top + 20], picture[top + 20 : top + 20 + 247]
         assert strip.min() < 100 and (strip[:, 200:] == WHITE).all(), "a short caption"
-        write_grid(tmp_path / "g.png", black, 2, columns=4)
+        write_parts(tmp_path / "g.png", [Panel("", black)], 2, columns=4)
         np.testing.assert_array_equal(grid.squeeze(), read(tmp_path / "g.png"))
     assert (picture[267:283] == WHITE).all(), "the gap"
 

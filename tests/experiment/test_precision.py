@@ -13,7 +13,7 @@ from helpers.tiny_runs import evaluate
 
 from scoremle.experiment.build import build
 from scoremle.experiment.config import published_config
-from scoremle.experiment.precision import cost_of_precision
+from scoremle.experiment.run_eval import cost_of_precision
 from scoremle.nn.applied import matmul_precision
 from scoremle.training.program import make_program
 

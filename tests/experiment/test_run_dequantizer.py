@@ -157,10 +157,10 @@ def test_the_density_of_scaled_data(tiny, monkeypatch, unchecked):
         asked.append(eps)
         zeros = jnp.zeros(len(x))
         log_prob = -jnp.sum(jnp.square(x), axis=(1, 2, 3)) / 2
-        return Likelihood(log_prob, x, zeros, zeros, zeros[None], zeros, zeros == 0)
+        return x, Likelihood(log_prob, x, zeros, zeros, zeros[None], zeros, zeros == 0)
 
     asked = []
-    monkeypatch.setattr("scoremle.likelihood.images.ode_log_likelihood", standard_normal)
+    monkeypatch.setattr("scoremle.likelihood.images.along_flow", standard_normal)
     model, x = scoremle.load(tiny.workdir), np.full((2, 8, 8, 1), 12, np.uint8)
     y = np.asarray(model.pixels.encode(x, 0.75))
     for start in (None, 0.3):

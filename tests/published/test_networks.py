@@ -21,11 +21,11 @@ from scoremle.published import (
     PublishedCheckpoints,
     architecture,
     flow_architecture,
-    mismatch,
     origin,
     pytorch,
     state_dict,
 )
+from scoremle.published.origin import PublishedModel, mismatch
 from scoremle.training.checkpoints import Damaged
 from scoremle.training.checksums import tree_hash
 from scoremle.training.step import init_state, make_optimizer
@@ -158,7 +158,7 @@ def test_another_dequantizer():
 )
 def test_names_of_folders(name, known):
     found = origin(Path("/data") / name / "checkpoints" / "checkpoint_26")
-    assert found == (known and published.PublishedModel(*known))
+    assert found == (known and PublishedModel(*known))
 
 
 def test_a_flax_checkpoint_of_ncsnpp(tmp_path):
