@@ -63,7 +63,7 @@ def arguments(parser: Parser) -> None:
     add("--profile", "columns of each image over noise levels: bits, local dimension, norms of the"
         " score; and on the page", action="store_true")  # fmt: skip
     add("--repeats", "passes over each image, whose spread gives its error; each costs the same"
-        " (4)", type=checks.at_least(1), default=4)  # fmt: skip
+        " (4)", dest="passes", metavar="N", type=checks.at_least(1), default=4)  # fmt: skip
     add("--estimator", "the ODE, the variational bound, or the bound of the model's own steps as"
         " its authors report it (ode)", choices=ESTIMATORS, default="ode")  # fmt: skip
     add("--steps", "of --estimator=steps: some of the model's own, or a chain as VDM has it;"
@@ -171,11 +171,11 @@ def run(options: Any) -> dict[str, Any]:
     with passing("choosing the solver's steps on a few images"):
         found = measurements.prepared(
             known.as_measured(model), images, options.estimator, options.label, options.steps,
-            options.repeats, options.correct,
+            options.passes, options.correct,
         )  # fmt: skip
     say(*wrapped(*found.doubts))
     beside = Path() if checks.names_stream(options.out) else options.out.parent
-    above, passes = beside / f"{options.out.name}.parts", options.repeats
+    above, passes = beside / f"{options.out.name}.parts", options.passes
     parts = found.parts(above, options.model, images, options.seed)
     score = partial(
         score_images, found.model, found.estimator, images, dequantizer=found.dequantizer,

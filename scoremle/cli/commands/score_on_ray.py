@@ -40,13 +40,13 @@ def run(options: Any) -> dict[str, Any]:
     reference = reference_of(options.model, model, options.estimator, options.label)
     found = prepared(
         reference.as_measured(model), _first(pieces, kind, options), options.estimator,
-        options.label, options.steps, options.repeats,
+        options.label, options.steps, options.passes,
     )  # fmt: skip
     say(*tables.wrapped(*found.doubts, *found.notes))
     table = Table(options.out)
     table.begin({
         **found.identity(options.model, options.seed),
-        "fit": options.fit, "label": options.label, "repeats": options.repeats,
+        "fit": options.fit, "label": options.label, "repeats": options.passes,
     })  # fmt: skip
     model_of_worker = partial(
         _model, options.model, options.checkpoint, found.model.solver, found.model.decoder_scale,
@@ -54,7 +54,7 @@ def run(options: Any) -> dict[str, Any]:
     )  # fmt: skip
     scorer = partial(
         Scorer, model_of_worker,
-        estimator=found.estimator, passes=options.repeats, seed=options.seed,
+        estimator=found.estimator, passes=options.passes, seed=options.seed,
     )  # fmt: skip
     score_on_ray(
         scorer, pieces, (kind, options.fit), table,

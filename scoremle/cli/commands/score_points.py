@@ -127,7 +127,7 @@ def _values(
 
     size = min(BATCH_SIZE, 1 << (len(points) - 1).bit_length())
     values = resumable_map(
-        work, len(points), size=size, passes=options.repeats, label="log p", unit="point"
+        work, len(points), size=size, passes=options.passes, label="log p", unit="point"
     )
     return values, f"log p by the ODE, trace {' and '.join(traces)}"
 
