@@ -50,7 +50,7 @@ from scoremle.training.checksums import tree_hash
 if TYPE_CHECKING:
     from scoremle.weights.flows import FlowModel
 
-__all__ = ["Measurement", "Measurements", "prepared"]
+__all__ = ["Measurement", "prepared"]
 
 ESTIMATORS = ("ode", "bound", "steps")
 # Bits/dim that the solver may add to the standard error of a mean, as in an evaluation.
@@ -76,6 +76,7 @@ class Measurement:
 
     Args:
         model: a ScoreModel, under its label, or a FlowModel.
+        estimator: measures bits/dim.
         dequantizer: of the images.
         notes: lines for the user.
     """

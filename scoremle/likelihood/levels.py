@@ -23,8 +23,6 @@ from itertools import combinations, pairwise
 import numpy as np
 from jaxtyping import Float
 
-__all__ = ["StepLevels"]
-
 # Fewer do not show the spread of differences whose tails are heavy.
 FEWEST_DIFFERENCES = 64
 # The error of the finest level may be a share of the tolerance, BIAS_SHARE. It is bounded by the
