@@ -1,26 +1,39 @@
-"""What a sample costs: steps and seconds of each sampler at equal error, on the digits model.
+"""What is a sample worth, by sampler, on a model of digits: what it costs, and how likely it is.
 
-    python benchmarks/samplers.py --workdir=runs/digits
+    python benchmarks/samplers.py cost --workdir=runs/digits
+    python benchmarks/samplers.py likely                               # the model that ships
+    python benchmarks/samplers.py likely runs/digits --checkpoint=1    # of a training
 
-Trains the digits config into the folder if it holds no model. Two tables, for
+``cost`` trains the digits config into the folder if it holds no model. Two tables, for
 docs/howto/sampling.md:
 
 * samplers of the flow take the same latents as a solution with many steps; an image's error is the
   root mean square of the difference, over pixels that lie in [-1, 1], and the median counts;
 * samples of every sampler against all images of the data set, by the energy distance
   2 E|X - Y| - E|X - X'| - E|Y - Y'| of integer images, at equal numbers of steps.
+
+``likely`` draws by each sampler as `scoremle sample` does, from the same keys. Columns: how many
+of the samples have more bits/dim than each of the 360 test images, and the mean over samples with
+its standard error; all by the ODE, in two passes. The first line has the mean over test images,
+and the most.
 """
 
+import argparse
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from common import parser_of, timed, train
+from common import answer, parser_of, timed, train
 
 from scoremle import data, load
+from scoremle.cli.commands.sample import SMALLEST_TIME
 from scoremle.evaluation import tables
+from scoremle.experiment import defaults
+from scoremle.experiment.build import sampler_of
+from scoremle.experiment.samplers import ConfiguredSampler
 from scoremle.model import ScoreModel
 from scoremle.sampling.exponential import ddim_sample, dpm_solver_sample
 from scoremle.sampling.ode import euler_sample, ode_sample
@@ -39,6 +52,10 @@ FINE = 320
 LADDER = (5, 10, 20, 40, 80, 160)
 LONG_LADDER = (30, 100, 300)
 ERRORS = (0.1, 0.03)
+TRIED = (
+    ("ode", 32), ("ode", 128), ("dpm_solver", 32), ("ddim", 100), ("euler", 100), ("euler", 300),
+    ("pc", 100), ("pc", 300),
+)  # fmt: skip
 
 FLOWS: dict[str, Callable[..., jax.Array]] = {
     "`ode` (multistep)": lambda noise, sde, z, n: ode_sample(
@@ -151,17 +168,63 @@ def distribution_table(model: ScoreModel, images: np.ndarray, count: int) -> str
     return tables.table(("sampler", *(f"{steps} steps" for steps in LONG_LADDER)), rows)
 
 
-def main() -> None:
-    parser = parser_of(__doc__)
-    parser.add_argument("--workdir", type=Path, default=Path("runs/digits"))
-    parser.add_argument("--count", type=int, default=256, help="samples")
-    options = parser.parse_args()
+def cost(options: argparse.Namespace) -> None:
     model = load(train(["--config=configs/digits.py"], options.workdir))
     digits = data.load("digits")
     images = np.concatenate([digits.train, digits.test])
     flow = flow_table(model, options.count)
     distribution = distribution_table(model, images, options.count)
     print(flow, distribution, sep="\n\n")
+
+
+def configured(model: ScoreModel, name: str, steps: int) -> ConfiguredSampler:
+    config = defaults.get_config()
+    config.sampling.method, config.sampling.steps = name, steps
+    config.sampling.smallest_time = max(model.eps, SMALLEST_TIME)
+    defaults.resolve(config)
+    return sampler_of(config, model.sde)
+
+
+def likely(options: argparse.Namespace) -> None:
+    model = load(options.model, options.checkpoint)
+
+    def bpd(images: np.ndarray) -> np.ndarray:
+        return np.asarray(model.score(images, passes=2, seed=1).bpd)
+
+    test, rows, results = bpd(data.load("digits").test), [], {}
+    print(f"test images: {test.mean():.3f} bits/dim in the mean, {test.max():.3f} at most")
+    for name, steps in TRIED:
+        if name not in options.samplers:
+            continue
+        drawn = configured(model, name, steps)
+        x = replace(model, eps=drawn.eps).sample(
+            options.count, jax.random.key(0), sampler=drawn.draw
+        )
+        found = bpd(x)
+        beyond, error = int((found > test.max()).sum()), found.std(ddof=1) / len(found) ** 0.5
+        rows.append((
+            name, str(steps), f"{beyond} of {len(found)}", f"{found.mean():.3f} ± {error:.3f}"
+        ))  # fmt: skip
+        results[f"{name}_{steps}"] = {"beyond": beyond, "mean": float(found.mean())}
+        print(" ".join(rows[-1]), flush=True)
+    answer(("sampler", "steps", "unlikelier than all test images", "bits/dim"), rows, results)
+
+
+def main() -> None:
+    parser = parser_of(__doc__)
+    parts = parser.add_subparsers(required=True)
+    of = parts.add_parser("cost")
+    of.add_argument("--workdir", type=Path, default=Path("runs/digits"))
+    of.add_argument("--count", type=int, default=256, help="samples")
+    of.set_defaults(run=cost)
+    of = parts.add_parser("likely")
+    of.add_argument("model", nargs="?", default="digits")
+    of.add_argument("--checkpoint", type=int, help="of a working directory; unset: the newest")
+    of.add_argument("--count", type=int, default=64, help="samples")
+    of.add_argument("--samplers", nargs="+", default=[name for name, _ in TRIED])
+    of.set_defaults(run=likely)
+    options = parser.parse_args()
+    options.run(options)
 
 
 if __name__ == "__main__":
