@@ -21,6 +21,7 @@ from helpers.source import (
     longest_chain,
     matches,
     names_taken,
+    nodes,
     silent,
     undocumented,
 )
@@ -135,7 +136,7 @@ def test_one_loop_goes_over_images_in_passes():
     loops = [
         f"{module}:{node.lineno}"
         for module, text in MODULES.items()
-        for node in ast.walk(ast.parse(text))
+        for node in nodes(text)
         if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("resumable_map")
         and "passes" in [keyword.arg for keyword in node.keywords]
         and "unit='point'" not in map(ast.unparse, node.keywords)
@@ -170,7 +171,7 @@ def test_messages_below_the_command_line_name_arguments_of_python(module):
     if ROW.get(room_of(module), 99) < ROW["experiment"]:
         text = MODULES[module]
         docstrings = {ast.get_docstring(node, clean=False) for node in described(text)}
-        for node in ast.walk(ast.parse(text)):
+        for node in nodes(text):
             if isinstance(node, ast.Constant) and isinstance(node.value, str):
                 found = OF_COMMAND_LINE.search(node.value)
                 assert node.value in docstrings or not found, f"{module}: {node.value}"

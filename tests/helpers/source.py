@@ -14,7 +14,7 @@ from helpers.places import ROOT
 
 __all__ = [
     "SOURCES", "changed", "defined", "described", "dotted", "exported", "imports",
-    "lines_of_code", "listed", "longest_chain", "matches", "names_taken", "undocumented",
+    "lines_of_code", "listed", "longest_chain", "matches", "names_taken", "nodes", "undocumented",
 ]  # fmt: skip
 
 SOURCES = {
@@ -22,6 +22,16 @@ SOURCES = {
     for path in sorted((ROOT / "scoremle").rglob("*.py"))
 }
 _Described = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+
+
+# The syntax tree of a module, to be read by all that ask for it.
+tree = cache(ast.parse)
+
+
+@cache
+def nodes(text: str) -> list[ast.AST]:
+    """All that a module's syntax tree is made of."""
+    return [*ast.walk(tree(text))]
 
 
 def dotted(file: str) -> str:
@@ -38,7 +48,7 @@ def imports(
     see, under ``if TYPE_CHECKING``. A name that a module of the package has counts as that module.
     """
     names: set[str] = set()
-    for node in _at_the_top(ast.parse(text), for_types) if top else ast.walk(ast.parse(text)):
+    for node in _at_the_top(tree(text), for_types) if top else nodes(text):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -48,8 +58,8 @@ def imports(
     return names
 
 
-def _at_the_top(tree: ast.Module, for_types: bool) -> Iterator[ast.stmt]:
-    for node in tree.body:
+def _at_the_top(module: ast.Module, for_types: bool) -> Iterator[ast.stmt]:
+    for node in module.body:
         yield node
         if for_types and isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
             yield from node.body
@@ -58,32 +68,26 @@ def _at_the_top(tree: ast.Module, for_types: bool) -> Iterator[ast.stmt]:
 def names_taken(text: str, modules: Collection[str]) -> set[str]:
     """Dotted names that a text takes from modules of the package: by import, or written out."""
     names = set(re.findall(r"scoremle(?:\.\w+)+", text))
-    if not (python := parsed(text)):
+    try:
+        python = nodes(text)
+    except SyntaxError:  # a document
         return names
     aliases = {}
-    for node in ast.walk(python):
+    for node in python:
         if isinstance(node, ast.ImportFrom) and node.module:
             for alias in node.names:
                 names.add(full := f"{node.module}.{alias.name}")
                 if full in modules:
                     aliases[alias.asname or alias.name] = full
-    for node in ast.walk(python):
+    for node in python:
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
             names.add(f"{aliases.get(node.value.id)}.{node.attr}")
     return names
 
 
-def parsed(text: str) -> ast.Module | None:
-    """The syntax tree of Python; None of a document."""
-    try:
-        return ast.parse(text)
-    except SyntaxError:
-        return None
-
-
 def described(text: str) -> Iterator[_Described]:
     """The module, and the classes and functions in it, that have a docstring."""
-    for node in ast.walk(ast.parse(text)):
+    for node in nodes(text):
         if isinstance(node, _Described) and ast.get_docstring(node) is not None:
             yield node
 
@@ -94,7 +98,7 @@ def changed(text: str, definition: str, old: str, new: str) -> str | None:
     The definition is a function, a class or a constant, by its dotted name. ``old`` is compared
     with the definition as ``ast.unparse`` writes it.
     """
-    body: list[ast.stmt] = ast.parse(text).body
+    body: list[ast.stmt] = tree(text).body
     for name in definition.split("."):
         found = [node for node in body if _name(node) == name]
         if len(found) != 1:
@@ -126,13 +130,13 @@ def defined(text: str) -> dict[str, bool]:
     A function, a class, and what ``__all__`` lists are seen; a constant or an alias is its own.
     """
     seen, found = set(listed(text)), {}
-    for node in ast.parse(text).body:
+    for node in tree(text).body:
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
             found[node.name] = True
         elif isinstance(node, ast.Assign | ast.AnnAssign):
             targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-            nodes = [node for target in targets for node in ast.walk(target)]
-            names = [node.id for node in nodes if isinstance(node, ast.Name)]
+            parts = [part for target in targets for part in ast.walk(target)]
+            names = [part.id for part in parts if isinstance(part, ast.Name)]
             found |= {name: name in seen for name in names}
     return {name: of_all for name, of_all in found.items() if not name.startswith("_")}
 
@@ -142,11 +146,11 @@ def matches(text: str) -> Iterator[str]:
     for function in ast.walk(ast.parse(text)):
         if not isinstance(function, ast.FunctionDef):
             continue
-        nodes: list[ast.expr] = [
+        given: list[ast.expr] = [
             node.value for node in ast.walk(function)
             if isinstance(node, ast.keyword) and node.arg == "match"
         ]  # fmt: skip
-        names = [ast.unparse(node) for node in nodes]
+        names = [ast.unparse(node) for node in given]
         for decorator in function.decorator_list:
             match decorator:
                 case ast.Call(args=[ast.Tuple(elts=columns), ast.List(elts=rows)]):
@@ -155,8 +159,8 @@ def matches(text: str) -> Iterator[str]:
                         for column, cell in zip(columns, row.elts, strict=True)
                         if ast.literal_eval(column) in names
                     ]  # fmt: skip
-                    nodes += cells
-        for node in nodes:
+                    given += cells
+        for node in given:
             if isinstance(node, ast.Constant | ast.JoinedStr):
                 yield ast.unparse(node)
 
@@ -167,16 +171,17 @@ def undocumented(sources: Mapping[str, str]) -> Iterator[tuple[str, list[str]]]:
     A line below ``Args:`` is one, or the name in double backticks. What a base class or a protocol
     documents, others need not.
     """
-    trees = {file: ast.parse(text) for file, text in sources.items()}
-    classes = {node.name: node for tree in trees.values() for node in tree.body if _is_class(node)}
+    classes = {
+        node.name: node for text in sources.values() for node in tree(text).body if _is_class(node)
+    }
     bases = {base for node in classes.values() for base in _bases(node)}
     methods = {
         name: {method.name for method in _methods(node)}
         for name, node in classes.items() if name in bases or "Protocol" in _bases(node)
     }  # fmt: skip
-    for file, tree in trees.items():
-        exported = set(listed(sources[file]))
-        for node in tree.body:
+    for file, text in sources.items():
+        exported = set(listed(text))
+        for node in tree(text).body:
             if _name(node) not in exported:
                 continue
             if isinstance(node, ast.FunctionDef):
@@ -198,7 +203,7 @@ def silent(sources: Mapping[str, str]) -> Iterator[str]:
     """
     for file, text in sources.items():
         exported = set(listed(text))
-        for node in ast.parse(text).body:
+        for node in tree(text).body:
             if _name(node) not in exported:
                 continue
             inner = [each for each in getattr(node, "body", []) if _is_public(each)]
@@ -293,7 +298,7 @@ def listed(text: str) -> list[str]:
     """The entries of ``__all__``."""
     return [
         entry.value if isinstance(entry, ast.Constant) else ast.unparse(entry)
-        for node in ast.parse(text).body
+        for node in tree(text).body
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__"
         and isinstance(node.value, ast.List | ast.Tuple)
         for entry in node.value.elts
