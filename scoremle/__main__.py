@@ -1,5 +1,6 @@
 """``scoremle`` and ``python -m scoremle``: the command line, in a process of its own."""
 
+import gc
 import os
 import signal
 import sys
@@ -14,9 +15,11 @@ def main() -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _end)
+    gc.disable()  # imports leave no garbage
     from scoremle.cli.main import main
 
     code = main()
+    gc.freeze()  # the system takes all memory at once: Python need not look for garbage
     if code in STOPPED:
         # JAX may still compute: the end of Python would wait for it, and crash.
         with suppress(OSError, ValueError):

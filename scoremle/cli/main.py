@@ -84,10 +84,11 @@ def _run(arguments: list[str]) -> int:
     parser = parser_of(name)
     options = parser.checked(arguments[1:] if name else arguments)
     keep_programs()
-    gc.set_threshold(SELDOM)
     if parser.needs:
         with passing("loading"):
             importlib.import_module(parser.needs)
+    gc.set_threshold(SELDOM)
+    gc.enable()
     as_json = getattr(options, "json", False)
     with (
         open(os.devnull, "w") as nowhere,
