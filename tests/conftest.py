@@ -91,6 +91,10 @@ def pytest_collection_finish() -> None:
     gc.freeze()  # what is imported stays: no collection of garbage looks through it
 
 
+def pytest_unconfigure() -> None:
+    gc.freeze()  # nor does the end of Python
+
+
 @cache
 def load_golden(name: str) -> dict[str, np.ndarray]:
     """All arrays of tests/golden/<name>.npz, by key; read only."""

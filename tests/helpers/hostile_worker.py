@@ -6,6 +6,7 @@ computed, and what its UserError said. ``fuzz COUNT SEED PATH ...`` unpickles th
 many mutations of the files, and prints how many could be read and how many were refused.
 """
 
+import gc
 import os
 import random
 import resource
@@ -128,6 +129,7 @@ def touch(found: object) -> None:
 
 
 if __name__ == "__main__":
+    gc.freeze()  # of what is imported nothing is garbage
     if sys.argv[1] == "read":
         read_all(sys.argv[2:])
     else:

@@ -8,6 +8,7 @@ mutations are always the same.
 """
 
 import copy
+import gc
 import json
 import logging
 import os
@@ -149,6 +150,7 @@ def said_of(name: str, examples: int, number: int) -> str:
 
 def main(examples: int, number: int, names: list[str]) -> None:
     logging.disable()
+    gc.freeze()  # of what is imported nothing is garbage
     os.fsync = lambda handle: None  # that the disk is asked, tests/test_files.py tests
     for name in names or SUBJECTS:
         print(name, end="\t", flush=True)
