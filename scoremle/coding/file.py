@@ -23,7 +23,7 @@ from scoremle.files import read_bytes, write_atomically
 from scoremle.records import Count, Size, check_record
 
 # The chain of a model is no part of the record: another chain is another version.
-MAGIC = b"scoremle images, coded 3\n"
+MAGIC = b"scoremle images, coded 4\n"
 DIGEST = 32
 # More steps than any chain has, and more images at once than any device takes.
 MOST_STEPS, MOST_LANES = 10_000, 1024

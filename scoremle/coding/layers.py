@@ -24,6 +24,8 @@ from scoremle.xla import compiled
 
 # Cells of a grid in the least scale of its layer.
 FINENESS = 8
+# The first blocks are of one image, or of few: the network is given so many then.
+FEW = 8
 
 Cells = Int[np.ndarray, "n d"]
 Reals = Float[np.ndarray, "n d"]
@@ -36,8 +38,8 @@ class LatentLayers:
         model: a model of integer images.
         by: its chain.
         shape: of an image.
-        lanes: images that the network is given at once. Fewer are filled up with zeros, so that
-            all go through one program.
+        lanes: images that the network is given at once. Fewer are filled up with zeros, to so
+            many or to ``FEW``, so that all go through two programs.
 
     Raises UserError for a decoder that gives no probabilities of integers.
     """
@@ -94,9 +96,10 @@ class LatentLayers:
         return np.exp(log_prob[: len(lowest)]).reshape(*lowest.shape, -1)
 
     def _images(self, i: int, cells: Cells) -> Float[np.ndarray, "lanes *d"]:
-        images = np.zeros((self.lanes, cells.shape[1]), np.float32)
+        lanes = self.lanes if len(cells) > FEW else min(FEW, self.lanes)
+        images = np.zeros((lanes, cells.shape[1]), np.float32)
         images[: len(cells)] = cells * self.cell[i]
-        return images.reshape(self.lanes, *self.shape)
+        return images.reshape(lanes, *self.shape)
 
     def _cells(self, i: int, images: Any, count: int) -> Reals:
         return np.asarray(images, np.float64)[:count].reshape(count, -1) / self.cell[i]

@@ -176,6 +176,18 @@ def test_only_the_first_image_draws_from_random_bits():
     assert few.initial == many.initial > 0
 
 
+def test_the_network_is_given_few_images_where_a_block_is_small():
+    layers, given = layers_of(model_of(), lanes=64), []
+    back = layers._back
+    layers._back = lambda x, i: given.append(len(x)) or back(x, i)
+    coded, _ = codec.compress(layers, IMAGES[:101])
+    assert np.array_equal(codec.decompress(layers, coded), IMAGES[:101])
+    there = [8 if block.images <= 8 else 64 for block in coded.blocks]
+    each = [lanes for lanes in there for _ in range(2 * layers.last)]  # coded, and checked
+    assert given[: len(each)] == each and {8, 64} == set(given)
+    assert given[len(each) :] == [lanes for lanes in there[::-1] for _ in range(layers.last)]
+
+
 # --- what does not come back -------------------------------------------------------------------
 
 
