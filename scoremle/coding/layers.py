@@ -24,8 +24,8 @@ from scoremle.xla import compiled
 
 # Cells of a grid in the least scale of its layer.
 FINENESS = 8
-# The first blocks are of one image, or of few: the network is given so many then.
-FEW = 8
+# The first blocks are of one image, or of few: the network is given no fewer than so many.
+FEWEST = 8
 
 Cells = Int[np.ndarray, "n d"]
 Reals = Float[np.ndarray, "n d"]
@@ -38,8 +38,8 @@ class LatentLayers:
         model: a model of integer images.
         by: its chain.
         shape: of an image.
-        lanes: images that the network is given at once. Fewer are filled up with zeros, to so
-            many or to ``FEW``, so that all go through two programs.
+        lanes: images that the network is given at once. Fewer are filled up with zeros, to a
+            power of two, so that all go through a few programs.
 
     Raises UserError for a decoder that gives no probabilities of integers.
     """
@@ -96,7 +96,7 @@ class LatentLayers:
         return np.exp(log_prob[: len(lowest)]).reshape(*lowest.shape, -1)
 
     def _images(self, i: int, cells: Cells) -> Float[np.ndarray, "lanes *d"]:
-        lanes = self.lanes if len(cells) > FEW else min(FEW, self.lanes)
+        lanes = min(self.lanes, max(FEWEST, 1 << (len(cells) - 1).bit_length()))
         images = np.zeros((lanes, cells.shape[1]), np.float32)
         images[: len(cells)] = cells * self.cell[i]
         return images.reshape(lanes, *self.shape)

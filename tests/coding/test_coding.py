@@ -126,7 +126,7 @@ def ranged(label, x):
 
 
 def of_a_chain(variance):
-    """A model with a chain of its own, whose network tells variances or not."""
+    """A model with a chain of its own, whose network predicts variances or not."""
     sde = SDE("vp", schedules.Discrete.of_betas(betas("cosine", STEPS)), 1.0)
     both = noise_fn(lambda x, label: ranged(label, x), sde, time_input="step")
     if variance == "learned":
@@ -182,9 +182,10 @@ def test_the_network_is_given_few_images_where_a_block_is_small():
     layers._back = lambda x, i: given.append(len(x)) or back(x, i)
     coded, _ = codec.compress(layers, IMAGES[:101])
     assert np.array_equal(codec.decompress(layers, coded), IMAGES[:101])
-    there = [8 if block.images <= 8 else 64 for block in coded.blocks]
+    powers = 8, 16, 32, 64
+    there = [next(n for n in powers if n >= block.images) for block in coded.blocks]
     each = [lanes for lanes in there for _ in range(2 * layers.last)]  # coded, and checked
-    assert given[: len(each)] == each and {8, 64} == set(given)
+    assert given[: len(each)] == each and set(given) == {8, 16}
     assert given[len(each) :] == [lanes for lanes in there[::-1] for _ in range(layers.last)]
 
 
