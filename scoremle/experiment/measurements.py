@@ -244,8 +244,8 @@ def _origin(model: ScoreModel, decoder: InformedDecoder) -> str:
     words *= isinstance(decoder.scale, ScaleOfOthers)
     if hasattr(model.noise, "both") and not has_last_step(model.sde, model.eps):
         words += (
-            "; the network tells variances, but of no step from the smallest time to the integers,"
-            " so the scale is not its own"
+            "; the network predicts variances, but of no step from the smallest time to the"
+            " integers, so the scale is not its own"
         )
     return words
 
