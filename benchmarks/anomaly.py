@@ -200,7 +200,8 @@ def without(left_out: int, of: Labelled, folder: Path) -> scoremle.ScoreModel:
             "--config=configs/fashion_mnist.py", "--config.data.dataset=images",
             f"--config.data.path={data}", "--config.data.image_size=14",
             "--config.model.ch_mult=(1, 2)", "--config.training.snapshot_sampling=False",
-            "--config.training.n_iters=2400", "--config.training.snapshot_freq=2400",
+            "--config.training.n_iters=1500", "--config.training.snapshot_freq=1500",
+            "--config.model.ema_rate=0.995",
         ),
         workdir,
     )  # fmt: skip
