@@ -1,4 +1,4 @@
-"""What is a sample worth, by sampler, on a model of digits: what it costs, and how likely it is.
+"""The cost of a sample and its likelihood, by sampler, on a model of digits.
 
     python benchmarks/samplers.py cost --workdir=runs/digits
     python benchmarks/samplers.py likely                               # the model that ships

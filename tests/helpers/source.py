@@ -30,7 +30,7 @@ tree = cache(ast.parse)
 
 @cache
 def nodes(text: str) -> list[ast.AST]:
-    """All that a module's syntax tree is made of."""
+    """The nodes of a module's syntax tree."""
     return [*ast.walk(tree(text))]
 
 
