@@ -34,7 +34,7 @@ from PIL import Image
 
 import scoremle
 from scoremle.coding.images import compress_images, decompress_images
-from scoremle.evaluation.figures import COLOURS, LINES, drawn
+from scoremle.evaluation.figures import ABOVE, COLOURS, LINES, drawn
 from scoremle.evaluation.tables import table
 from scoremle.model import ScoreModel
 
@@ -108,7 +108,7 @@ def draw(axes: Any, rows: list[dict[str, float]], others: Mapping[str, float]) -
     axes.grid(visible=False)
     axes.invert_yaxis()
     axes.set_xlabel("bits/dim")
-    axes.legend()
+    axes.legend(**ABOVE)
 
 
 def main() -> None:
