@@ -30,7 +30,7 @@ def test_the_first_rungs_have_nothing_of_the_best():
     assert configs.VELOCITY.keys() <= ladder.BASE.keys()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_it_goes_on_by_rung_and_by_budget(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(ladder, "RUNGS", RUNGS)
     monkeypatch.setattr(ladder, "FIRST", "first")

@@ -26,7 +26,8 @@ def test_what_is_logged_of_test_images_is_of_the_averaged_parameters(tiny):
     assert logged["eval_bpd"] != pytest.approx(float(other["bpd"]), rel=1e-4)
 
 
-@pytest.mark.parametrize("accumulate", [pytest.param(1, marks=pytest.mark.long), 2])
+@pytest.mark.long
+@pytest.mark.parametrize("accumulate", [1, 2])
 def test_what_is_learned_of_times_goes_on_to_the_last_bit(tmp_path, accumulate):
     """VDM's network and loss on bin middles: six steps, and the last three of them again."""
     fields = {
@@ -54,6 +55,7 @@ def test_what_is_learned_of_times_goes_on_to_the_last_bit(tmp_path, accumulate):
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.long
 def test_it_is_fine_tuned_by_the_second_order(tmp_path, capsys):
     """In the same folder; stopped and gone on with, to the last bit; it is not unset again."""
     fields = {

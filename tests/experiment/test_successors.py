@@ -261,6 +261,7 @@ def test_one_of_the_published_size_goes_on_after_a_kill(name, tmp_path):
     assert np.isfinite([row["loss"] for row in steps]).all()
 
 
+@pytest.mark.long
 def test_a_learned_schedule_passes_every_command(tmp_path, capsys):
     """VDM learns the course by the variance, and the ends by the bound."""
     fields = "model.schedule=least_variance", "optim.lr=1e-2", "model.ema_rate=0.5"

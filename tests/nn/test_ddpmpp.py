@@ -236,6 +236,7 @@ def test_an_unconditional_network_does_not_read_the_labels():
     assert not any("Dense" in path for path in flax.traverse_util.flatten_dict(shape, sep="/"))
 
 
+@pytest.mark.long
 def test_forward_and_reverse_derivatives_agree():
     net = DDPMpp(**TINY, fir=True, progressive="residual", init_scale=1.0)
     x, u, v = jax.random.normal(jax.random.key(2), (3, 2, 8, 8, 3))
