@@ -112,11 +112,14 @@ def check_finite_values(
         )
 
 
-def as_pytree(noise: NoiseFn) -> NoiseFn:
+def as_pytree(noise: NoiseFn, name: str = "noise") -> NoiseFn:
     """A noise prediction that may be an argument of a compiled function.
 
-    A bare callable belongs to the program, and so do the arrays that it closes over.
+    A bare callable belongs to the program, and so do the arrays that it closes over. Raises
+    UserError, with the ``name`` of the argument, for what is no function.
     """
+    if not callable(noise):
+        raise UserError(f"{name} must be a function, not a {type(noise).__name__}")
     bare = jax.tree_util.all_leaves([noise])
     return jax.tree_util.Partial(noise) if bare else noise
 

@@ -37,6 +37,7 @@ REALS = scoremle.ScoreModel(NOISE, SDE, EPS, (2,), solver=FEW)
 PIXELS = scoremle.ScoreModel(of_pixels, SDE, EPS, (1, 2, 1), scoremle.Pixels(8), solver=FEW)
 ONES = np.ones(8)
 SAMPLES = scoremle.Samples(X, ONES, ONES, 0 * ONES, X, ONES.astype(int))
+ONE_SAMPLE = scoremle.Samples(X[:1], ONES[:1], ONES[:1], 0 * ONES[:1], X[:1], np.ones(1, int))
 
 
 def draw(keys):
@@ -168,6 +169,7 @@ POSITIVE = (*NUMBER, 0.0, -1.0)
 WITHIN_ONE_OR_ZERO = (*NUMBER, -1.0, 1.0, 1.5)
 WITHIN_ONE = (*WITHIN_ONE_OR_ZERO, 0.0)
 SEED = (*NO_COUNT, 2**32)
+NO_FUNCTION = ("net", None, X, {"w": X})
 WORD = ("nonsense", 3, ["plain"])
 NO_KEY = (0, "0", None, np.zeros(3, np.uint32), jax.random.key(0, impl="rbg"))
 MASKED = np.ma.masked_array(X, np.abs(X) > 0)
@@ -182,7 +184,8 @@ CONDITION = (*NO_ARRAY[::2], np.nan * np.ones((1, 2)), np.zeros((9, 2)))
 NO_TARGETS = (*NO_NUMBER, X, np.full(8, np.inf), np.full(8, -np.inf))
 
 TABLE = [
-    ("ScoreModel", {"eps": WITHIN_ONE, "shape": SHAPE, "decoder_scale": POSITIVE[:1]}),
+    ("ScoreModel", {"noise": NO_FUNCTION, "eps": WITHIN_ONE, "shape": SHAPE,
+                    "decoder_scale": POSITIVE[:1]}),
     ("log_prob", {"x": DATA_OF_REALS, "key": NO_KEY, "condition": CONDITION, "dtype": WORD,
                   "tolerance": POSITIVE[:1]}),
     ("within", {"tolerance": POSITIVE, "x": DATA_OF_REALS, "seed": SEED}),
@@ -201,13 +204,15 @@ TABLE = [
                 "condition": CONDITION}),
     ("load", {"checkpoint": ("3", 2.5, -1)}),
     ("Scorer", {"passes": COUNT, "seed": SEED, "batch_size": COUNT}),
-    ("noise_fn", {"prediction": WORD, "time_input": WORD, "sigma_data": POSITIVE}),
+    ("noise_fn", {"network": NO_FUNCTION, "prediction": WORD, "time_input": WORD,
+                  "sigma_data": POSITIVE}),
     ("Pixels", {"levels": (*COUNT, 1, 2**16 + 1), "low": (*NUMBER, 1.0), "high": (*NUMBER, -1.0)}),
     ("bits_per_dim", {"dims": COUNT}),
     ("of_passes", {"dims": COUNT}),
     ("data.load", {"batch_size": COUNT, "seed": SEED, "image_size": NO_COUNT,
                    "num_channels": NO_COUNT, "levels": NO_COUNT}),
-    ("reweigh", {"log_target": tuple((lambda x, bad=bad: bad) for bad in NO_TARGETS)}),
+    ("reweigh", {"samples": (X, None, 3, ONE_SAMPLE),
+                 "log_target": tuple((lambda x, bad=bad: bad) for bad in NO_TARGETS)}),
     ("ode_log_likelihood", {"x": DATA_OF_REALS, "key": NO_KEY, "eps": WITHIN_ONE,
                             "condition": CONDITION, "dtype": WORD}),
     ("elbo", {"x": DATA_OF_REALS, "key": NO_KEY, "eps": WITHIN_ONE, "draws": COUNT,

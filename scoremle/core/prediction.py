@@ -248,7 +248,7 @@ def noise_fn(
     if not callable(time_input):
         check_choice("time_input", time_input, TIME_INPUTS)
     check_number("sigma_data", sigma_data, above=0)
-    network = as_pytree(network)
+    network = as_pytree(network, "network")
     if between is not None:
         network = BetweenSteps(network, _count_of_steps(sde, time_input, between))
     return NetworkNoise(network, sde, prediction, time_input, sigma_data)

@@ -42,8 +42,8 @@ def pareto_k(log_weights: Float[np.ndarray, " n"]) -> float:
 
 
 def largest_trusted(n: int) -> float:
-    """The largest k with which the mean of n weights is of use."""
-    return min(LARGEST_K, 1 - 1 / math.log10(n)) if n > 1 else -math.inf
+    """The largest k with which the mean of n weights is of use, for n of 2 or more."""
+    return min(LARGEST_K, 1 - 1 / math.log10(n))
 
 
 def _fit(x: Float[np.ndarray, " n"]) -> float:

@@ -98,7 +98,7 @@ class Reweighted:
         away, n = values - mean, len(self.log_weights)
         return Expectation(
             mean,
-            np.sqrt(np.tensordot(np.square(weights), np.square(away), 1) * n / max(n - 1, 1)),
+            np.sqrt(np.tensordot(np.square(weights), np.square(away), 1) * n / (n - 1)),
             np.tensordot(weights * errors, np.abs(away), 1),
         )
 
@@ -123,7 +123,8 @@ def reweigh(
         log_target: the target's log-density in nats of x [n *d], up to a constant; minus infinity
             where it is 0.
 
-    Raises UserError for a log_target that gives no number for each sample, or NaN, or infinity,
+    Raises UserError for fewer than two samples, or what has no log p; for a log_target that gives
+    no number for each sample, or NaN, or infinity,
     or 0 everywhere; and for samples whose random probes stay the same, which gives no variance.
 
     Example:
@@ -135,6 +136,10 @@ def reweigh(
         >>> print(bool(abs(found.log_z - np.log(np.pi)) < 3 * found.stderr + found.solver_error))
         True
     """
+    if not isinstance(samples, Samples) or len(samples) < 2:
+        raise UserError(
+            "samples must be two or more with their log p: model.sample(n, key, log_prob=True)"
+        )
     target = _checked(log_target(samples.x), len(samples))
     variance = np.square(np.asarray(samples.probe_stderr, np.float64))
     if np.isnan(variance).any():
@@ -149,7 +154,7 @@ def reweigh(
     found = Reweighted(
         log_weights=log_weights,
         log_z=float(logsumexp(log_weights) - math.log(n) + spread / 2),
-        stderr=math.sqrt(spread * n / max(n - 1, 1)),
+        stderr=math.sqrt(spread * n / (n - 1)),
         bias=-spread / 2,
         solver_error=float(weights @ errors),
         ess=float(ess),
