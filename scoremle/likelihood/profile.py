@@ -95,7 +95,7 @@ class Profile:
 
     def __repr__(self) -> str:
         low, high, total = *self.log_snr_edges[[0, -1]], self.bits.sum(axis=1)
-        mean = f"; {total.mean():.4g} bits in the mean" * bool(len(self))
+        mean = f"; {total.mean():.4g} bits in the mean" if len(self) else ""
         return (
             f"Profile({len(self)} example{'s' * (len(self) != 1)}, {self.bits.shape[1]} bins of"
             f" log-SNR from {low:.1f} to {high:.1f}{mean})"
