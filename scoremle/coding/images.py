@@ -14,6 +14,7 @@ from scoremle.coding import file
 from scoremle.coding.codec import compress, decompress
 from scoremle.coding.layers import LatentLayers
 from scoremle.coding.rates import Rates
+from scoremle.core.arguments import check_count
 from scoremle.errors import UserError
 from scoremle.likelihood.image_model import pixels_of
 from scoremle.likelihood.mean import standard_error
@@ -35,7 +36,7 @@ Images = Integer[np.ndarray, "n *d"]
 def compress_images(
     model: ScoreModel,
     images: Images,
-    path: Path,
+    path: str | Path,
     *,
     place: str = "",
     names: list[str] | None = None,
@@ -49,26 +50,34 @@ def compress_images(
         path: of the file.
         place: where the model is, for the file's record.
         names: of the images, without endings, for the folder that they are decoded to. Where two
-            are the same, or one is no name of a file, numbers take their place.
+            are the same, one is no name of a file, or not each image has one, numbers take their
+            place.
         steps: of the chain. More steps take fewer bits, and as many times longer.
 
-    Raises UserError for images that are none of the model's, and a chain that it does not have.
+    Raises UserError for images that are none of the model's, a chain that it does not have, and
+    where no image comes back as it was.
     """
     images = pixels_of(model).checked(images, model.shape)
+    check_count("steps", steps, 2, file.MOST_STEPS)
     chain = model.chain(steps)
     layers = LatentLayers(model, chain, model.shape, min(LANES, len(images)))
     coded, nats = compress(layers, images)
+    there = ~np.isnan(nats)
+    if not there.any():
+        raise UserError(
+            "no image comes back as it was: the network's numbers are not finite, or change from"
+            " one call to the next; look at the model"
+        )
     record: file.CodedRecord = {
         "place": place, "model": tree_hash(model), "program": _program(), "steps": Size(steps),
         "lanes": Size(layers.lanes), "shape": [*map(Size, model.shape)],
-        "names": _usable(names or []),
+        "names": _usable(names or [], len(images)),
     }  # fmt: skip
     size = file.write_coded(path, record, coded)
     scored = score_images(model, replace(chain, draws=min(DRAWS, steps)), images, seed=0)
     stated = scored.values["bpd"][0]
     drawn = nats / (model.dims * math.log(2))
-    there = ~np.isnan(drawn)
-    count = max(1, int(there.sum()))
+    count = int(there.sum())
     difference = (drawn - stated)[there]
     return Rates(
         images=len(images),
@@ -84,7 +93,7 @@ def compress_images(
 
 
 def decompress_images(
-    model: ScoreModel | Callable[[str], ScoreModel], path: Path
+    model: ScoreModel | Callable[[str], ScoreModel], path: str | Path
 ) -> tuple[Images, list[str]]:
     """Reads what `compress_images` wrote; returns the images, and their names if they have any.
 
@@ -109,10 +118,10 @@ def decompress_images(
         raise UserError(f"{path}: {error}{where}") from None
 
 
-def _usable(names: list[str]) -> list[str]:
-    """Names that files of one folder may have; none, where one can't be used."""
-    unique = len(set(names)) == len(names)
-    return names if unique and all(map(file.is_name, names)) else []
+def _usable(names: list[str], images: int) -> list[str]:
+    """Names that the files of images may have in one folder; none, where one can't be used."""
+    each = len(set(names)) == len(names) == images
+    return names if each and all(map(file.is_name, names)) else []
 
 
 def _program() -> str:

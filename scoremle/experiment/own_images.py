@@ -30,7 +30,12 @@ FIT = ", or --fit=crop, resize or pad where it is the size"
 
 
 def read_images(
-    path: Path, shape: tuple[int, int, int], levels: int, *, fit: str = "", skip_bad: bool = False
+    path: Path,
+    shape: tuple[int, int, int],
+    levels: int,
+    *,
+    fit: str = "",
+    skip_bad: bool | None = False,
 ) -> tuple[list[ImageReport], Integer[np.ndarray, "n h w c"]]:
     """Reads images; returns a report of each, and the pixels of those that can be taken.
 
@@ -39,11 +44,11 @@ def read_images(
         shape: of the model's images.
         levels: of the model's images.
         fit: how pictures of other sizes get there; "": they are refused.
-        skip_bad: goes on without what can't be taken.
+        skip_bad: goes on without what can't be taken; None: where nobody can ask for that.
 
     Raises UserError, after all reasons are listed, if an image can't be taken and is not skipped.
     """
-    if path.suffix in ARRAYS:
+    if path.suffix.lower() in ARRAYS:
         return _of_arrays(path, levels, fit)
     with progress("reading", 1.0) as tell:
         reports, hidden = decode_folder(path, shape, fit, tell)
@@ -66,7 +71,7 @@ def read_images(
 
 
 def refuse(
-    path: Path, bad: list[tuple[str, str]], total: int, skip_bad: bool, hint: str = ""
+    path: Path, bad: list[tuple[str, str]], total: int, skip_bad: bool | None, hint: str = ""
 ) -> None:
     """Lists the names of what can't be scored, each with its reason; unless skipped, UserError.
 
@@ -74,7 +79,7 @@ def refuse(
         path: where they are.
         bad: their names and reasons.
         total: how many files there are.
-        skip_bad: goes on.
+        skip_bad: goes on; None: where nobody can ask for that.
         hint: what else there is to do.
     """
     if not bad:
@@ -85,6 +90,8 @@ def refuse(
         for name, reason in bad:
             logger.warning("%s: %s", in_a_line(name), reason)
         first += ", for the reasons above"
+    if skip_bad is None:
+        raise UserError(f"{path}: {first}; take such files out, or mend them")
     if not skip_bad:
         raise UserError(f"{path}: {first}; --skip-bad goes on without such files{hint}")
 

@@ -30,10 +30,9 @@ def arguments(parser: Parser) -> None:
 
 def check(options: Any) -> None:
     checks.exists(options.file)
-    if options.out.suffix.lower() in ARRAYS:
-        checks.writable("-o ", options.out)
-    elif options.out.exists():
+    if options.out.suffix.lower() not in ARRAYS and options.out.exists():
         raise UserError(f"-o {options.out} is there already: name a folder that is not")
+    checks.writable("-o ", options.out)
 
 
 def run(options: Any) -> None:
