@@ -99,8 +99,9 @@ def _is_hollow(handle: int, size: int) -> bool:
     return False
 
 
-def named(path: Path) -> Path:
+def named(path: str | Path) -> Path:
     """The file that the user named, which may be a link."""
+    path = Path(path)
     return Path(os.path.realpath(path)) if path.is_symlink() else path
 
 
@@ -191,11 +192,12 @@ def for_this_process() -> Iterator[None]:
 
 
 @contextmanager
-def write_atomically(path: Path) -> Iterator[Path]:
+def write_atomically(path: str | Path) -> Iterator[Path]:
     """A temporary path to write to, which takes the place of ``path`` when all is on disk.
 
     No link is written through: it is replaced. What is a stream gets the content.
     """
+    path = Path(path)
     with writing(path), (_to_stream if is_stream(path) else _in_place_of)(path) as temporary:
         yield temporary
 
@@ -330,7 +332,7 @@ def writing(path: Path) -> Iterator[None]:
         raise UserError(f"can't write {path}: {error.strerror or error}") from error
 
 
-def write_json(path: Path, content: Any) -> None:
+def write_json(path: str | Path, content: Any) -> None:
     with write_atomically(path) as temporary:
         temporary.write_text(json.dumps(content, indent=2) + "\n")
 
@@ -352,7 +354,7 @@ def seal(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def write_sealed(path: Path, content: Mapping[str, Any]) -> None:
+def write_sealed(path: str | Path, content: Mapping[str, Any]) -> None:
     """A JSON object, and in it the seal of all else."""
     as_read = json.loads(json.dumps(content))
     write_json(path, {**as_read, SEAL: seal(as_read)})

@@ -19,7 +19,14 @@ from scoremle.anomaly.conformal import fewest_references, fewest_together, p_val
 from scoremle.anomaly.normality import Density, Normality, Ranks, as_tuple
 from scoremle.anomaly.statistics import FEATURES, STATISTICS, Examples, Numbers, numbers_of
 from scoremle.bounded import LONGEST_JSON
-from scoremle.core.arguments import as_data, check_choice, check_number, check_seed, shown
+from scoremle.core.arguments import (
+    as_data,
+    check_choice,
+    check_count,
+    check_number,
+    check_seed,
+    shown,
+)
 from scoremle.core.pytree import describe
 from scoremle.errors import UserError
 from scoremle.files import SEAL, named, read_json, read_sealed, write_sealed
@@ -210,7 +217,7 @@ class Detector:
             f" {what}: for one it takes {fewest_references(examples, rate)}"
         )
 
-    def write(self, path: Path) -> None:
+    def write(self, path: str | Path) -> None:
         """Writes the detector as JSON, with a seal.
 
         Args:
@@ -228,7 +235,7 @@ class Detector:
         write_sealed(path, content)
 
     @classmethod
-    def read(cls, path: Path) -> "Detector":
+    def read(cls, path: str | Path) -> "Detector":
         """Reads what ``write`` wrote.
 
         Args:
@@ -241,6 +248,8 @@ class Detector:
             raise UserError(f"{path} is no detector: scoremle anomaly fit writes one")
         content = read_sealed(place, "fit it anew")
         check_record(content, cls, path)
+        check_choice(f"{path}: statistic", content["statistic"], (*STATISTICS, FEATURES))
+        check_count(f"{path}: seed", content["seed"], 0)
         fitted = {name: as_tuple(value) for name, value in content["fitted"].items()}
         kind = Ranks if "slopes" in fitted else Density
         for name in ("reference", "shape"):

@@ -19,7 +19,7 @@ import numpy as np
 from scoremle.bounded import LONGEST_JSON, MAX_FILE, check_ratio
 from scoremle.coding.codec import Coded, CodedBlock
 from scoremle.errors import UserError
-from scoremle.files import read_bytes, write_atomically
+from scoremle.files import named, read_bytes, write_atomically
 from scoremle.records import Count, Size, check_record
 
 # The chain of a model is no part of the record: another chain is another version.
@@ -59,7 +59,7 @@ def is_name(name: str) -> bool:
     return name.isprintable() and not {*name} & {*"/\\:"} and 0 < len(name.strip(".")) < LONGEST
 
 
-def write_coded(path: Path, record: CodedRecord, coded: Coded) -> int:
+def write_coded(path: str | Path, record: CodedRecord, coded: Coded) -> int:
     """Writes the file; returns its size in bytes."""
     whole: _Whole = {
         **record,
@@ -74,7 +74,7 @@ def write_coded(path: Path, record: CodedRecord, coded: Coded) -> int:
     return len(content)
 
 
-def read_coded(path: Path) -> tuple[CodedRecord, Coded]:
+def read_coded(path: str | Path) -> tuple[CodedRecord, Coded]:
     """Reads a file.
 
     Args:
@@ -83,6 +83,7 @@ def read_coded(path: Path) -> tuple[CodedRecord, Coded]:
     Raises UserError for what is no such file, is of another version or is damaged, and for one
     that claims more than its bytes can be.
     """
+    path = named(path)
     content = read_bytes(path, MAX_FILE)
     if not content.startswith(MAGIC.rpartition(b" ")[0]):
         raise UserError(f"{path} is no file of scoremle compress")

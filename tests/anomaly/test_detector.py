@@ -14,6 +14,7 @@ from scoremle.anomaly import Anomalies, Detector
 from scoremle.anomaly.normality import Density, Ranks
 from scoremle.anomaly.statistics import LEVELS, POWERS, STATISTICS, STEPS, Examples, numbers_of
 from scoremle.errors import UserError
+from scoremle.files import SEAL, write_sealed
 
 SDE, EPS = SDES["vp"], 1e-3
 DATA = Gaussian.of([0.2, 0.2, 0.2, 0.2], np.square([0.15, 0.15, 0.15, 0.15]))
@@ -181,6 +182,17 @@ def test_another_model_and_other_images_are_refused(detector):
 
 def without(name):
     return lambda content: {k: v for k, v in content.items() if k != name}
+
+
+HOSTILE = {"statistic": "luck", "seed": -1}
+
+
+@pytest.mark.parametrize("field", HOSTILE)
+def test_a_sealed_file_that_none_wrote_is_one_line(field, detector, tmp_path):
+    content = json.loads(detector.read_text()) | {field: HOSTILE[field]}
+    write_sealed(tmp_path / "d", {name: content[name] for name in content if name != SEAL})
+    with pytest.raises(UserError, match=f"{field} must be"):
+        Detector.read(str(tmp_path / "d"))
 
 
 DAMAGES = {

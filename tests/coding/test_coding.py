@@ -242,10 +242,25 @@ def test_a_file_has_its_images_names_and_rates(written):
     assert abs(rates.drawn - rates.stated) < 4 * rates.stderr
 
 
-@pytest.mark.parametrize("names", [["a", "a"], ["a", "../b"], ["a", ""], ["a", "b\n"]])
+@pytest.mark.parametrize("names", [["a", "a"], ["a", "../b"], ["a", ""], ["a", "b\n"], ["a"]])
 def test_names_that_files_can_not_have_are_left_out(names, tmp_path):
     images.compress_images(model_of(), IMAGES[:2], tmp_path / "x", names=names, steps=2)
     assert images.decompress_images(model_of(), tmp_path / "x")[1] == []
+
+
+def test_what_could_not_be_read_again_is_not_written(tmp_path):
+    path = tmp_path / "x"
+    with pytest.raises(UserError, match=r"steps.*10000"):
+        images.compress_images(model_of(), IMAGES[:2], path, steps=file.MOST_STEPS + 1)
+    with pytest.raises(UserError, match="comes back"):
+        images.compress_images(model_of(scale=np.nan), IMAGES[:2], path, steps=2)
+    assert not path.exists()
+
+
+def test_a_file_is_named_by_a_text_or_by_a_link(written, tmp_path):
+    (tmp_path / "link").symlink_to(written[0])
+    found, _ = images.decompress_images(model_of(), str(tmp_path / "link"))
+    assert np.array_equal(found, IMAGES[:30])
 
 
 def test_another_model_is_named(written):
@@ -329,6 +344,9 @@ def test_pictures_of_more_levels_than_the_models_are_refused(tmp_path, capfd):
     Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "x.png")
     code, _, err = run(capfd, "compress", "digits", tmp_path / "x.png", "-o", tmp_path / "b")
     assert code == 2 and "levels" in err
+    Image.fromarray(np.zeros((9, 9), np.uint8)).save(tmp_path / "x.png")
+    code, _, err = run(capfd, "compress", "digits", tmp_path / "x.png", "-o", tmp_path / "b")
+    assert code == 2 and "9x9" in err and "--" not in err  # no flag that it does not have
 
 
 def test_a_file_of_a_stranger_runs_no_code(written, tmp_path, capfd):
