@@ -36,9 +36,10 @@ from scoremle.terminal import say
 
 def _read_images(path: Path, options: Options) -> Reading:
     """Images of one's own, in whatever form they are."""
-    if path.suffix in (".npy", ".npz") or (path / "train.npy").is_file():
+    ending = path.suffix.lower()
+    if ending in (".npy", ".npz") or (path / "train.npy").is_file():
         return read_array_files(path, options)
-    if path.suffix == ".parquet" or next(path.rglob("*.parquet"), None):
+    if ending == ".parquet" or next(path.rglob("*.parquet"), None):
         return read_parquet(path, options)
     if path.is_dir() or is_archive(path):
         return read_pictures(path, options)

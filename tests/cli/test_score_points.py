@@ -35,10 +35,11 @@ def score(tmp_path, capfd, monkeypatch):
     """Scores an array: the exit code, both sides of what is printed, and the table."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.py").write_text(MODEL)
+    (tmp_path / "x.NPY").symlink_to("points.npy")
 
     def scored(points, *flags, model="model"):
-        np.save("x.npy", points)
-        code = cli.main(["score", f"mine.py:{model}", "x.npy", *flags])
+        np.save("points.npy", points)
+        code = cli.main(["score", f"mine.py:{model}", "x.NPY", *flags])
         told, said = capfd.readouterr()
         table = []
         if (tmp_path / "scores.csv").exists():
@@ -99,6 +100,7 @@ def test_points_without_log_p_are_refused_or_left_out(score):
         (X[:, :1], (), "no pixels"),
         (X.astype(int), (), "int64"),
         (X[:0], (), "(0, 2)"),
+        (1e300 * X, (), "not finite"),
         (np.full((2, 2), np.nan), ("--skip-bad",), "2 of 2"),
         (X, ("--page=x.html",), "--page is"),
         (X, ("--estimator=bound",), "--estimator is"),

@@ -187,7 +187,7 @@ def _read(options: Any, facts: dict[str, str]) -> tuple[Any, list[Any], np.ndarr
     bad = {"fit": options.fit, "skip_bad": options.skip_bad}
     if "encoder" in facts:
         size = int(facts["size"])
-        if not size and options.images.suffix not in (".npy", ".npz"):
+        if not size and options.images.suffix.lower() not in (".npy", ".npz"):
             raise UserError("pictures for an encoder need a size: --size=224, say")
         reports, images = own_images.read_images(options.images, (size, size, 3), 256, **bad)
         return model, reports, encoders.encoded(facts["encoder"], facts["encoder_sha256"], images)

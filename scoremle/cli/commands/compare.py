@@ -135,9 +135,9 @@ def _read(place: Path) -> dict[str, ComparedMeasurement]:
     """Reads results by kind: of a folder those of the newest checkpoint, of a file its content."""
     from scoremle.experiment import results
 
-    if place.suffix == ".csv" and place.is_file():
+    if place.suffix.lower() == ".csv" and place.is_file():
         return {"scores": _of_scores(place)}
-    if place.suffix == ".npz" and place.is_file():
+    if place.suffix.lower() == ".npz" and place.is_file():
         found = next((r for r in results.measured(place.parent) if r.name == place.stem), None)
         return {_kind(place.stem): _of_arrays(scoremle.files.named(place), found)}
     for folder in (place, place / "eval"):

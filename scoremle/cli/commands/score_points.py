@@ -22,6 +22,7 @@ from scoremle.errors import UserError
 from scoremle.evaluation import tables
 from scoremle.evaluation.statistics import error_of_few
 from scoremle.experiment.score_table import decimals
+from scoremle.files import named
 from scoremle.likelihood.mean import Mean
 from scoremle.model import ScoreModel
 from scoremle.resumable import Arrays, resumable_map
@@ -75,13 +76,14 @@ def read_points(path: Path, shape: tuple[int, ...] | None) -> Float[np.ndarray, 
     """The points of a .npy. Raises UserError unless of this shape; None: unless vectors."""
     of_shape = f"({', '.join(map(str, ('n', *(shape or 'd'))))})"
     wanted = f"the model has no pixels, and takes a .npy of reals of shape {of_shape}"
-    if path.suffix != ".npy":
+    if path.suffix.lower() != ".npy":
         raise UserError(f"{path}: {wanted}")
-    array = load_npy(path)
+    array = load_npy(named(path))
     fits = array.ndim == 2 if shape is None else array.shape[1:] == shape
     if array.dtype.kind != "f" or not fits or not array.size:
         raise UserError(f"{path} holds {shown(array)}: {wanted}")
-    return np.asarray(array, np.float32)
+    with np.errstate(over="ignore"):  # what is infinite then is no point
+        return np.asarray(array, np.float32)
 
 
 def _reasons(model: ScoreModel, points: Float[np.ndarray, "n *d"]) -> dict[int, str]:

@@ -37,14 +37,15 @@ def read_array_files(path: Path, options: Options) -> Reading:
     """
     if options.fit:
         raise UserError(f"{path}: arrays are taken as they are; fit={options.fit} is for pictures")
-    if path.suffix == ".npz":
+    if path.suffix.lower() == ".npz":
         with opened(named(path), MAX_FILE) as file:
             arrays = load_npz(file, str(path))
     else:
         files = {Path(name): file for name, file in listing(path).items()}
         arrays = {
             name.stem: load_npy(file)
-            for name, file in files.items() if name.suffix == ".npy" and len(name.parts) == 1
+            for name, file in files.items()
+            if name.suffix.lower() == ".npy" and len(name.parts) == 1
         }  # fmt: skip
     levels = _levels(arrays.pop("levels", np.asarray(256)), path)
     of_folder = partial(hash_files, path, lambda name: name.endswith(".npy"))
