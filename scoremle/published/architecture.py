@@ -73,7 +73,7 @@ def _architecture(params: dict[str, Any]) -> dict[str, Any]:
         "resblock_type": "biggan" if biggan else "ddpm",
         "conditional": "Dense_0" in params,
         "embedding_type": "fourier" if "GaussianFourierProjection_0" in params else "positional",
-        **_pyramids(params, blocks, stride, channels, levels),
+        **_pyramids(params, blocks, stride, channels),
         **({"fir": True} if _has_fir(params) else {}),
         "num_channels": channels,
     }
@@ -114,7 +114,7 @@ def _attention(params: dict[str, Any], widths: list[int], per_level: int) -> tup
 
 
 def _pyramids(
-    params: dict[str, Any], blocks: list[dict[str, Any]], stride: int, channels: int, levels: int
+    params: dict[str, Any], blocks: list[dict[str, Any]], stride: int, channels: int
 ) -> dict[str, Any]:
     fields = {"progressive": "none", "progressive_input": "none"}
     outputs = [part["kernel"].shape[3] for part in _numbered(params, "Conv")[1:]]
