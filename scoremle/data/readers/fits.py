@@ -54,9 +54,10 @@ def _centre(image: Image.Image, size: Size, changes: Changes) -> Image.Image:
 
 
 def _scaled(image: Image.Image, size: Size, changes: Changes) -> Image.Image:
+    """The image in another size of nearly the same shape: no side grows as the other shrinks."""
     if image.size == size:
         return image
-    changes.append(ENLARGED if image.width < size[0] or image.height < size[1] else SHRUNK)
+    changes.append(ENLARGED if image.size < size else SHRUNK)
     return image.resize(size, Image.Resampling.BILINEAR)
 
 
