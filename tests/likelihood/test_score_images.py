@@ -237,8 +237,9 @@ def test_a_batch_that_memory_does_not_hold_is_halved(tmp_path, monkeypatch, capl
 
 
 def test_profile_by_hand():
-    # Two passes over two images: their means are 2, 8 and 4, 6 in bins of width 2 and 4.
-    values = {"profile": np.array([[[1.0, 8.0], [4.0, 5.0]], [[3.0, 8.0], [4.0, 7.0]]])}
+    # Two passes over four images: their means are thrice 2, 8 and 6, 4 in bins of width 2 and 4.
+    first, second = [[1, 8], [2, 7], [2, 8], [5, 3]], [[3, 8], [2, 9], [2, 8], [7, 5]]
+    values = {"profile": np.array([first, second], float)}
     assert profile(values, np.array([-1.0, 1.0, 5.0])) == {
         "log_snr_edges": [-1.0, 1.0, 5.0],
         "bits_per_dim": [1.5, 1.75],
