@@ -15,6 +15,7 @@ from jax.experimental.buffer_callback import buffer_callback
 
 from scoremle.__main__ import main as program
 from scoremle.cli import main as cli
+from scoremle.cli import signals
 from scoremle.cli.signals import ANSWERED, answered
 from scoremle.errors import Stopped, UserError
 
@@ -25,14 +26,25 @@ def plainly(number, tmp_path):
     signal.raise_signal(number)
 
 
-def in_an_import(number, tmp_path):
-    """The module is read to its end."""
-    lines = f"import signal\nsignal.raise_signal({number})\nwhole = True\n"
-    (tmp_path / "interrupted.py").write_text(lines)
+def imported(number, tmp_path, seconds):
+    lines = ["import signal, time", f"signal.raise_signal({number})", f"time.sleep({seconds})"]
+    (tmp_path / "interrupted.py").write_text("\n".join([*lines, "whole = True", ""]))
     import interrupted
 
-    assert interrupted.whole
+    return interrupted
+
+
+def in_an_import(number, tmp_path):
+    """The module is read to its end, however often the signal comes."""
+    try:
+        assert imported(number, tmp_path, 3 * signals.AGAIN).whole
+    except tuple(ENDS.values()) as error:
+        raise AssertionError("it came within the import") from error
     threading.Event().wait(60)
+
+
+def in_an_import_that_does_not_end(number, tmp_path):
+    imported(number, tmp_path, 60)
 
 
 def in_a_finalizer(number, tmp_path):
@@ -73,13 +85,15 @@ def in_a_function_that_a_program_calls(number, tmp_path):
 @pytest.mark.parametrize(
     "place",
     [
-        plainly, in_an_import, in_a_finalizer, in_code_that_takes_it_for_damage,
-        in_code_that_drops_whatever_comes, in_a_function_that_a_program_calls,
+        plainly, in_an_import, in_an_import_that_does_not_end, in_a_finalizer,
+        in_code_that_takes_it_for_damage, in_code_that_drops_whatever_comes,
+        in_a_function_that_a_program_calls,
     ],
 )  # fmt: skip
 def test_it_ends_the_work_wherever_it_comes(place, number, tmp_path, monkeypatch, capsys):
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "interrupted", raising=False)
+    monkeypatch.setattr(signals, "PATIENCE", 0.4)
     before = [*map(signal.getsignal, ANSWERED), sys.unraisablehook]
     with pytest.raises(ENDS[number]), answered():
         place(number, tmp_path)
