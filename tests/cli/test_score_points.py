@@ -72,8 +72,10 @@ def test_points_have_the_librarys_values_and_errors(score):
     # Of data that are N(0, I) at t = 1, which these are but for alpha = 0.0066.
     np.testing.assert_allclose([float(row["log_prob"]) for row in table], truth, atol=0.05)
     assert said == ""
-    _, told, _, _ = score(X, "--repeats=3", "--seed=5", "--force")
-    assert f"mean {values.mean():.4f} +- " in told and "3 passes of 33 network evaluations" in told
+    with_another = np.append(X, [[np.nan, 0]], axis=0)
+    _, told, _, _ = score(with_another, "--skip-bad", "--repeats=3", "--seed=5", "--force")
+    assert told.startswith("log p of 7 points") and "3 passes of 33 network evaluations" in told
+    assert f"mean {values.mean():.4f} +- " in told
 
 
 def test_points_without_log_p_are_refused_or_left_out(score):
