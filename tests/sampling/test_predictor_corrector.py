@@ -111,6 +111,30 @@ def test_single_steps_are_those_of_the_original(name, rule, i, golden):
         check(x, f"{rule}/x")
 
 
+@pytest.mark.parametrize(
+    ("name", "rule"),
+    [
+        ("vp", reverse_diffusion), ("vp", ancestral_sampling), ("vp", langevin),
+        ("ve", reverse_diffusion), ("ve", ancestral_sampling),
+    ],
+)  # fmt: skip
+def test_between_two_times_of_the_grid_a_step_is_that_of_the_lower(name, rule):
+    """Rules of chains have beta and sigma at k / (N - 1) alone. The score here is -x."""
+    sde, t, x = SDES[name], jnp.asarray([12.1, 12.9, 13.1]) / 29, jnp.ones((3, 2))
+
+    def noise(x, t):
+        return expand(sde.sigma(t), x) * x
+
+    if rule is langevin:
+        moved = PredictorCorrector(30, corrector=rule).correct(noise, sde, x, t, x)
+    else:
+        method = PredictorCorrector(30, rule)
+        mean, std = method.predict(noise, sde, x, t, method.published)
+        moved = mean + expand(std, x)
+    np.testing.assert_allclose(moved[0], moved[1], rtol=1e-6)
+    assert abs(moved[2] - moved[1]).min() > 1e-4
+
+
 @some(
     "chain",
     [
