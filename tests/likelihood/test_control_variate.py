@@ -275,6 +275,17 @@ def test_no_number_of_examples_makes_it_worse_than_none(n, left):
 # The pilot
 
 
+@pytest.mark.parametrize(("n", "gaussian"), [(7, None), (1, MODEL)])
+def test_from_too_few_examples_the_control_changes_nothing(n, gaussian):
+    sde, eps, key = SDES["vp"], 1e-3, jax.random.key(0)
+    x = jnp.asarray(DATA.draw(0, n), jnp.float32)
+    control = fit_control(DATA.noise(sde), sde, x, key, eps=eps, gaussian=gaussian)
+    assert not control.levels.any() and not control.slopes[:-1].any()
+    found, _ = times.BinnedLogSNR(sde, eps, control.shares)(key, 9)
+    even, _ = times.UniformLogSNR(sde, eps)(key, 9)
+    np.testing.assert_allclose(found, even, rtol=1e-3)
+
+
 def test_density_follows_the_spread_that_is_left():
     """Noise that is wrong at one level alone: the draws go there, and the level is learned."""
     name, eps = "vp", 1e-3
