@@ -131,7 +131,9 @@ class Both(flowpp.Layers):
 @pytest.mark.parametrize("weight_norm", [False, True])
 def test_layers_begin_normalised_on_the_first_batch(weight_norm, golden):
     x = golden("dequantizer_cifar10")["init/x"]
-    (y, z), _ = Both(weight_norm=weight_norm).init_with_output(jax.random.key(0), x)
+    (y, z), variables = Both(weight_norm=weight_norm).init_with_output(jax.random.key(0), x)
+    weights = {name: w for name, w in variables["params"].items() if name[-1] in "VW"}
+    assert len(weights) == 2 and all(w.min() < 0 < w.max() for w in weights.values())
     for out, scale in ((y, 0.1), (z, 1.0)):
         np.testing.assert_allclose(np.mean(out, axis=(0, 1, 2)), 0, atol=1e-6)
         np.testing.assert_allclose(np.std(out, axis=(0, 1, 2)), scale, rtol=1e-3)
