@@ -1,6 +1,6 @@
 """The informed decoder: its probabilities, its bounds by quadrature and enumeration, its worth."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -277,6 +277,7 @@ def test_a_model_that_is_fitted_gains_what_the_scale_of_the_noise_costs():
     fitted = model.fit_decoder(x)
     assert fitted.decoder.scale == pytest.approx(SPREAD, rel=0.15)
     assert model.decoder.scale == pytest.approx(NOISE, rel=1e-5)
+    assert replace(model, decoder_scale=9.0).fit_decoder(x).decoder.scale == fitted.decoder.scale
     before, after = (m.score(x[8:]).bpd.mean() for m in (model, fitted))
     expected = (np.log(NOISE / SPREAD) + (SPREAD**2 / NOISE**2 - 1) / 2) / BITS
     assert before - after == pytest.approx(expected, abs=0.02)
