@@ -201,6 +201,7 @@ def test_what_writes_nothing_needs_no_folder(line):
         ("train digits w --config.evil.bound=1", "mean eval.bound?"),
         ("train digits w --print-confg", "mean --print-config?"),
         ("data show digits --splot=test", "unknown flag --splot"),
+        ("data show digits -x", "unknown flag -x"),
     ],
 )
 def test_mistakes_in_commands(line, words, capsys):

@@ -323,6 +323,11 @@ def test_an_array_that_was_altered_is_refused(tmp_path, name):
             found.verify()
         file.write_bytes(whole)
     found.verify()
+    time = file.stat().st_mtime_ns
+    file.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    os.utime(file, ns=(time, time))
+    with pytest.raises(UserError, match=rf"{name} is damaged"):
+        found.verify()
 
 
 def test_an_array_is_read_once_a_version_or_always(tmp_path, monkeypatch):
