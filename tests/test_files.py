@@ -219,6 +219,15 @@ def test_an_npz_with_a_pickle_is_none_and_runs_nothing(tmp_path):
     assert not (tmp_path / "harm").exists()
 
 
+@pytest.mark.parametrize("name", ["x.npy", "x.npz", "X.NPZ"])
+def test_an_array_is_written_in_the_format_of_its_name(name, tmp_path):
+    files.write_array(tmp_path / name, "images", np.arange(3))
+    with (tmp_path / name).open("rb") as file:
+        found = np.load(file)
+        array = found if name.endswith("npy") else found["images"]
+    assert array.tolist() == [0, 1, 2]
+
+
 def test_a_pipe_in_place_of_json_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "config.json")
     with pytest.raises(UserError, match="plain file"):
