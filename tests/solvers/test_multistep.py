@@ -178,6 +178,19 @@ def test_scatter_tells_the_noise_of_the_rates_and_nothing_of_their_trend():
     assert np.isnan(few.scatter).all()
 
 
+def test_scatter_of_few_steps_counts_each_node_once():
+    """The variance of a weighted sum of independent rates, of which the first have no contrast."""
+
+    def field(clock, y, draw):
+        noise = jax.random.normal(jax.random.fold_in(jax.random.key(0), draw), (1, len(y)))
+        return jnp.zeros_like(y), noise, noise[..., None]
+
+    problem = Problem(field, 0.0, 2.0, fresh=True)
+    scatter = Multistep(DIFFERENCE + 1).solve(problem, jnp.zeros((20_000, 1))).scatter
+    expected = 4 * np.sum(step_table(DIFFERENCE + 1).total ** 2)
+    assert np.mean(scatter) == pytest.approx(expected, rel=0.05)
+
+
 @pytest.mark.parametrize("steps", [2, 12])
 def test_several_draws_tell_their_noise_from_what_is_rough_in_all_of_them(steps):
     batch = 2000
@@ -194,8 +207,10 @@ def test_several_draws_tell_their_noise_from_what_is_rough_in_all_of_them(steps)
 
 
 def test_an_error_above_three_typical_ones_counts_in_full():
-    """By hand: a factor of a tenth, and a typical error of 2."""
-    found = stated(Multistep(8, 0.1, 2.0), np.array([0.0, 1.5, 6.0, 8.0, 100.0]))
+    """By hand: a factor of a tenth, and a typical error of 2, which are no part of its name."""
+    solver = Multistep(8, 0.1, 2.0)
+    assert repr(solver) == "Multistep(steps=8)"
+    found = stated(solver, np.array([0.0, 1.5, 6.0, 8.0, 100.0]))
     np.testing.assert_allclose(found, [0.2, 0.25, 0.1 * np.sqrt(40), 2.0, 94.0], rtol=1e-6)
     alone = np.array([0.0, 3.0])
     np.testing.assert_allclose(stated(Multistep(8), alone), alone)
