@@ -112,6 +112,12 @@ def check_finite_values(
         )
 
 
+def typical(errors: Float[Array | np.ndarray, " b"]) -> str:
+    """Root mean square of errors, in words."""
+    size = np.sqrt(np.mean(np.square(errors)))
+    return "unknown" if np.isnan(size) else f"{size:.2g}"
+
+
 def as_pytree(noise: NoiseFn, name: str = "noise") -> NoiseFn:
     """A noise prediction that may be an argument of a compiled function.
 

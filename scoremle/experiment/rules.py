@@ -45,12 +45,13 @@ RULES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
     ("at least 1", lambda v: v >= 1, (
         "data.image_size", "data.num_channels", "training.batch_size", "training.accumulate",
         "eval.batch_size", "eval.num_samples", "eval.num_repeats",
-        "eval.bound_draws", "eval.probes", "eval.nodes", "model.ch_mult", "model.num_res_blocks",
+        "eval.bound_draws", "eval.probes", "model.ch_mult", "model.num_res_blocks",
         "model.num_scales", "model.latent_size", "model.latent_k", "model.encoder_blocks",
         "sampling.steps", "sampling.n_steps_each",
         "eval.importance_samples", "deq.n_iters", "deq.filters", "deq.components",
         "deq.blocks", "deq.couplings", "deq.heads",
     )),
+    ("at least 4", lambda v: v >= 4, ("eval.nodes",)),  # fewer can't tell the solver's error
     ("at most 65,536", lambda v: v <= 1 << 16, ("data.image_size", "data.num_channels")),
     ("at least 0", lambda v: v >= 0, (
         "eval.num_images", "eval.bound_steps", "optim.warmup", "optim.weight_decay",

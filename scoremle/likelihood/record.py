@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from scoremle.core.pytree import known, pytree, static
+from scoremle.numerics import typical
 from scoremle.types import Data, PerExample
 
 __all__ = ["Likelihood"]
@@ -59,12 +60,6 @@ class Likelihood:
         count = f"{self.ok.size} example{'s' * (self.ok.size > 1)}"
         return (
             f"Likelihood({count}: {np.mean(self.log_prob):.5g} nats in the mean;"
-            f" errors of one: solver {_typical(self.solver_error)}, probes"
-            f" {_typical(self.probe_stderr)}; trace {self.trace})"
+            f" errors of one: solver {typical(self.solver_error)}, probes"
+            f" {typical(self.probe_stderr)}; trace {self.trace})"
         )
-
-
-def _typical(errors: PerExample) -> str:
-    """Root mean square of the errors, in words."""
-    size = np.sqrt(np.mean(np.square(errors)))
-    return "unknown" if np.isnan(size) else f"{size:.2g}"

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Integer
 
+from scoremle.numerics import typical
+
 __all__ = ["Samples"]
 
 
@@ -48,11 +50,8 @@ class Samples:
     def __repr__(self) -> str:
         if not len(self):
             return "Samples(none)"
-        solver, probes = (
-            f"{np.sqrt(np.mean(np.square(errors))):.2g}"
-            for errors in (self.solver_error, self.probe_stderr)
-        )
         return (
             f"Samples({len(self)}: log p {np.mean(self.log_prob):.5g} nats in the mean; errors of"
-            f" one: solver {solver}, probes {probes}; {np.mean(self.evaluations):.0f} evaluations)"
+            f" one: solver {typical(self.solver_error)}, probes {typical(self.probe_stderr)};"
+            f" {np.mean(self.evaluations):.0f} evaluations)"
         )

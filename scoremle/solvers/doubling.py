@@ -93,7 +93,7 @@ class Doubling:
             at_end = jnp.where(expand(keep, state), new.state, old.state)
             others = (jnp.where(keep, a, b) for a, b in zip(new[1:], old[1:], strict=True))
             chosen = Solution(at_end, *others)
-            running = keep & (error > limit) & new.ok
+            running = keep & ~(error <= limit) & new.ok  # of few steps it is NaN
             return level + 1, _Best(chosen, jnp.where(keep, change, best.change), running)
 
         def unfinished(carry: tuple[Array, _Best]) -> Array:

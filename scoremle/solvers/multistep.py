@@ -16,7 +16,8 @@ The stated error has three parts, which add like independent ones: the error of 
 Milne's device; the roughness of the field from node to node, which that device does not see; and
 the distance of the integrals from their quadrature of two orders less. What a rough field does to
 the state and to its divergence has opposite signs in the mean over a density (Stein's identity):
-so the effects of single dimensions are squared and added, not their sum.
+so the effects of single dimensions are squared and added, not their sum. Fewer than four steps
+can't tell their error: it is NaN.
 """
 
 import dataclasses
@@ -297,7 +298,7 @@ class Planned:
         return Solution(
             state=last.state,
             integrals=last.integrals,
-            error=stated(self, jnp.sqrt(steps + gap)),
+            error=stated(self, jnp.where(self.steps < DIFFERENCE, jnp.nan, jnp.sqrt(steps + gap))),
             scatter=jnp.where(told, last.scatter, jnp.nan),
             evaluations=jnp.broadcast_to(jnp.asarray(self.steps + 1, jnp.int32), batch),
             ok=finite & jnp.all(jnp.isfinite(last.integrals), axis=0),
@@ -315,7 +316,8 @@ class Multistep:
     0. Its excess over three typical errors is stated in full: no pilot measured such examples.
 
     Args:
-        steps: how many; the network is evaluated once more than that.
+        steps: how many; the network is evaluated once more than that. The error of fewer than
+            four is NaN, not known.
         calibration: the factor by which a pilot found the stated error too small
             (``ScoreModel.calibrated``).
         typical: its estimate for the pilot's examples, in nats.

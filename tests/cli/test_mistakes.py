@@ -76,7 +76,7 @@ from scoremle.files import write_atomically
         ("deq__dropout", 0.1, ["deq.dropout can only be 0.0"]),
         ("deq__couplings", 0, ["deq.couplings must be at least 1"]),
         ("eval__batch_size", -1, ["eval.batch_size must be at least 1, not -1"]),
-        ("eval__nodes", 0, ["eval.nodes must be at least 1"]),
+        ("eval__nodes", 3, ["eval.nodes must be at least 4"]),
         ("eval__probes", 0, ["eval.probes must be at least 1"]),
         ("eval__tolerance", 0.0, ["eval.tolerance must be a finite number above 0"]),
         ("eval__num_repeats", 0, ["eval.num_repeats must be at least 1"]),

@@ -30,7 +30,7 @@ TINY = (
     "data.dataset=digits", "data.image_size=8", "data.num_channels=1", "model.nf=32",
     "model.num_res_blocks=1", "training.batch_size=4", "training.snapshot_sampling=False",
     "training.n_jitted_steps=1", "eval.num_images=3", "eval.num_repeats=1", "eval.batch_size=3",
-    "eval.bound_draws=4", "eval.solver=multistep", "eval.nodes=2",
+    "eval.bound_draws=4", "eval.solver=multistep", "eval.nodes=4",
 )  # fmt: skip
 
 

@@ -44,7 +44,7 @@ def nothing_is_left_behind():
     gc.collect()
 
 
-FEW = ("--config.eval.num_images=4", "--config.eval.batch_size=2", "--config.eval.nodes=3")
+FEW = ("--config.eval.num_images=4", "--config.eval.batch_size=2", "--config.eval.nodes=4")
 
 
 class Command:

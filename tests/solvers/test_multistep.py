@@ -94,6 +94,12 @@ def test_the_stated_error_sees_that_of_smooth_fields_and_of_rough_ones(
     assert covered > least and width < widest, (covered, width)
 
 
+@pytest.mark.parametrize("steps", [1, 3, 4, 6])
+def test_few_steps_state_their_error_or_that_it_is_not_known(steps):
+    covered, width = covered_and_wide(Multistep(steps), 0.2, 2)
+    assert np.isnan(width) if steps < 4 else covered > 0.9, (covered, width)
+
+
 def test_two_doublings_state_the_error_that_is_left_of_a_rough_field():
     """64 steps don't resolve waves of more than 32 cycles: a third of the error would not do."""
     solver = Doubling(tolerance=1e-30, fewest=16, most=64)
