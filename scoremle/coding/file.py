@@ -1,6 +1,6 @@
 """The file of compressed images: a line of what it is, a JSON record of what it holds, and bits.
 
-    scoremle images, coded 1
+    scoremle images, coded 4
     {"model": ..., "program": ..., "blocks": [[images, crc, plain], ...]}
     the stack as little-endian words of 32 bits, the plain blocks, SHA-256 of all before it
 
@@ -23,7 +23,8 @@ from scoremle.files import named, read_bytes, write_atomically
 from scoremle.records import Count, Size, check_record
 
 # The chain of a model is no part of the record: another chain is another version.
-MAGIC = b"scoremle images, coded 4\n"
+KIND = b"scoremle images, coded"
+MAGIC = KIND + b" 4\n"
 DIGEST = 32
 # More steps than any chain has, and more images at once than any device takes.
 MOST_STEPS, MOST_LANES = 10_000, 1024
@@ -85,7 +86,7 @@ def read_coded(path: str | Path) -> tuple[CodedRecord, Coded]:
     """
     path = named(path)
     content = read_bytes(path, MAX_FILE)
-    if not content.startswith(MAGIC.rpartition(b" ")[0]):
+    if not content.startswith(KIND):
         raise UserError(f"{path} is no file of scoremle compress")
     if not content.startswith(MAGIC):
         raise UserError(f"{path} is of another version of scoremle compress than this one reads")

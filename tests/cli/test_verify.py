@@ -10,7 +10,10 @@ import numpy as np
 import pytest
 from helpers.small_places import PARTS, make
 
+from scoremle.anomaly import Detector
 from scoremle.cli import main as cli
+from scoremle.coding.codec import Coded, CodedBlock
+from scoremle.coding.file import write_coded
 from scoremle.files import SEAL, read_json, write_sealed
 
 
@@ -139,6 +142,23 @@ def test_files_of_pytorch_have_checksums_of_their_own(tmp_path, capsys):
         archive.writestr("archive/data/0", bytes(10_000_000))
     _, (line,), _, _ = verify(path, capsys)
     assert "compressed" in line
+
+
+def test_compressed_images_and_detectors_are_known_whatever_their_names(tmp_path, capsys):
+    coded = Coded((CodedBlock(1, 0),), np.ones(3, np.uint32), b"", 0)
+    record = {"place": "", "model": "", "program": "", "steps": 2, "lanes": 1, "shape": [1],
+              "names": []}  # fmt: skip
+    write_coded(tmp_path / "photos", record, coded)
+    Detector.fit(None, np.random.default_rng(0).normal(size=(40, 2))).write(tmp_path / "detector")
+    (tmp_path / "notes").write_text("{")
+    code, lines, total, _ = verify(tmp_path, capsys)
+    assert (code, lines) == (0, []) and "2 as written" in total
+    for name in ("photos", "detector"):
+        flip(tmp_path / name)
+    _, lines, _, _ = verify(tmp_path, capsys)
+    assert [line.partition(": ")[0].split()[0] for line in lines] == [
+        str(tmp_path / "detector"), str(tmp_path / "photos"),
+    ]  # fmt: skip
 
 
 def without_seal(content):

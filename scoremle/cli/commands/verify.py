@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import scoremle
+from scoremle.bounded import MAX_FILE
 from scoremle.cli import checks
 from scoremle.cli.parser import Parser
 from scoremle.errors import UserError, damaged, in_a_line
@@ -114,6 +115,8 @@ def _verified(path: Path, kind: Kind) -> bool | str:
 @cache
 def _kinds() -> tuple[Kind, ...]:
     """The kinds: a thing is of the first that it fits."""
+    from scoremle.anomaly.detector import Detector
+    from scoremle.coding.file import KIND, read_coded
     from scoremle.data import Prepared, is_prepared
     from scoremle.experiment.results import read_results
     from scoremle.experiment.workdir import Workdir
@@ -162,11 +165,22 @@ def _kinds() -> tuple[Kind, ...]:
         Kind(_ends(".pt", ".bin"), _tensors, None, COPY),
         Kind(_ends(".jsonl"), read_log, False, LOG),
         Kind(_ends(".png"), _picture, True, AGAIN),
+        Kind(_begins(KIND), read_coded, True, COPY),
+        Kind(_begins(b'{\n  "statistic"'), Detector.read, True, "fit it anew"),
     )
 
 
 def _ends(*suffixes: str) -> Callable[[Path], bool]:
     return lambda path: path.suffix in suffixes and not path.is_dir()
+
+
+def _begins(content: bytes) -> Callable[[Path], bool]:
+    def is_one(path: Path) -> bool:
+        with suppress(UserError, OSError), scoremle.files.opened(path, MAX_FILE) as file:
+            return file.read(len(content)) == content
+        return False
+
+    return is_one
 
 
 def _tensors(path: Path) -> bool:
