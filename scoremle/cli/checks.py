@@ -91,6 +91,13 @@ def writable(flag: str, place: Path, *, force: bool = True) -> None:
         raise UserError(f"{place} is there: --force writes over it, or name another file")
 
 
+def different(*places: Path | None) -> None:
+    """Raises UserError where two files have one name: one would be written over the other."""
+    whole = [place.resolve() for place in places if place and not names_stream(place)]
+    if twice := next((place for place in whole if whole.count(place) > 1), None):
+        raise UserError(f"{twice} is named for two files: name another")
+
+
 def names_stream(place: Path) -> bool:
     """Whether a place is a stream, such as /dev/stdout."""
     if not place.exists():

@@ -142,6 +142,8 @@ def test_features_of_one_s_own_come_from_an_array_or_an_encoder(tmp_path, capfd)
         (("fit", "digits", "normal.npz", "--out=detector"), "--force"),
         (("fit", "digits", "normal.npz", "--out=x", "--encoder=mine"), "FILE.py:function"),
         (("fit", "gaussian", "normal.npz", "--out=x"), "of reals"),
+        (("fit", "digits", "normal.npz", "--out=normal.npz", "--force"), "two files"),
+        (("score", "detector", "mixed.npz", "--out=x.csv", "--page=./x.csv"), "two files"),
     ],
 )
 def test_mistakes_are_one_line(words, told, places, capfd, monkeypatch):

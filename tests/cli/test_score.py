@@ -506,6 +506,7 @@ def test_a_flow_is_scored_as_every_model_is(tmp_path, monkeypatch, capfd):
         ("score", *given, "--force", "--profile"): "--profile",
         ("score", *given, "--force", "--estimator=bound"): "--estimator=bound",
         ("score", "mine.py:of_reals", *given[1:], "--force"): "pixels",
+        ("score", *given, "--force", "--page=scores.csv.json"): "two files",
         ("sample", "mine.py:model"): "is a flow",
     }.items():
         code = cli.main([*arguments])

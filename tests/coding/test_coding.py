@@ -340,9 +340,12 @@ def test_the_commands_bring_images_back(tmp_path, capfd):
     assert run(capfd, "decompress", bits, "-o", tmp_path / "y")[0] == 0
     with Image.open(tmp_path / "y" / "2.png") as picture:
         assert np.array_equal(np.asarray(picture), digits[2, ..., 0])
+    same = (*command[:2], bits, "-o", bits, "--force")
     for line in (command, ("decompress", bits, "-o", tmp_path / "y")):
         code, _, err = run(capfd, *line)
         assert code == 2 and "there" in err and err.count("\n") == 1
+    code, _, err = run(capfd, *same)
+    assert code == 2 and "two files" in err
 
 
 def test_pictures_of_more_levels_than_the_models_are_refused(tmp_path, capfd):

@@ -60,12 +60,14 @@ def arguments(parser: Parser) -> None:
 
 
 def check(options: Any) -> None:
+    detector, page = (getattr(options, name, None) for name in ("detector", "page"))
     checks.exists(options.images)
+    if detector:
+        checks.exists(detector)
+    checks.different(options.images, options.out, page)
     checks.writable("--out=", options.out, force=options.force)
-    if options.what == "score":
-        checks.exists(options.detector)
-        if options.page:
-            checks.writable("--page=", options.page, force=options.force)
+    if page:
+        checks.writable("--page=", page, force=options.force)
 
 
 def run(options: Any) -> dict[str, Any]:
