@@ -16,12 +16,12 @@ from scoremle.experiment import configs
 
 TINY = {
     "model.nf": 8, "model.ch_mult": (1,), "model.attn_resolutions": (), "eval.num_images": 8,
-    "eval.nodes": 3, "eval.bound_draws": 2, "training.batch_size": 4, "eval.probes": 1,
+    "eval.nodes": 4, "eval.bound_draws": 2, "training.batch_size": 4, "eval.probes": 1,
     "eval.bound_times": "log_snr",
 }  # fmt: skip
 RUNGS = {
     "first": Rung(TINY, paper=(3.0, 3.1)),
-    "other": Rung({}, {"eval.nodes": 4}, None, "first", paper=(2.9, 2.95)),
+    "other": Rung({}, {"eval.nodes": 5}, None, "first", paper=(2.9, 2.95)),
     "later": Rung(TINY | {"training.log_freq": 3}, begun="first", claim="better"),
 }
 
