@@ -25,8 +25,10 @@ import pytest
 from helpers.places import ROOT
 from PIL import Image
 
+from scoremle import bounded
 from scoremle.cli import main as cli
 from scoremle.data.archive import Source
+from scoremle.data.fetch import ORIGINS
 from scoremle.data.prepared import Prepared
 from scoremle.errors import UserError
 
@@ -595,3 +597,29 @@ def test_a_pipe_is_not_waited_for(name, tmp_path):
     os.mkfifo(tmp_path / name)
     out = tmp_path / "scores.csv"
     assert cli.main(["score", "digits", str(tmp_path / name), f"--out={out}"]) == 2
+
+
+def bytes_of_bmp(pixels: int) -> int:
+    """The length of a BMP with alpha, by those of two small ones."""
+    small, double = (io.BytesIO(), io.BytesIO())
+    Image.new("RGBA", (8, 8)).save(small, "BMP")
+    Image.new("RGBA", (8, 16)).save(double, "BMP")
+    of_64 = len(double.getvalue()) - len(small.getvalue())
+    return len(small.getvalue()) + of_64 * (pixels - 64) // 64
+
+
+LARGEST = {  # in bytes
+    "MAX_PICTURE": bytes_of_bmp(bounded.MAX_PIXELS),
+    "MAX_BATCH": max(size for size, _ in ORIGINS["svhn"].files.values()),
+    "MAX_FILE": 128_117 * 64 * 64 * 3,  # a batch of ImageNet
+    "MAX_ARRAYS": 1_281_167 * 256 * 256 * 3,
+    "MAX_MODEL": 4 * 4_000_000_000,
+    "MAX_PARTITION": 202_599 * len("000001.jpg 0\r\n"),
+    "MAX_LISTING": 1_331_149 * (46 + len("train_64x64/0000001.png") + 36),
+    "MAX_TEXT": 1_300_000 * 200,  # rows of a log
+}
+
+
+@pytest.mark.parametrize("name", LARGEST)
+def test_the_largest_true_file_is_within_its_bound(name):
+    assert LARGEST[name] <= getattr(bounded, name) < 100 * LARGEST[name]

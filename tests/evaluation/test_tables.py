@@ -243,16 +243,18 @@ def test_results_say_what_was_not_measured(exact):
     assert text.count("not measured") == 2
 
 
-def test_a_bound_shows_its_draws_and_their_error(exact):
+@pytest.mark.parametrize("matching", ["denoising", "sliced"])
+def test_a_bound_shows_its_draws_and_their_error(matching, exact):
     bound = {k: v for k, v in exact.items() if k not in ("mean_nfe", "mean_solver_error")}
     for name in ("probe_stderr_of_mean", "divergence", "probes"):
         del bound[name]
     bound |= {"mean_nfe": 72.0, "draw_stderr_of_mean": 0.00321, "estimator": "variational bound"}
-    bound |= {"matching": "sliced", "dequantizer": "none"}
+    bound |= {"matching": matching, "dequantizer": "none"}
     row, what = results_table({"bound": bound}).splitlines()[-2:]
     assert "0.00321" in row
     assert " 72 " in row
-    assert what.startswith("bound: variational bound, no dequantization; sliced score matching; ")
+    words = f"variational bound, no dequantization; {matching} score matching; "
+    assert what.startswith(f"bound: {words}")
 
 
 def test_the_exact_trace_and_probes_read_differently(exact):
