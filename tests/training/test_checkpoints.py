@@ -51,7 +51,7 @@ def test_round_trip(store):
 
 @pytest.mark.parametrize("mixed", ["parts", "state"])
 def test_what_devices_hold_in_parts_is_compared_with_the_hashes_of_the_parts(
-    tmp_path, monkeypatch, mixed
+    tmp_path, monkeypatch, mixed, caplog
 ):
     """As a tree is saved that is split over devices, here over one: each half of another save."""
     for module in ("checkpoints", "checksums"):
@@ -64,6 +64,8 @@ def test_what_devices_hold_in_parts_is_compared_with_the_hashes_of_the_parts(
         store.save(number, {"a": jnp.full(4, number)}, {})
     template = {"a": jnp.zeros(4, int)}
     assert store.restore(template, 2).tree["a"].tolist() == [2] * 4
+    store.verify(2)
+    assert not caplog.text  # Orbax knows the items of a checkpoint
     shutil.rmtree(store.path(2) / mixed)
     shutil.copytree(store.path(1) / mixed, store.path(2) / mixed)
     for read in (store.verify, lambda number: store.restore(template, number)):
