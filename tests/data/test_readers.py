@@ -103,6 +103,11 @@ def packed(how: str, tmp_path: Path, files: dict[str, bytes]) -> Path:
     return write_archive(tmp_path / f"files{how}", files)
 
 
+def with_sums(files: dict[str, bytes]) -> dict[str, bytes]:
+    """The files, and a checksum beside each, which is none of them."""
+    return files | {f"{name}.md5": b"0" for name in files}
+
+
 # CIFAR
 
 CIFAR10 = [f"data_batch_{i}" for i in range(1, 6)] + ["test_batch"]
@@ -132,7 +137,8 @@ def test_cifar(kind, how, hundred, tmp_path, prepare):
     count = 2 if hundred else 6
     images = pictures(2 * count).reshape(count, 2, 32, 32, 3)
     labels = RNG.integers(0, 100 if hundred else 10, (count, 2))
-    path = packed(how, tmp_path, cifar(images, labels, kind, hundred=hundred))
+    files = cifar(images, labels, kind, hundred=hundred)
+    path = packed(how, tmp_path, with_sums(files))
     found = prepare("cifar100" if hundred else "cifar10", path)
     np.testing.assert_array_equal(found.images("train"), np.concatenate(images[:-1]))
     np.testing.assert_array_equal(found.images("test"), images[-1])
@@ -226,7 +232,7 @@ def imagenet(version: str, size: int = 32) -> tuple[dict[str, bytes], np.ndarray
 @pytest.mark.parametrize("version", ["old", "npz", "pickle"])
 def test_imagenet_says_which_it_is(version, size, tmp_path, prepare):
     files, train, val = imagenet(version, size)
-    found = prepare("imagenet", write_tree(tmp_path / "files", files))
+    found = prepare("imagenet", write_tree(tmp_path / "files", with_sums(files)))
     np.testing.assert_array_equal(found.images("train"), train)
     np.testing.assert_array_equal(found.images("test"), val)
     assert found.meta["version"] == ("old" if version == "old" else "new")
@@ -287,7 +293,7 @@ def test_svhn(tmp_path, prepare, publish):
     train, test = pictures(3), pictures(2)
     labels = np.array([10, 1, 9], np.uint8)
     files = {"train_32x32.mat": svhn(train, labels), "test_32x32.mat": svhn(test, labels[:2])}
-    found = prepare("svhn", write_tree(tmp_path / "files", publish(files)))
+    found = prepare("svhn", write_tree(tmp_path / "files", with_sums(publish(files))))
     np.testing.assert_array_equal(found.images("train"), train)
     np.testing.assert_array_equal(found.labels("train"), [0, 1, 9])
     np.testing.assert_array_equal(found.images("test"), test)
@@ -360,7 +366,7 @@ def test_emnist_is_set_upright(tmp_path, prepare):
         y = struct.pack(">2I", 0x801, 3) + labels.tobytes()
         files[f"emnist-letters-{split}-images-idx3-ubyte.gz"] = gzip.compress(x)
         files[f"emnist-letters-{split}-labels-idx1-ubyte.gz"] = gzip.compress(y)
-    folder = write_tree(tmp_path / "files", files)
+    folder = write_tree(tmp_path / "files", with_sums(files))
     found = prepare("emnist", folder)
     np.testing.assert_array_equal(found.images("test")[..., 0], images)
     np.testing.assert_array_equal(found.labels("train"), labels)
