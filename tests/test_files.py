@@ -67,6 +67,14 @@ def test_what_a_process_left_that_is_gone_is_swept(tmp_path, ended):
     assert {path.name for path in tmp_path.iterdir()} == {"x.json", *kept}
 
 
+def test_what_can_not_be_swept_stays(tmp_path, ended):
+    left = tmp_path / f".a.{files.machine()}.{ended}.0123abcd.tmp"
+    left.write_text("no folder")
+    with made_whole(tmp_path / "a") as folder:
+        (folder / "x").touch()
+    assert left.exists() and (tmp_path / "a/x").exists()
+
+
 def test_a_clock_that_is_ahead_sweeps_nothing_of_other_machines(tmp_path, monkeypatch):
     written = tmp_path / ".x.json.another-1.7.0123abcd.tmp"
     written.write_text("half of the")

@@ -10,6 +10,7 @@ from flax.traverse_util import flatten_dict
 from helpers.marks import some
 
 from scoremle.errors import UserError
+from scoremle.zoo.blocks import timestep_embedding
 from scoremle.zoo.unet2d import Learned, UNet2D, unet2d_params
 
 # Two levels, one layer each, and so few pixels that it compiles in a second.
@@ -330,3 +331,12 @@ def test_tensors_that_do_not_fit_are_named():
         unet2d_params(state | {"a.b": state[name], "a.c": state[name]}, network)
     with pytest.raises(UserError, match=f"{name} has"):
         unet2d_params(state | {name: state[name].swapaxes(0, 1)}, network)
+
+
+@pytest.mark.parametrize("size", [4, 5])
+def test_waves_of_time_end_with_a_zero_where_their_size_is_odd(size):
+    t = np.array([[0.5], [3.0]])
+    phases = t * [1, 0.01]
+    expected = np.hstack([np.cos(phases), np.sin(phases), np.zeros((2, size - 4))])
+    found = timestep_embedding(jnp.asarray(t[:, 0], jnp.float32), size)
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
