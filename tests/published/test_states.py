@@ -388,6 +388,9 @@ HARMFUL = {
     "a damaged array": (b"\x81\xa1a" + ext(1, b"\x93"), "not a flax checkpoint"),
     "chunks missing": (b"\x81\xb9__msgpack_chunked_array__\xc3", "chunks missing"),
     "no names": (b"\x81\x01\x02", "not a flax checkpoint"),
+    "a list": (msgpack.packb({"a": [1]}), "max_array_len"),
+    "bytes": (msgpack.packb({"a": b"1"}), "max_bin_len"),
+    "a longer name": (msgpack.packb({"a" * 1001: None}), "max_str_len"),
     "many entries": (
         b"\x8f" + b"".join(b"\xa1" + bytes([97 + i]) + b"\xde\x27\x10" + b"".join(
             b"\xa4%04d\xc0" % j for j in range(10_000)) for i in range(15)),
