@@ -90,8 +90,7 @@ def make_program(
     fixed = (jax.random.key(seed), *devices.replicate((held, resident)))
     # The result is where the argument was, so that the next call is the same program.
     everywhere: Any = devices.replicated()
-    places = places or TrainState(*[everywhere] * 4)
-    result = (places, everywhere)
+    result = (places or everywhere, everywhere)
     # All of the state is an argument, so that XLA's account of the memory has all of it.
     jitted = xla.compiled(
         rule.step, gradients=True, donate_argnums=1, keep_unused=True, out_shardings=result

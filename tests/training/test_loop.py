@@ -159,14 +159,16 @@ def test_a_step_is_compiled_once_for_all_that_are_to_come(caplog):
     np.testing.assert_allclose(row["loss"][0], 3)
 
 
-def test_each_step_has_a_key_of_its_own():
-    def loss(params, images, key):
-        return 0.0 * params, {"draw": jax.random.normal(key)}
+def test_each_step_has_a_key_of_its_own_and_the_memory_of_those_before():
+    def loss(params, images, key, before):
+        return 0.0 * params, {"draw": jax.random.normal(key), "memory": before + 1}
 
     optimizer = worker.optimizer()
     step = make_step(loss, optimizer, 0.9, seed=5)
-    state, first = step(init_state(jnp.zeros(()), optimizer), np.zeros((2, 1, 1, 1, 1), np.uint8))
-    _, then = step(state, np.zeros((1, 1, 1, 1), np.uint8))
+    state = init_state(jnp.zeros(()), optimizer, jnp.zeros(()))
+    state, first = step(state, np.zeros((2, 1, 1, 1, 1), np.uint8))
+    state, then = step(state, np.zeros((1, 1, 1, 1), np.uint8))
+    assert float(state.memory) == 3 and {*first} == {*then} == {"loss", "grad_norm", "draw"}
     keys = [jax.random.fold_in(jax.random.key(5), i) for i in range(3)]
     expected = [float(jax.random.normal(key)) for key in keys]
     assert [*first["draw"].tolist(), float(then["draw"])] == pytest.approx(expected, rel=1e-6)
