@@ -364,11 +364,14 @@ def test_sigterm_saves_and_says_so(whole, tmp_path):
 
 
 def test_ctrl_c_within_a_callback_saves_what_was_checked(tmp_path):
+    """A second one has its usual effect at once."""
+    before = signal.getsignal(signal.SIGINT)
+
     def interrupt(state, step):
         signal.raise_signal(signal.SIGINT)
+        assert signal.getsignal(signal.SIGINT) is before
         return {"loss": 1.0}
 
-    before = signal.getsignal(signal.SIGINT)
     _, finished = worker.train(tmp_path, on_eval=interrupt)
     assert not finished
     assert Checkpoints(tmp_path / "checkpoints-meta", keep=2).latest() == 30
