@@ -241,8 +241,9 @@ class Labelled:
 
     def __call__(self, params: Any, x: Any, told: Any, label: Any = None) -> Any:
         check_labels(label, "rows" in params)
-        shift = None if label is None else params["rows"][label]
-        return self.network.apply({"params": params["network"]}, x, told, shift)
+        # Of a class that there is not, NaN: an index would take the last.
+        shift = None if label is None else jnp.take(params["rows"], label, axis=0)
+        return self.network.apply({"params": params["network"]}, x, told, shift=shift)
 
 
 def song(fields: Mapping[str, Any], state: Arrays, ranged: bool) -> Partial:

@@ -50,6 +50,9 @@ def test_the_denoiser_is_theirs(name, golden, tmp_path):
     assert (error < limit + 1e-6 / sigma).all(), error
     assert model.origin.classes == json.loads(str(arrays["fields"])).get("label_dim", 0)
     assert model.shape == y.shape[1:]
+    if labels is not None:
+        none = model.condition_on(labels + model.origin.classes).noise
+        assert np.isnan(none(jnp.asarray(alpha * y), t)).all()
 
 
 @pytest.mark.long
