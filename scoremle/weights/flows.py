@@ -81,12 +81,15 @@ class FlowModel:
         Args:
             x: data of the model's shape.
 
-        Raises UserError without both directions.
+        Raises UserError without both directions, and where they give data of another shape.
         """
         if self.inverse is None or self.forward is None:
             raise UserError("the residual needs both directions: give inverse and forward")
         x = np.array(as_data(x))
-        back = _numbers(self.forward(self.inverse(x)), "forward").astype(x.dtype).reshape(x.shape)
+        back = _numbers(self.forward(self.inverse(x)), "forward").astype(x.dtype)
+        if back.size != x.size:
+            raise UserError(f"forward must give data of shape {x.shape}, not {back.shape}")
+        back = back.reshape(x.shape)
         return np.abs(self.log_prob(back) - self.log_prob(x))
 
     def score(
@@ -119,6 +122,8 @@ class FlowModel:
         check_count("passes", passes)
         images = pixels_of(self).checked(images, self.shape)
         numbers = example_numbers(index, len(images))
+        if not len(images):
+            return Scores(*np.zeros((5, 0)))
         found = score_images(
             self, ByLogProb(draws), images, numbers, dequantizer=dequantizer, passes=passes,
             seed=seed, batch_size=batch_size, devices=jax.devices()[:1], label=label,

@@ -56,6 +56,7 @@ def test_values_belong_to_an_image():
     some = np.asarray([17, 3])
     part = flow().score(IMAGES[some], draws=3, index=some, batch_size=1)
     np.testing.assert_allclose(part.bpd, whole.bpd[some], rtol=1e-6)
+    assert len(flow().score(IMAGES[:0])) == 0
 
 
 def test_score_images_takes_it_with_its_mean():
@@ -112,6 +113,7 @@ def test_functions_of_jax_are_models():
         (lambda: flow().residual(np.zeros((2, *SHAPE))), "both directions"),
         (lambda: flow().log_prob(np.zeros((2, 3))), r"2, 3, 1\)"),
         (lambda: from_flow(lambda x: x, shape=(2,)).log_prob(np.zeros((3, 2))), "3 numbers"),
+        (lambda: flow(inverse=np.sum, forward=np.abs).residual(np.zeros((2, *SHAPE))), "forward"),
         (lambda: from_flow(lambda x: "no", shape=(2,)).log_prob(np.zeros((3, 2))), "log_prob"),
     ],
 )
