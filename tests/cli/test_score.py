@@ -20,6 +20,7 @@ import scoremle
 from scoremle.cli import main as cli
 from scoremle.cli.commands import score as command
 from scoremle.core.divergence import FixedProbe, Orthogonal
+from scoremle.errors import UserError
 from scoremle.evaluation import baselines
 from scoremle.experiment.measurements import Measurement
 from scoremle.experiment.models import load_to_score
@@ -541,3 +542,27 @@ def test_a_profile_where_each_pixel_has_its_log_snr_is_refused_at_once(tmp_path,
     code, told, err = score(capfd, model, images, "--profile", f"--out={out}")
     assert code == 2 and "--profile" in err and told == "" and err.count("\n") == 1
     assert not list(tmp_path.glob("scores*"))
+
+
+MIDDLES = """
+import scoremle
+from scoremle.model import Origin
+
+def model():
+    sde, pixels = scoremle.VP(), scoremle.Pixels(8, -1, 1)
+    return scoremle.ScoreModel(
+        lambda x, t: 0.9 * x, sde, 1e-2, (2, 3, 1), pixels, origin=Origin(middles=True)
+    )
+"""
+
+
+def test_of_a_model_of_the_middles_of_bins_the_noise_is_its_own(tmp_path, monkeypatch, capfd):
+    def measured(model, estimator, images, *, dequantizer=None, **_):
+        raise UserError(type(dequantizer).__name__)
+
+    monkeypatch.setattr(score_images, "score_images", measured)
+    (tmp_path / "mine.py").write_text(MIDDLES)
+    np.save(tmp_path / "x.npy", np.zeros((2, 2, 3, 1), np.uint8))
+    place, out = f"{tmp_path}/mine.py:model", f"--out={tmp_path}/s.csv"
+    code, _, told = score(capfd, place, tmp_path / "x.npy", "--estimator=bound", out)
+    assert code == 2 and "TruncatedNormal" in told
