@@ -801,4 +801,5 @@ CHANGES: list[tuple[str, ...]] = [
      "nn.initializers.uniform(0.05)", "nn/test_flowpp.py"),
     ("cli/parser.py", "Parser.unknown", "startswith('-')", "startswith('--')",
      "cli/test_commands.py"),
+    ("cli/commands/score.py", "run", "dequantizer=found.dequantizer, ", "", "cli/test_score.py"),
 ]
