@@ -802,4 +802,6 @@ CHANGES: list[tuple[str, ...]] = [
     ("cli/parser.py", "Parser.unknown", "startswith('-')", "startswith('--')",
      "cli/test_commands.py"),
     ("cli/commands/score.py", "run", "dequantizer=found.dequantizer, ", "", "cli/test_score.py"),
+    ("interop/frozen.py", "Frozen.quietly", "torch.no_grad()", "torch.enable_grad()",
+     "interop/test_torch.py"),
 ]

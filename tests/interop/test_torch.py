@@ -306,6 +306,27 @@ def test_log_p_has_a_gradient(by):
     np.testing.assert_allclose(np.vdot(gradient, way), expected, rtol=2e-3)
 
 
+class Beside(torch.nn.Module):
+    """A module with a tensor that has gradients and is no parameter."""
+
+    def __init__(self):
+        super().__init__()
+        self.factor = torch.ones((), requires_grad=True)
+
+    def forward(self, x, label):
+        return self.factor * x
+
+
+@pytest.mark.parametrize("probes", [0, 1, 2])
+def test_what_comes_back_has_no_gradients(probes):
+    frozen, x = Frozen(Beside()), torch.ones(2, 3)
+    inputs, v = (x, torch.ones(2)), torch.ones(probes, 2, 3)
+    y, products = frozen.products(inputs, v)
+    for found in (frozen.quietly(*inputs), y, products):
+        assert not found.requires_grad
+    assert torch.equal(y, x) and torch.equal(products, v)
+
+
 @by_both(quick="torchax")
 def test_attention_has_a_second_derivative(by):
     model = from_module(
