@@ -60,7 +60,7 @@ from scoremle.likelihood.mean import Mean
 from scoremle.likelihood.ode import Likelihood, ode_log_likelihood
 from scoremle.likelihood.pilot import FINEST, PILOT_IMAGES, Choice, Pilot
 from scoremle.model import ScoreModel
-from scoremle.solvers.multistep import Multistep, Planned
+from scoremle.solvers.multistep import Multistep, Planned, stated
 from scoremle.types import Data, NoiseFn
 
 from helpers.oracles import EPS, SDES, RoughGaussian  # isort: skip
@@ -203,7 +203,7 @@ def of_mean(subject: Subject, choice: Choice, x: Data, known: np.ndarray, seed: 
     bpd = -np.mean([subject.bits(x, each.log_prob) for each in passes], axis=0)
     probes = subject.bits(x, np.sqrt(sum(np.square(p.probe_stderr) for p in passes)) / PASSES)
     raw = np.mean([p.solver_error for p in passes], axis=0)
-    solver = choice.solver.stated(raw)
+    solver = stated(choice.solver, raw)
     noise = np.sqrt(np.mean(probes**2) / len(x))
     order = np.random.default_rng(seed).permutation(len(x))
     levels = choice.levels or StepLevels((choice.solver.steps,), (), 0.0)
@@ -236,8 +236,8 @@ def of_solver(subject: Subject, choice: Choice, x: Data) -> Outcomes:
     divergence, known = subject.held(subject, x, choice.solver.steps)
     error = np.abs(subject.bpd(x, 0, divergence, choice.solver.steps) - known)
     raw = subject.solve(x, 3, Hutchinson(), choice.solver.steps).solver_error
-    stated = subject.bits(x, choice.solver.stated(raw))
-    return {"solver": error <= stated, "stated / true": stated / error}
+    covering = subject.bits(x, stated(choice.solver, raw))
+    return {"solver": error <= covering, "stated / true": covering / error}
 
 
 def of_pilot(

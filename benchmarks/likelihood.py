@@ -34,7 +34,7 @@ from scoremle.likelihood.ode import Likelihood, ode_log_likelihood
 from scoremle.likelihood.pilot import PILOT_IMAGES, Pilot
 from scoremle.likelihood.published_rk45 import PublishedRK45, published_rates
 from scoremle.solvers.doubling import Doubling
-from scoremle.solvers.multistep import Planned
+from scoremle.solvers.multistep import Planned, stated
 
 QUICK = "digits_vp"
 
@@ -155,7 +155,7 @@ class Subject:
         bare, choice = self._stated(fresh.solver_error, error), self.pilot.measure(steps)
         return {
             **self._row(f"ours, {steps} steps", error, probe, seconds),
-            **self._stated(choice.solver.stated(fresh.solver_error), error),
+            **self._stated(stated(choice.solver, fresh.solver_error), error),
             "bare_covered": bare["covered"],
             "bare_width": bare["width"],
             "evaluations": steps + 1,
