@@ -145,7 +145,7 @@ def listing(path: Path) -> dict[str, Path]:
     """The files of a folder by their names in it, sorted; or that one file.
 
     They are no links any more. Links that lead out and what is no plain file are named in a line,
-    and left out.
+    and left out. Raises UserError for a folder in it that can't be read, unless it is hidden.
     """
     if not path.is_dir():
         if path.exists() and not path.is_file():  # a pipe would be waited for
@@ -153,7 +153,12 @@ def listing(path: Path) -> dict[str, Path]:
         return {path.name: named(path)}
     found: dict[str, Path] = {}
     left: list[str] = []
-    for folder, folders, names in os.walk(path):
+
+    def refuse(error: OSError) -> None:
+        if not is_hidden(os.path.relpath(error.filename, path)):
+            raise UserError(f"{error.filename} can't be read: {error.strerror}") from error
+
+    for folder, folders, names in os.walk(path, onerror=refuse):
         folders.sort()
         for name in sorted([*names, *(f for f in folders if (Path(folder) / f).is_symlink())]):
             file = Path(folder) / name

@@ -471,6 +471,24 @@ def test_pictures_that_cannot_be_used_are_named_and_skipped_only_on_request(
     assert sum(found.meta["counts"].values()) == 20
 
 
+def test_a_folder_that_can_not_be_read_is_not_left_out(tmp_path, monkeypatch):
+    for name in ("a", ".a"):
+        (tmp_path / name).mkdir()
+    scan = os.scandir
+
+    def refuse(place):
+        if place == str(shut):
+            raise PermissionError(13, "Permission denied", str(place))
+        return scan(place)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    shut = tmp_path / "a"
+    with pytest.raises(UserError, match="Permission denied"):
+        sources.listing(tmp_path)
+    shut = tmp_path / ".a"  # what a system hides may be its own
+    assert sources.listing(tmp_path) == {}
+
+
 TAKEN = {
     "cut to 8 bits": png16(),
     "put on white where": encoded(RGBA),
