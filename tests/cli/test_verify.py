@@ -161,6 +161,23 @@ def test_compressed_images_and_detectors_are_known_whatever_their_names(tmp_path
     ]  # fmt: skip
 
 
+def test_a_folder_that_can_not_be_read_hides_no_other_damage(places, capsys, monkeypatch):
+    (places / "aaa").mkdir()
+    flip(places / "workdir/data.json", 0.95)
+    listed = os.listdir
+
+    def refuse(place):
+        if place == places / "aaa":
+            raise PermissionError(13, "Permission denied", str(place))
+        return listed(place)
+
+    monkeypatch.setattr(os, "listdir", refuse)
+    code, lines, _, _ = verify(places, capsys)
+    assert code == 2 and [line.partition(str(places))[2][:8] for line in lines] == [
+        "/aaa: Pe", "/workdir",
+    ]  # fmt: skip
+
+
 def without_seal(content):
     return {name: value for name, value in content.items() if name != SEAL}
 

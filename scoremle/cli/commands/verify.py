@@ -49,17 +49,22 @@ def verify(path: Path, folder: Path | None = None) -> Iterator[bool | str]:
 
     ``folder`` is where the place was found; None: the user named it.
     """
-    kind = next((kind for kind in _kinds() if kind.is_one(path)), None)
-    if folder and path.is_symlink():
-        yield from _linked(path, folder, path.is_dir() or kind is not None)
+    try:
+        kind = next((kind for kind in _kinds() if kind.is_one(path)), None)
+        if folder and path.is_symlink():
+            yield from _linked(path, folder, path.is_dir() or kind is not None)
+            return
+        holds = path.is_dir() and (kind is None or kind.holds)
+        inside = sorted(path.iterdir()) if holds else []
+    except OSError as error:
+        yield f"{path}: {error.strerror}; let it be read"
         return
     if kind:
         yield _verified(path, kind)
-    if path.is_dir() and (kind is None or kind.holds):
-        for below in sorted(path.iterdir()):
-            # What is hidden, or has these endings, is on its way in or out.
-            if not below.name.startswith(".") and below.suffix not in (".new", ".old"):
-                yield from verify(below, folder or path)
+    for below in inside:
+        # What is hidden, or has these endings, is on its way in or out.
+        if not below.name.startswith(".") and below.suffix not in (".new", ".old"):
+            yield from verify(below, folder or path)
 
 
 def _linked(link: Path, folder: Path, matters: bool) -> Iterator[str]:
@@ -176,8 +181,10 @@ def _ends(*suffixes: str) -> Callable[[Path], bool]:
 
 def _begins(content: bytes) -> Callable[[Path], bool]:
     def is_one(path: Path) -> bool:
-        with suppress(UserError, OSError), scoremle.files.opened(path, MAX_FILE) as file:
-            return file.read(len(content)) == content
+        with suppress(UserError):  # a link, or what is no plain file
+            if path.is_file():
+                with scoremle.files.opened(path, MAX_FILE) as file:
+                    return file.read(len(content)) == content
         return False
 
     return is_one
