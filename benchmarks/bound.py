@@ -3,7 +3,7 @@
     python benchmarks/bound.py --quick
     python benchmarks/bound.py --config=configs/fashion_mnist.py --workdir=runs/fashion_mnist
 
-Takes the model of a workdir (and trains it first, where there is none; ``--quick`` stands for a
+Takes the model of a workdir (and trains it first, where there is none; ``--quick`` is a
 short training on digits), and repeats each estimator on the same dequantized test images. Columns,
 in bits/dim: the mean, which must agree; the standard deviation of one estimate of one image; the
 standard error that the estimator states; how often the estimate lies within twice that of the mean
@@ -133,8 +133,8 @@ def main() -> None:
     options, flags = parser.parse_known_args()
     flags = [*(QUICK if options.quick else ()), *flags]
     workdir = Workdir(train(flags, options.workdir))
-    asked = [*flags, f"--workdir={workdir.folder}", "--mode=eval"]
-    experiment = build(commands.parser_of("").checked(asked).config)
+    flags_of_model = [*flags, f"--workdir={workdir.folder}", "--mode=eval"]
+    experiment = build(commands.parser_of("").checked(flags_of_model).config)
     params = workdir.snapshots.restore(experiment.training.template, None)[0].ema
     model = experiment.model
     y = reals(model.pixels, experiment.data.test[: options.images], jax.random.key(7))

@@ -135,11 +135,11 @@ def seen(x: np.ndarray, scaling: scoremle.Pixels | scoremle.Affine | None) -> np
 
 def apply(params: dict, x: jax.Array, label: jax.Array) -> jax.Array:
     """A residual network: an MLP of vectors; convolutions and the mean of images."""
-    told = ((label - params["middle"]) / params["half"])[:, None]
-    told = jnp.concatenate([told, jnp.sin(told * WAVES), jnp.cos(told * WAVES)], axis=1)
+    inputs = ((label - params["middle"]) / params["half"])[:, None]
+    inputs = jnp.concatenate([inputs, jnp.sin(inputs * WAVES), jnp.cos(inputs * WAVES)], axis=1)
     h = neighbours(x) @ params["first"]
     for of_h, of_label, of_mean in params["blocks"]:
-        beside = told @ of_label + h.reshape(len(x), -1, h.shape[-1]).mean(axis=1) @ of_mean
+        beside = inputs @ of_label + h.reshape(len(x), -1, h.shape[-1]).mean(axis=1) @ of_mean
         beside = beside.reshape(len(x), *[1] * (h.ndim - 2), -1)
         h = h + jax.nn.silu(neighbours(jax.nn.silu(h)) @ of_h + beside)
     return neighbours(h) @ params["last"]
@@ -227,8 +227,8 @@ def network_of(subject: Subject, seed: int) -> Partial:
     """Trained from this seed."""
     sde, eps = SDES[subject.sde]
     rng, optimizer = np.random.default_rng(seed), adam()
-    tell = TIME_INPUTS[subject.truth.time_input]
-    ends = np.asarray(tell(sde, jnp.asarray([eps, 1.0])))
+    time_input = TIME_INPUTS[subject.truth.time_input]
+    ends = np.asarray(time_input(sde, jnp.asarray([eps, 1.0])))
     params = first_params(data_of(subject.data, 1, seed).shape[1:], ends, rng)
     state = optimizer.init(params)
     for batch in batches_of(subject, rng, seed):
@@ -286,9 +286,9 @@ def main() -> None:
         lacking = remedies(subject.truth, subject.wrong)
         found = all(any(words in line for line in wrong) for words in lacking)
         alarms, named = alarms + alarm, named + found
-        told = f"{subject.truth.prediction}, told {subject.truth.time_input}"
+        truth = f"{subject.truth.prediction}, by {subject.truth.time_input}"
         rows.append((
-            subject.data, subject.sde, told, str(subject.steps), "FALSE ALARM" if alarm else "-",
+            subject.data, subject.sde, truth, str(subject.steps), "FALSE ALARM" if alarm else "-",
             "; ".join(lacking).replace("say ", ""), "yes" if found else "NO",
         ))  # fmt: skip
         print(" ".join(rows[-1]), *right, "|", *wrong, sep="\n    ", flush=True)

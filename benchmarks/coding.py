@@ -1,4 +1,4 @@
-"""Bits/dim of compressed images: coded by a model, stated by it, and by codes that know no model.
+"""Bits/dim of compressed images: coded by a model, stated by it, and by codes without a model.
 
     python benchmarks/coding.py digits --steps 20 100 --plot=coding.png
     python benchmarks/coding.py runs/fashion_mnist images.npz --images=1000
@@ -64,7 +64,7 @@ def of_other_codes(images: Images) -> dict[str, float | None]:
         file = io.BytesIO()
         try:
             picture.save(file, kind, **options)
-        except KeyError:  # Pillow knows no such kind
+        except KeyError:  # a kind that Pillow does not have
             found[name] = None
         else:
             found[name] = 8 * len(file.getvalue()) / images.size

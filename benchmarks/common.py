@@ -52,8 +52,8 @@ SDE = scoremle.VP()
 
 def mlp(params: Sequence[Any], x: jax.Array, t: jax.Array) -> jax.Array:
     """A noise prediction of vectors by VP: an MLP over that of N(0, I)."""
-    told = SDE.log_snr(t)[:, None] / 5
-    h = jax.nn.silu(jnp.concatenate([x, told], axis=1) @ params[0])
+    scaled = SDE.log_snr(t)[:, None] / 5
+    h = jax.nn.silu(jnp.concatenate([x, scaled], axis=1) @ params[0])
     h = jax.nn.silu(h @ params[1])
     return SDE.sigma(t)[:, None] * x + 0.3 * h @ params[2]
 

@@ -24,7 +24,7 @@ whose integral is rougher, beside what is stated with new probes. Columns: root 
 true errors, bits/dim; that of the mean over the images, estimate minus truth; how much the true
 values are off, by half of their steps; the median of the stated error; how many images it covers,
 and its ratio to the true one in the median: at the default's steps, and at all of those about it,
-which tell how much is luck. 90 % or more is well, and at most 4.
+which show the part of chance. 90 % or more is good, and at most 4.
 
 ``passes`` takes digits by the model that ships. All passes but those at hand give an image's true
 mean. Columns: how often twice the spread of an image's own passes covers it, how often twice the

@@ -11,16 +11,16 @@ The folder has files of public repositories, by their names there:
     gaussian-moons_flow_matching_v1-f5bfaf2.pt            atong01/conditional-flow-matching
     mnist-t10k-images-idx3-ubyte.gz                       MNIST's test images
 
-and Fashion-MNIST is here as ``scoremle data`` knows it. Their networks stand in foreign_nets.py.
+and Fashion-MNIST as ``scoremle data`` prepares it. Their networks are in foreign_nets.py.
 
 An image's value is of one pass. That of a flow is of eight draws of its dequantization noise in
-one bound, as published. The DDPM reads its step from a table, and is asked at the two steps on
-either side of a time. Its last noise hides the levels: to the integers it takes the informed
-decoder. Its chain of 1,000 steps has the least variance, and clips.
+one bound, as published. The DDPM reads its step from a table, and is interpolated
+between two steps. Its last noise hides the levels: to the integers it takes the informed decoder.
+Its chain of 1,000 steps has the least variance, and clips.
 
 Columns: the mean over images, with its standard error over them; what the solver may add, in the
 mean; the published value; seconds. Rows of the plane are integrals over points drawn twice in each
-cell of a grid, of which the pairs tell the error.
+cell of a grid, whose differences give the error.
 """
 
 import time

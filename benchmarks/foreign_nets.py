@@ -66,16 +66,16 @@ class FashionUNet(nn.Module):
     def forward(self, x: Tensor, step: Tensor) -> Tensor:
         time = self.time_embed(step)
 
-        def told(h: Tensor, shift: nn.Module, block: nn.Module) -> Tensor:
+        def conditioned(h: Tensor, shift: nn.Module, block: nn.Module) -> Tensor:
             return block(h + shift(time)[:, :, None, None])
 
-        a = told(x, self.te1, self.b1)
-        b = told(self.down1(a), self.te2, self.b2)
-        c = told(self.down2(b), self.te3, self.b3)
-        h = told(self.down3(c), self.te_mid, self.b_mid)
-        h = told(torch.cat((c, self.up1(h)), 1), self.te4, self.b4)
-        h = told(torch.cat((b, self.up2(h)), 1), self.te5, self.b5)
-        h = told(torch.cat((a, self.up3(h)), 1), self.te_out, self.b_out)
+        a = conditioned(x, self.te1, self.b1)
+        b = conditioned(self.down1(a), self.te2, self.b2)
+        c = conditioned(self.down2(b), self.te3, self.b3)
+        h = conditioned(self.down3(c), self.te_mid, self.b_mid)
+        h = conditioned(torch.cat((c, self.up1(h)), 1), self.te4, self.b4)
+        h = conditioned(torch.cat((b, self.up2(h)), 1), self.te5, self.b5)
+        h = conditioned(torch.cat((a, self.up3(h)), 1), self.te_out, self.b_out)
         return self.conv_out(h)
 
 

@@ -35,7 +35,7 @@ BITS = SIZE * SIZE * 3 * math.log(2)
 
 
 class Told(torch.nn.Module):
-    """A network of diffusers that gives a tensor; it is told the log-SNR."""
+    """A network of diffusers that gives a tensor; its time input is the log-SNR."""
 
     def __init__(self, unet: torch.nn.Module) -> None:
         super().__init__()

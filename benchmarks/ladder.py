@@ -272,9 +272,9 @@ def draw(axes: Any, gains: Mapping[str, Any], curves: Mapping[str, Sequence[Any]
         here = [(*gains[n][kind], y + 0.2 * i) for y, n in enumerate(names) if kind in gains[n]]
         x, error, y = np.reshape(here, (-1, 3)).T
         left.errorbar(x, y, xerr=error, **style, capsize=2, label=f"{kind}, here")
-        told = [(paper[i] - RUNGS[FIRST].paper[i], y)
+        of_paper = [(paper[i] - RUNGS[FIRST].paper[i], y)
                 for y, n in enumerate(names) if (paper := RUNGS[n].paper)]  # fmt: skip
-        left.plot(*np.reshape(told, (-1, 2)).T, **style, fillstyle="none",
+        left.plot(*np.reshape(of_paper, (-1, 2)).T, **style, fillstyle="none",
                   label=f"{kind}, ScoreFlow on CIFAR-10")  # fmt: skip
     left.axvline(0, color=INK, linewidth=0.8)
     left.set_yticks(range(len(names)), names)
@@ -334,14 +334,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--rungs", nargs="+", choices=[*RUNGS, "none"], default=list(RUNGS))
     parser.add_argument("--plot", type=Path, help="the picture to write")
-    asked = parser.parse_args(arguments)
-    ladder = Ladder(asked.workdir, asked.budget, asked.point, asked.seeds)
+    options = parser.parse_args(arguments)
+    ladder = Ladder(options.workdir, options.budget, options.point, options.seeds)
     keep_programs()
-    names = [name for name in RUNGS if name in asked.rungs]
-    for seed, name in product(range(asked.seeds), names):
+    names = [name for name in RUNGS if name in options.rungs]
+    for seed, name in product(range(options.seeds), names):
         ladder.train(name, seed)
         ladder.measure(name, seed)
-    show(ladder, asked.plot)
+    show(ladder, options.plot)
 
 
 if __name__ == "__main__":

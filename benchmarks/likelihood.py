@@ -259,14 +259,14 @@ HEADER = (
 
 
 def in_words(row: Row) -> tuple[str, ...]:
-    def told(kind: str) -> tuple[str, str]:
+    def cells(kind: str) -> tuple[str, str]:
         if f"{kind}covered" not in row:
             return "", ""
         return f"{row[f'{kind}covered']:.0%}", f"{row[f'{kind}width']:.1f}"
 
     return (
         row["name"], f"{row['evaluations']:.0f}", f"{row['cost']:.0f}", f"{row['solver']:.1e}",
-        f"{row['solver_max']:.1e}", *told(""), *told("bare_"), f"{row['probe']:.3f}",
+        f"{row['solver_max']:.1e}", *cells(""), *cells("bare_"), f"{row['probe']:.3f}",
         f"{row['total']:.3f}", f"{row['seconds']:.4f}",
     )  # fmt: skip
 

@@ -13,7 +13,7 @@ the parameters. All take turns, and the least time of a few counts. Columns: our
 same over torch's better layout, and each library's in its own forwards. Below: which share our
 forward is of the machine's own matrix products. The full network takes minutes.
 
-``shares`` tells by JAX's own profiler where the time of its forward and its gradient goes. A row
+``shares`` measures by JAX's profiler where the time of its forward and its gradient goes. A row
 is a kind of instruction of the compiled program, as XLA fused them: milliseconds of the least of a
 few runs, and its share. Instructions are sorted by what their fusions hold: a product, a copy into
 another layout, a sum, or nothing of these. Convolutions run in threads of their own, which the
@@ -31,7 +31,7 @@ XLA make of them: each is compiled for itself. In the ``loop`` (``jax.lax.scan``
 are stacked within the program. ``calls`` are those of the project's networks (scoremle/xla.py).
 Each is measured with convolutions in the forms that JAX gives them, and in that of
 scoremle/xla.py. Columns: seconds of processor time to compile, and to run once, the mean of ten
-runs. It tells when a jaxlib makes these workarounds needless.
+runs. It shows when a jaxlib makes these workarounds unnecessary.
 
 ``calls`` has milliseconds of calls of a model of 100 vectors in 10 dimensions, by an MLP: the
 first, the median of ten others, the first of another number of rows, and the median where the
@@ -319,14 +319,14 @@ def first_calls(config: str) -> dict[str, tuple[float, float, float]]:
 
 def in_a_process(config: str, folder: str) -> dict[str, tuple[float, float, float]]:
     """The same in another process, which keeps its programs in a folder."""
-    told = {
+    variables = {
         "JAX_COMPILATION_CACHE_DIR": folder,
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
         HERE: config,
     }
     command = [sys.executable, __file__, "compile"]
-    done = subprocess.run(command, env=os.environ | told, stdout=subprocess.PIPE, check=True)
+    done = subprocess.run(command, env=os.environ | variables, stdout=subprocess.PIPE, check=True)
     return json.loads(done.stdout)
 
 

@@ -13,7 +13,7 @@ seconds of CPU, of all cores together, which other work on the machine hardly ch
 ways: at once, and as the loop does it, which goes on when it has a copy, while a thread does the
 rest. In both ways numbers that are not finite are looked for first. The table has the share for
 steps of some lengths, at the config's own ``snapshot_freq`` and ``snapshot_freq_for_preemption``,
-where a save takes less than the steps up to the next. Below stands the shortest step at which the
+where a save takes less than the steps up to the next. Below is the shortest step at which the
 share is 2 %. On a CPU the thread takes computing from the steps: as much as a save at once
 computes. The published CIFAR-10 network needs 4 GB of memory; ``--nf=64`` is a quarter.
 """

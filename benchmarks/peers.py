@@ -229,8 +229,8 @@ def chains(rng: np.random.Generator, n: int) -> np.ndarray:
 
 def learned(params, x, sigma):
     """The velocity of the straight path from data to noise."""
-    told = sigma[:, None]
-    waves = [told, *(f(np.pi * k * told) for k in (1, 2, 4) for f in (jnp.sin, jnp.cos))]
+    level = sigma[:, None]
+    waves = [level, *(f(np.pi * k * level) for k in (1, 2, 4) for f in (jnp.sin, jnp.cos))]
     h = jnp.concatenate([x, *waves], axis=1)
     for weights in params[:-1]:
         h = jax.nn.silu(h @ weights)
@@ -435,10 +435,10 @@ def compare(subject: Subject, settings: Settings) -> Curves:
                 timed(solve, setting)  # compiles, for all settings
             found, seconds = timed(solve, setting)
             error = np.abs(np.asarray(found.log_prob, float) - truth) / subject.nats
-            told = "" if found.stated is None else f"{found.stated.mean() / subject.nats:.1e}"
+            stated = "" if found.stated is None else f"{found.stated.mean() / subject.nats:.1e}"
             row = (
                 f"{name}, {words.format(setting)}", str(found.evaluations),
-                f"{seconds.computing:.3f}", f"{error.mean():.1e}", f"{error.max():.1e}", told,
+                f"{seconds.computing:.3f}", f"{error.mean():.1e}", f"{error.max():.1e}", stated,
             )  # fmt: skip
             curves[name].append((found.evaluations, float(error.mean())))
             if settings.enough is None:

@@ -134,7 +134,7 @@ def open_zip(file: File, where: str | Path) -> Iterator[zipfile.ZipFile]:
             if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
                 raise UserError(
                     f"{where}: its member {info.filename!r} is neither stored nor deflated; pack"
-                    " it as zip does unless told otherwise"
+                    " it with the default settings of zip"
                 )
         yield archive
 

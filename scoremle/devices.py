@@ -30,15 +30,15 @@ Devices = Sequence[jax.Device] | None  # all, if None
 
 
 def check_devices() -> None:
-    """Raises UserError if JAX finds nothing to compute on, before it is asked to compute."""
+    """Raises UserError if JAX finds nothing to compute on, before it has to compute."""
     try:
         jax.devices()
-    except Exception as error:  # an assertion, where the plugin of an asked platform is missing
+    except Exception as error:  # an assertion, where the plugin of a required platform is missing
         none = "none of that platform answers"
         text = first_line(error).partition(" (set ")[0] if str(error) else none
-        asked = jax.config.values["jax_platforms"]
+        names = jax.config.values["jax_platforms"]
         raise UserError(
-            f"JAX finds no device (JAX_PLATFORMS is {asked!r}): {text}; unset JAX_PLATFORMS, or"
+            f"JAX finds no device (JAX_PLATFORMS is {names!r}): {text}; unset JAX_PLATFORMS, or"
             " install JAX for that platform"
         ) from None
     there = _address_space()
@@ -164,7 +164,7 @@ def within_memory(program: Any) -> Callable[..., Any]:
     return call
 
 
-# By program and shapes: XLA compiles to tell it.
+# By program and shapes: XLA has to compile for it.
 NEEDED: WeakKeyDictionary[Any, dict[Any, Needs | None]] = WeakKeyDictionary()
 
 

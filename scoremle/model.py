@@ -450,7 +450,7 @@ class ScoreModel:
             batch_size: how many at once, or fewer where memory does not suffice; no value depends
                 on it.
             seed: of everything random.
-            label: under which progress is told, if there is one.
+            label: under which progress is shown, if there is one.
 
         Raises UserError for data of another shape, type or range than the model's, a log-SNR for
         each dimension, no bins, fewer than two draws, and values that are not finite.
@@ -528,7 +528,7 @@ class ScoreModel:
                 on it.
             devices: that share each batch; None: one.
             seed: of everything random.
-            label: under which progress is told, if there is one.
+            label: under which progress is shown, if there is one.
 
         Raises UserError for images of another shape, type or range than the model's, an index that
         is not whole numbers from 0 to 2**64 - 1, a seed outside 0..2**32 - 1, no passes, a
@@ -711,7 +711,7 @@ class ScoreModel:
             batch_size: how many at once, or fewer where memory does not suffice; no sample
                 depends on it.
             devices: that share each batch; None: one.
-            label: under which progress is told, if there is one.
+            label: under which progress is shown, if there is one.
             log_prob: gives ``Samples``: reals with log p of each in nats and its errors, from the
                 same solution of the ODE, by the model's own solver and divergence. The default of
                 either is that of the method ``log_prob``.

@@ -131,7 +131,7 @@ def as_pytree(noise: NoiseFn, name: str = "noise") -> NoiseFn:
 
 
 def predict(noise: NoiseFn, x: Data, t: Times) -> Data:
-    """eps(x, t), in the precision of ``x`` or more. Of no examples, the network is not asked.
+    """eps(x, t), in the precision of ``x`` or more. Of no examples, the network is not called.
 
     Raises UserError as ``output_of``.
     """

@@ -64,7 +64,7 @@ def join(coordinator: str = "", processes: int | None = None, process: int | Non
         raise UserError(
             f"the processes of this run can't be joined: {first_line(error)}; give"
             " coordinator=HOST:PORT, processes=N and process=I, or start them by a cluster that"
-            " JAX knows"
+            " JAX supports"
         ) from None
     if tasks == 1:
         for name in VISIBLE:
@@ -131,7 +131,7 @@ def _check_gpus_of_slurm(tasks: int) -> None:
 
 
 def asked_to_stop(call: int) -> bool:
-    """Whether any process of a run was asked to end (SIGTERM). All get the same answer at a call.
+    """Whether any process of a run got SIGTERM. All processes get the same answer at a call.
 
     Each process counts its calls: all stop at the first call that none has made yet. False for a
     process alone.

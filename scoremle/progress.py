@@ -27,7 +27,7 @@ WINDOW = 60.0
 # Cells of a bar, and their colour until the end: rich's own is red, as if something failed.
 SHORTEST, LONGEST, COLOUR = 10, 40, "cyan"
 # (amount that is done, other facts in words)
-Tell = Callable[..., None]
+Advance = Callable[..., None]
 
 
 class Progress:
@@ -79,7 +79,7 @@ class Progress:
                 self._late.daemon = True
                 self._late.start()
 
-    def tell(self, done: float, text: str = "") -> None:
+    def advance(self, done: float, text: str = "") -> None:
         """Shows the amount done and the text: facts two spaces apart, the most important first."""
         self._begun()
         self._facts = text.split("  ")
@@ -209,7 +209,7 @@ def _fitting(words: list[str], room: int) -> str:
 
 
 @contextmanager
-def progress(label: str, total: float, unit: str = "", *, done: float = 0) -> Iterator[Tell]:
+def progress(label: str, total: float, unit: str = "", *, done: float = 0) -> Iterator[Advance]:
     """A function that reports how much is done; without a label, nothing is shown."""
     if not label:
         yield lambda done, text="": None
@@ -217,7 +217,7 @@ def progress(label: str, total: float, unit: str = "", *, done: float = 0) -> It
     shown = Progress(label, total, unit)
     shown.start(done)
     try:
-        yield shown.tell
+        yield shown.advance
     finally:
         shown.close()
 

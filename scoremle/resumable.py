@@ -91,9 +91,9 @@ def resumable_map(
         put(part)
     check_agreed({f"hash of what is finished of {label}": content_hash(done)})
     total = int((done | ~others).sum())
-    with progress(label, total, unit, done=int(done.sum())) as tell:
+    with progress(label, total, unit, done=int(done.sum())) as advance:
         if done.sum() == total:
-            tell(total, describe(rows, done))
+            advance(total, describe(rows, done))
         todo = [*_missing(done | others, size)][::-1]
         while todo:
             number, first, stop = todo.pop()
@@ -113,7 +113,7 @@ def resumable_map(
                 sealed = {**part, SEAL: np.asarray(_seal(folder, part))}
                 write_npz(folder / f"pass{number}_{unit}{first}.npz", sealed)
             put(part)
-            tell(int(done.sum()), describe(rows, done))
+            advance(int(done.sum()), describe(rows, done))
             stop_if_asked()
     return rows
 

@@ -12,7 +12,7 @@ platform, so that programs of other platforms have none of it. Measured with jax
     YNN            A library that XLA leaves much to. Convolutions are quicker without it, sums of
                    a gradient with it. Some sums of many rows are wrong (docs/troubleshooting.md).
 
-Each is needless with the jaxlib that does it by itself: the script tells.
+Each is unnecessary with a jaxlib that does it by itself, as the script shows.
 """
 
 import os

@@ -36,14 +36,14 @@ def clock(monkeypatch):
 def told(clock, shown, *moments):
     for seconds, done, *text in moments:
         clock[0] = seconds
-        shown.tell(done, *text)
+        shown.advance(done, *text)
 
 
 def test_lines_now_and_then_and_one_at_the_end(clock, capsys):
-    with progress("label", 100, "image", done=10) as tell:
+    with progress("label", 100, "image", done=10) as advance:
         for seconds, done in ((10, 20), (15, 30), (21, 40), (30, 60), (40, 90), (41, 100)):
             clock[0] = seconds
-            tell(done, f"mean {done}")
+            advance(done, f"mean {done}")
     assert capsys.readouterr().out.splitlines() == [
         "label  image 40/100  mean 40  1.8 images/s  elapsed 21s  ETA 33s",
         "label  image 100/100  mean 100  2.6 images/s  elapsed 41s",
@@ -56,8 +56,8 @@ def test_a_line_says_what_compiles_for_long(capsys, monkeypatch):
     with progress("label", 5, "image"):
         time.sleep(0.2)
     assert capsys.readouterr().out == f"label  {COMPILING}\n"
-    with progress("label", 5, "image") as tell:
-        tell(0)
+    with progress("label", 5, "image") as advance:
+        advance(0)
         time.sleep(0.2)
     assert capsys.readouterr().out == ""
 
@@ -112,16 +112,16 @@ def test_what_was_done_before_does_not_count_as_speed(clock, capsys):
 
 
 def test_nothing_left_to_do(capsys):
-    with progress("label", 5, "image", done=5) as tell:
-        tell(5, "mean 1")
+    with progress("label", 5, "image", done=5) as advance:
+        advance(5, "mean 1")
     assert capsys.readouterr().out == "label  image 5/5  mean 1  elapsed 0s\n"
 
 
 def test_a_share_is_told_only_while_it_lasts(clock, capsys):
-    with progress("preparing x", 1.0) as tell:
+    with progress("preparing x", 1.0) as advance:
         for seconds, done in ((21, 0.25), (22, 0.3), (50, 0.5), (60, 1.0)):
             clock[0] = seconds
-            tell(done)
+            advance(done)
     assert capsys.readouterr().out.splitlines() == [
         "preparing x  25%  elapsed 21s  ETA 1m03s",
         "preparing x  50%  elapsed 50s  ETA 50s",
@@ -132,7 +132,7 @@ def test_what_is_done_is_a_line_once(capsys):
     shown = Progress("", 10, "step", every=0)
     shown.start()
     for step in (2, 4):
-        shown.tell(step)
+        shown.advance(step)
         shown.doing(step, "drawing")
     lines = capsys.readouterr().out.splitlines()
     assert [line.split("  ")[0] for line in lines] == [
@@ -141,8 +141,8 @@ def test_what_is_done_is_a_line_once(capsys):
 
 
 def test_without_a_label_nothing_is_said(capsys):
-    with progress("", 5, "image") as tell:
-        tell(5, "mean 1")
+    with progress("", 5, "image") as advance:
+        advance(5, "mean 1")
     assert capsys.readouterr().out == ""
 
 
@@ -151,8 +151,8 @@ def test_a_bar_on_a_terminal(unit, monkeypatch, capsys):
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     monkeypatch.setenv("TERM", "xterm")
     total = 10 if unit else 1.0
-    with progress("[label] {x}", total, unit) as tell:
-        tell(total, "bpd [2.5]")
+    with progress("[label] {x}", total, unit) as advance:
+        advance(total, "bpd [2.5]")
     out = capsys.readouterr().out
     place = "step 10/10" if unit else "100%"
     assert "[label] {x}" in out and f"{place}  elapsed 0s  bpd [2.5]" in out
@@ -257,10 +257,10 @@ def notebook(monkeypatch):
 
 def test_a_notebook_has_one_line_that_is_written_over(clock, monkeypatch):
     shown = notebook(monkeypatch)
-    with progress("label", 100, "image") as tell:
+    with progress("label", 100, "image") as advance:
         for seconds, done in ((1, 1), (2, 50), (3, 100)):
             clock[0] = seconds
-            tell(done)
+            advance(done)
     lines = shown.getvalue().split("\r")
     assert [line.rstrip() for line in lines] == [
         "",
@@ -275,8 +275,8 @@ def test_a_notebook_has_one_line_that_is_written_over(clock, monkeypatch):
 
 def test_a_notebook_forgets_a_share_that_is_done(clock, monkeypatch):
     shown = notebook(monkeypatch)
-    with progress("preparing x", 1.0) as tell:
-        tell(0.5)
+    with progress("preparing x", 1.0) as advance:
+        advance(0.5)
     *_, last = shown.getvalue().removesuffix("\r").split("\r")
     assert shown.getvalue().endswith("\r") and not last.strip()
     assert "50%" in shown.getvalue() and "\n" not in shown.getvalue()

@@ -25,8 +25,8 @@ def test_what_is_visible_stays():
 def test_every_way_to_a_terminal(capsys, monkeypatch):
     say(NAME)
     print(table(("name", NAME), [(NAME, "1")]))
-    with progress(NAME, 1.0, "image") as tell:
-        tell(1.0)
+    with progress(NAME, 1.0, "image") as advance:
+        advance(1.0)
     assert str(UserError(NAME)) == SHOWN
 
     def wrong(arguments):

@@ -55,10 +55,10 @@ def _list() -> None:
     for name in ADAPTERS:
         try:
             adapter = adapter_class(name)()
-            told = f"{adapter.version:<14} {', '.join(adapter.settings)}"
+            line = f"{adapter.version:<14} {', '.join(adapter.settings)}"
         except ImportError as error:
-            told = f"not installed ({error})"
-        print(f"{name:<14} {told}")
+            line = f"not installed ({error})"
+        print(f"{name:<14} {line}")
 
 
 def _page(files: list[Path]) -> int:
@@ -89,7 +89,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.markdown:
         return _page(options.markdown)
     if options.all == (options.library is not None):
-        parser.error("name one library, or --all; --list tells their names")
+        parser.error("name one library, or --all; --list prints their names")
     if options.json and not options.json.absolute().parent.is_dir():
         parser.error(f"--json {options.json}: there is no such folder")
     reports = []

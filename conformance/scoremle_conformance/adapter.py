@@ -1,4 +1,4 @@
-"""Adapters: how a library is asked for log p, and what it can do.
+"""Adapters: how a library is called for log p, and what it can compute.
 
 An adapter is a class with a few facts and one method, ``log_prob``. What it declares in ``can`` is
 checked; what it does not declare is not applicable, and counts neither for nor against it.
@@ -35,7 +35,7 @@ ABILITIES = {
 
 @dataclass(frozen=True)
 class Ask:
-    """What is asked for.
+    """The arguments of one call.
 
     Args:
         exact: by exact traces; if not, by random probes.
@@ -102,7 +102,7 @@ class Adapter:
 
     @property
     def networks(self) -> list[tuple[str, str]]:
-        """Paths and outputs of networks that it takes; the first is asked most."""
+        """Paths and outputs of networks that it takes; the first is used most."""
         return list(itertools.product(self.paths, self.outputs))
 
     def log_prob(self, field: Field, x: np.ndarray, ask: Ask) -> Answer:

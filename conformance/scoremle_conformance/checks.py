@@ -1,4 +1,4 @@
-"""Checks: what an adapter is asked, and what the answer should be.
+"""Checks: the calls of an adapter, and the right answers.
 
 A check is a list of questions. A question says what it needs, and measures one thing: an error and
 its limit. What an adapter does not declare is not applicable; what it raises fails.
@@ -32,7 +32,7 @@ EXACT_DIMS = 32
 
 @dataclass(frozen=True, eq=False)
 class Evidence:
-    """What signatures look at: what was asked of which field, the answers, and the truth."""
+    """What signatures look at: the call, the field, the answers, and the truth."""
 
     field: Field
     x: np.ndarray
@@ -58,7 +58,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Question:
-    """Something to ask an adapter that declares what it ``needs``."""
+    """A measurement for adapters that declare what it ``needs``."""
 
     name: str
     needs: tuple[str, ...]
@@ -99,7 +99,7 @@ def _limit(dims: int) -> float:
     return NATS + BITS_PER_DIM * dims * math.log(2)
 
 
-def _asked(adapter: Adapter, field: Field, n: int, ask: Ask) -> Evidence:
+def _evidence(adapter: Adapter, field: Field, n: int, ask: Ask) -> Evidence:
     """Answers for ``n`` draws of the subject at the path's start."""
     subject, path = field.subject, field.path
     x = subject.draw(_rng(field.dims, n), n, path, ask.labels)
@@ -118,7 +118,7 @@ def _missing(evidence: Evidence) -> Measured | None:
 
 def _of_value(adapter: Adapter, field: Field, ask: Ask) -> Measured:
     """Of each of a few draws; of their mean, where traces are by random probes."""
-    found = _asked(adapter, field, 8, ask)
+    found = _evidence(adapter, field, 8, ask)
     if missing := _missing(found):
         return missing
     off, limit = found.answers - found.truth, _limit(field.dims)
@@ -169,14 +169,14 @@ def images(adapter: Adapter, quick: bool) -> Questions:
     """log P of integers: constants, dequantization noise, several draws of it."""
     small = (2, 2, 1)
     large, copies = ((8, 8, 3), 16) if quick else ((32, 32, 3), 4)
-    asked = [
+    cases = [
         (Images(small, 256), 32, Ask()),
         (Images(small, 8), 256, Ask()),
         (Images(small, 256), 256, Ask(dequantizer="beta")),
         (Images(small, 3), 1024, Ask(draws=8)),
     ]
-    asked.append((Images(large, 256), copies, Ask(exact=False)))
-    for kind, copies, ask in asked:
+    cases.append((Images(large, 256), copies, Ask(exact=False)))
+    for kind, copies, ask in cases:
         name = f"{kind.subject.name}, D = {kind.dims}, {ask.draws} draws, {ask.dequantizer} noise"
         needs = ["images", "exact" if ask.exact else "probes"]
         needs += ["several draws"] if ask.draws > 1 else []
@@ -205,7 +205,7 @@ PROBE_DIMS, PROBE_COUNT = 6, 512
 def _by_probes(adapter: Adapter, probes: int) -> tuple[Evidence, float]:
     """Answers for many draws of a Gaussian, and the variance of one probe."""
     field = _field(adapter, subjects.anisotropic(PROBE_DIMS))
-    found = _asked(adapter, field, PROBE_COUNT, Ask(exact=False, probes=probes, seed=probes))
+    found = _evidence(adapter, field, PROBE_COUNT, Ask(exact=False, probes=probes, seed=probes))
     return found, field.subject.probe_variance(field.path, adapter.probe)
 
 
@@ -254,7 +254,7 @@ def _probe_error(adapter: Adapter) -> Measured:
 
 def _solver(adapter: Adapter) -> Measured:
     # Of a Gaussian, whose value is known to all digits.
-    found = _asked(adapter, _field(adapter, subjects.anisotropic(3)), 64, Ask())
+    found = _evidence(adapter, _field(adapter, subjects.anisotropic(3)), 64, Ask())
     assert found.stated is not None
     stated = np.asarray(found.stated.solver_error, np.float64)
     rounding = 1e-5 * (1 + np.abs(found.truth))
@@ -276,7 +276,7 @@ def batch(adapter: Adapter, quick: bool) -> Questions:
 
 def _alone(adapter: Adapter) -> Measured:
     field = _field(adapter, subjects.mixture(3))
-    found = _asked(adapter, field, BATCH, Ask())
+    found = _evidence(adapter, field, BATCH, Ask())
     alone = [adapter.log_prob(field, found.x[i : i + 1], Ask()).log_prob for i in range(3)]
     off = np.concatenate(alone) - found.answers[:3]
     return Measured(np.abs(off).max(), _limit(field.dims) / 2)
@@ -284,7 +284,7 @@ def _alone(adapter: Adapter) -> Measured:
 
 def _in_batches(adapter: Adapter) -> Measured:
     field, ask = _field(adapter, subjects.mixture(3)), Ask(batch_size=3)
-    whole, found = (_asked(adapter, field, BATCH, a) for a in (Ask(), ask))
+    whole, found = (_evidence(adapter, field, BATCH, a) for a in (Ask(), ask))
     found = replace(found, truth=whole.answers)
     off = _missing(found)
     return off or Measured(
@@ -303,16 +303,16 @@ def order(adapter: Adapter, quick: bool) -> Questions:
 def _order(adapter: Adapter) -> Measured:
     even = [network for network in adapter.networks if network[0] == "straight"]
     field = _field(adapter, subjects.anisotropic(3), even[0] if even else None)
-    asked = [_asked(adapter, field, 8, Ask(steps=steps)) for steps in STEPS]
-    errors = np.array([np.abs(found.answers - found.truth).max() for found in asked])
-    rounding = 1e-5 * (1 + np.abs(asked[0].truth).max())
+    measured = [_evidence(adapter, field, 8, Ask(steps=steps)) for steps in STEPS]
+    errors = np.array([np.abs(found.answers - found.truth).max() for found in measured])
+    rounding = 1e-5 * (1 + np.abs(measured[0].truth).max())
     above = int(np.sum(~(errors <= rounding)))
-    told = ", ".join(f"{error:.1e}" for error in errors)
+    listed = ", ".join(f"{error:.1e}" for error in errors)
     if above < 2:
-        return Measured(0.0, 0.0, f"of the order; errors {told} nats are rounding")
+        return Measured(0.0, 0.0, f"of the order; errors {listed} nats are rounding")
     rate = math.log2(errors[above - 2] / errors[above - 1])
     lacking = max(float(adapter.order or 1) - rate, 0.0)
-    return Measured(lacking, 0.6, f"of the order lacking; {rate:.1f} found by {told} nats")
+    return Measured(lacking, 0.6, f"of the order lacking; {rate:.1f} found by {listed} nats")
 
 
 def gradient(adapter: Adapter, quick: bool) -> Questions:
@@ -356,7 +356,7 @@ def _judged(adapter: Adapter, check: str, question: Question) -> Case:
     try:
         found = question.ask()
     except Exception as error:
-        told = traceback.format_exception_only(error)[-1].strip()[:200]
-        found = Measured(math.inf, 0.0, f"it raised {told}")
+        message = traceback.format_exception_only(error)[-1].strip()[:200]
+        found = Measured(math.inf, 0.0, f"it raised {message}")
     verdict = PASS if found.error <= found.limit else FAIL
     return Case(check, question.name, verdict, found)

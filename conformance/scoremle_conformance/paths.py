@@ -5,7 +5,7 @@
     straight   alpha = 1 - t, sigma = t
 
 (Song et al., arXiv 2011.13456; Lipman et al., arXiv 2210.02747.) Time runs from ``start``, where
-the density is asked for, to ``stop``, where the model's prior is N(0, prior_std^2 I). On the
+the density is computed, to ``stop``, where the model's prior is N(0, prior_std^2 I). On the
 straight path both ends are open: there is no noise at t = 0 and no signal at t = 1. Where a
 division by either would fail, the path is ``cut``.
 """
@@ -38,7 +38,7 @@ class Path:
 
     Args:
         name: "vp", "ve" or "straight".
-        start: the time at which a density is asked for.
+        start: the time at which a density is computed.
         stop: the time of the prior.
         prior_std: of the prior N(0, prior_std^2 I) there.
     """

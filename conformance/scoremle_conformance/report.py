@@ -34,7 +34,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Report:
-    """An adapter, what it was asked, and what is wrong with it."""
+    """An adapter, its cases, and what is wrong with it."""
 
     adapter: Adapter
     cases: list[Case]
@@ -136,7 +136,7 @@ def _set(adapter: Adapter) -> str:
 
 
 def as_record(report: Report) -> dict[str, Any]:
-    """The same for a program, in values that JSON knows. What is not finite is null."""
+    """The same for a program, in values of JSON. A number that is not finite is null."""
     adapter = report.adapter
 
     def number(x: float) -> float | None:
@@ -164,20 +164,20 @@ def write_json(reports: list[Report], file: Path) -> None:
     """Writes reports, whole or not at all."""
     loaded = ("numpy", "scipy", "torch", "jax")
     versions = {name: sys.modules[name].__version__ for name in loaded if name in sys.modules}
-    told = {
+    content = {
         "versions": {"Python": platform.python_version(), **versions},
         "reports": [as_record(report) for report in reports],
     }
     beside = file.with_name(file.name + ".part")
-    beside.write_text(json.dumps(told, indent=1) + "\n")
+    beside.write_text(json.dumps(content, indent=1) + "\n")
     beside.replace(file)
 
 
 def as_markdown(files: list[Path]) -> str:
     """The tables of all reports in ``files``, and what failed."""
-    told = [json.loads(file.read_text()) for file in files]
-    records = [record for file in told for record in file["reports"]]
-    versions = sorted({f"{name} {v}" for file in told for name, v in file["versions"].items()})
+    loaded = [json.loads(file.read_text()) for file in files]
+    records = [record for file in loaded for record in file["reports"]]
+    versions = sorted({f"{name} {v}" for file in loaded for name, v in file["versions"].items()})
     results = [
         [
             *_named(record),
@@ -195,7 +195,7 @@ def as_markdown(files: list[Path]) -> str:
         _table(["library", "setting", "what is set"], settings),
         "### What fails",
         "\n\n".join(filter(None, map(_failures, records))) or "Nothing.",
-        "### What is not declared, and so not asked",
+        "### What is not declared, and so not tested",
         _table(["what", "not declared by"], [row for row in absent if row[1]]),
     ]
     return "\n\n".join(parts)
@@ -221,6 +221,6 @@ def _lacking(records: list[dict[str, Any]], words: str) -> str:
 
     def lacks(record: dict[str, Any]) -> bool:
         absent = (c["words"] for c in record["cases"] if c["verdict"] == NOT_APPLICABLE)
-        return any(words in told for told in absent)
+        return any(words in reason for reason in absent)
 
     return ", ".join(dict.fromkeys(r["library"] for r in records if lacks(r)))

@@ -1,4 +1,4 @@
-"""A small library of exact likelihoods, which knows nothing of the suite that examines it.
+"""A small library of exact likelihoods, which does not depend on the suite that examines it.
 
 It does one honest thing, the probability flow by an adaptive or a fixed Runge-Kutta method, and
 has a switch for each of twenty faults. They are those of published code: this is what the suite is

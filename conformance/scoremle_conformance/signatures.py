@@ -24,7 +24,7 @@ __all__ = ["SIGNATURES", "Signature", "diagnose"]
 
 # The wrong answers, by the form that the fault may have; none where they have no closed form.
 Prediction = Callable[[Evidence], dict[str, np.ndarray]]
-# A wrong answer is told from the right one if they are so many limits apart, and recognised if the
+# A wrong answer differs from the right one if they are so many limits apart, and recognised if the
 # answer is nearer to it than this share of their distance.
 APART, NEAR = 3.0, 0.02
 # The error that all examples have in common may be a small one of its kind, by this factor.
@@ -177,7 +177,7 @@ def _reversed(found: Evidence) -> dict[str, np.ndarray]:
 
 
 def _other_prior(found: Evidence) -> dict[str, np.ndarray]:
-    """With the scale that the slope of the errors in |z|^2 tells."""
+    """With the scale that the slope of the errors in |z|^2 gives."""
     subject, path = found.field.subject, found.field.path
     if not (subject.single and found.ask.exact and np.isfinite(found.answers).all()):
         return {}
@@ -395,7 +395,7 @@ SIGNATURES = (
     ),
     Signature(
         "prior of the wrong scale",
-        "errors are those of a prior N(0, c^2 I), with one c that their slope in |z|^2 tells",
+        "errors are those of a prior N(0, c^2 I), with one c that their slope in |z|^2 gives",
         _would_be(_other_prior, "value"),
     ),
     Signature(
@@ -455,7 +455,7 @@ SIGNATURES = (
     ),
     Signature(
         "flow of another score or time",
-        "values are those where the score counts half or twice, or the network is asked for 1 - t",
+        "values are those where the score counts half or twice, or the network is called at 1 - t",
         _would_be(_other_velocity, "value"),
     ),
     Signature(

@@ -139,7 +139,7 @@ class Detector:
             statistic: its name; "": the default.
             seed: of the split, the statistic, and ties.
             facts: where the ``model`` is, and what else is to be kept in the file.
-            label: under which progress is told, if there is one.
+            label: under which progress is shown, if there is one.
 
         Raises UserError for another statistic, data that the model does not take, fewer than 40
         different examples, and without scikit-learn.
@@ -155,7 +155,7 @@ class Detector:
         if len(first) < FEWEST:
             raise UserError(
                 f"normal must have {FEWEST} different examples or more, not {len(first)}: half are"
-                " fitted to, and of the others each tells 1 / (n + 1) of a p-value"
+                " fitted to, and the others give p-values in steps of 1 / (n + 1)"
             )
         order = permutation(len(first), seed, SPLIT)
         features = _features(model, name, data[first][order], numbers[order], seed, label)
@@ -172,7 +172,7 @@ class Detector:
         Args:
             model: the one that the detector was fitted with.
             data: as those of ``fit``.
-            label: under which progress is told, if there is one.
+            label: under which progress is shown, if there is one.
 
         Raises UserError for another model or version, and data of another shape or type.
         """
@@ -201,7 +201,7 @@ class Detector:
         return Anomalies(scores, p_values(scores, np.asarray(self.reference), np.asarray(words)))
 
     def limits(self, examples: int, rate: float) -> str:
-        """A line on what so few references can't tell; "" if they can tell one suspect.
+        """A line on the limits of few references; "" if they can list one suspect.
 
         Args:
             examples: how many are scored.
@@ -213,7 +213,7 @@ class Detector:
             return ""
         what = f"only {together} or more together" if together <= examples else "nor all of them"
         return (
-            f"{n} references can't tell one suspect among {examples} at a rate of {rate:g},"
+            f"{n} references can't list one suspect among {examples} at a rate of {rate:g},"
             f" {what}: for one it takes {fewest_references(examples, rate)}"
         )
 

@@ -1,6 +1,6 @@
 """One number of how unusual features are, by what was fitted to normal ones.
 
-*Ranks*, of one feature, less what others tell of it by linear regression: how far its rank among
+*Ranks*, of one feature, less its linear regression on the others: how far its rank among
 the normal ones is from the middle, |rank - 1/2|, so that both ends are unusual. Beyond all normal
 ones, it grows with the distance in units of their standard deviation.
 

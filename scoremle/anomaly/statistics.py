@@ -2,7 +2,7 @@
 
     likelihood  bits/dim by the ODE, of reals -log p; unusual at both ends
     typicality  the same; unusual far from the mean (Nalisnick et al., arXiv 1906.02994)
-    complexity  the same, less what PNG's bits tell of it; at both ends (arXiv 1909.11480)
+    complexity  the same, less its regression on PNG's bits; at both ends (arXiv 1909.11480)
     msma        norms of the score at ten noises (Mahmood et al., arXiv 2010.13132)
     profile     bits at ten noises (`likelihood/profile.py`)
     scoped      squared norm over trace at ten noises (Barkley et al., arXiv 2510.01456)

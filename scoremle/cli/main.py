@@ -105,13 +105,13 @@ def _run(arguments: list[str]) -> int:
 
 def _name_of(arguments: list[str]) -> str | None:
     """The command that is meant, "" in the published form; None where all is said."""
-    name, asked = next(iter(arguments), ""), [word for word in arguments if word not in HELP]
+    name, others = next(iter(arguments), ""), [word for word in arguments if word not in HELP]
     if name in COMMANDS:
         return name
     if not arguments:
         print(screen(), file=sys.stderr)
-    elif len(asked) < len(arguments):
-        config = parser_of("").parse_args(asked).config
+    elif len(others) < len(arguments):
+        config = parser_of("").parse_args(others).config
         print(config_table(config) if config else screen())
     elif "--version" in arguments:
         print(importlib.import_module("scoremle.cli.commands.env").version())

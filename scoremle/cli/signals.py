@@ -120,11 +120,11 @@ class _Answer:
         """From the first signal on: says a line if the end takes long, and sees that it comes."""
         while (number := heard.recv(1)) and number[0] not in ANSWERED:
             pass
-        soon, told = time.monotonic() + SOON, False
+        soon, said = time.monotonic() + SOON, False
         while number and not self.ended.wait(AGAIN):
-            if not told and time.monotonic() > soon:
+            if not said and time.monotonic() > soon:
                 say_stopping()
-                told = True
+                said = True
             if self._number and self._error() is None:  # postponed, or dropped
                 signal.pthread_kill(cast(int, threading.main_thread().ident), self._number)
 

@@ -72,7 +72,7 @@ def compress(layers: LatentLayers, images: Images) -> tuple[Coded, blocks.Nats]:
         raise UserError("no images to compress")
     levels = images.reshape(len(images), -1).astype(np.int64)
     stack, found, plain, nats = BitStack(), list[CodedBlock](), b"", list[blocks.Nats]()
-    with progress("coding", len(levels), "image") as tell:
+    with progress("coding", len(levels), "image") as advance:
         first = 0
         while first < len(levels):
             size = int(stack.to_draw / (2 * blocks.bits_to_draw(layers)))
@@ -83,7 +83,7 @@ def compress(layers: LatentLayers, images: Images) -> tuple[Coded, blocks.Nats]:
             nats.append(of_block)
             found.append(CodedBlock(len(block), zlib.crc32(_bytes(block)), len(packed)))
             first += len(block)
-            tell(first)
+            advance(first)
     return Coded(tuple(found), stack.words, plain, stack.initial), np.concatenate(nats)
 
 
@@ -113,7 +113,7 @@ def decompress(layers: LatentLayers, coded: Coded) -> Images:
     except ValueError:  # its last word is never 0
         raise UserError("the bits are damaged") from None
     found = list[blocks.Levels]()
-    with progress("decoding", coded.images, "image") as tell:
+    with progress("decoding", coded.images, "image") as advance:
         done = 0
         for block in reversed(coded.blocks):
             if block.plain:
@@ -128,7 +128,7 @@ def decompress(layers: LatentLayers, coded: Coded) -> Images:
                 )
             found.append(levels)
             done += block.images
-            tell(done)
+            advance(done)
     images = np.concatenate(found[::-1]).reshape(-1, *layers.shape)
     return images.astype(np.uint8 if len(layers.points) <= 256 else np.uint16)
 

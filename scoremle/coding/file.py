@@ -108,7 +108,7 @@ def read_coded(path: str | Path) -> tuple[CodedRecord, Coded]:
 
 
 def _check(path: Path, record: _Whole, blocks: tuple[CodedBlock, ...], plain: int) -> None:
-    """Raises UserError for numbers that contradict each other, or ask for more than any image."""
+    """Raises UserError for numbers that contradict each other, or exceed those of any image."""
     images = sum(block.images for block in blocks)
     if not blocks or sum(block.plain for block in blocks) != plain or plain < 0:
         raise UserError(f"{path}: its record contradicts its size")
@@ -117,5 +117,5 @@ def _check(path: Path, record: _Whole, blocks: tuple[CodedBlock, ...], plain: in
         raise UserError(f"{path}: its names are not those of {images} files in one folder")
     largest = max(block.images for block in blocks)
     if largest > record["lanes"] or record["lanes"] > MOST_LANES or record["steps"] > MOST_STEPS:
-        raise UserError(f"{path}: its record asks for more than compress ever does")
+        raise UserError(f"{path}: its record has larger numbers than compress ever writes")
     check_ratio(path, images * math.prod(record["shape"]), path.stat().st_size)

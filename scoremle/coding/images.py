@@ -25,7 +25,7 @@ from scoremle.training.checksums import tree_hash
 
 __all__ = ["compress_images", "decompress_images"]
 
-# Steps of a chain, unless another number is asked for, and images at once.
+# Steps of a chain, unless another number is given, and images at once.
 STEPS, LANES = 100, 64
 # Steps that are drawn for each image where the bound is stated.
 DRAWS = 16

@@ -138,7 +138,7 @@ class BitStack:
         return centre + offset
 
     def draw_normal(self, mean: Reals, scale: Reals) -> Cells:
-        """Pops a draw of Gaussians on a grid, by bits that stand for something else."""
+        """Pops a draw of Gaussians on a grid, by bits that code something else."""
         centre, rest, scale, most = _rounded_normal(mean, scale)
         return centre + self._pop(rest, scale, most)
 

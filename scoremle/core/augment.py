@@ -1,6 +1,6 @@
-"""Augmentation that a network is told of, so that its density of images as they are stays exact.
+"""Augmentation as an input of a network, so that its density of unchanged images stays exact.
 
-A quarter of the images stay as they are. A network that is told 1 of the others, and of these 0,
+A quarter of the images stay as they are. A network that gets 1 for the others, and 0 for these,
 learns both kinds, and is evaluated with 0 (Kingma et al., arXiv 2107.00630, appendix C).
 """
 

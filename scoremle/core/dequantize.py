@@ -156,7 +156,7 @@ def truncation_start(
         sde: what noise is added when.
         eps: the least time.
         pixels: those whose bins count.
-        half: half a bin in units of the noise; three can still be told apart.
+        half: half a bin in units of the noise; levels can still be distinguished at three.
     """
     if sde.schedule.per_dimension:
         return jnp.asarray(eps)

@@ -8,7 +8,7 @@ Rademacher probes have the smaller variance, 2 sum_{i != j} A_ij^2 against 2 ||A
 ones (A symmetrised). k orthogonal probes in D dimensions cover a share k/D of the trace.
 
 How large the error of an estimate is shows in its parts, a number for each dimension: in thousands
-of dimensions those of a single estimate tell its variance to a few hundredths. They are
+of dimensions those of a single estimate give its variance to a few hundredths. They are
 
     sqrt(2) v_i (Jv)_i  (Rademacher),    sqrt(2) (Jv)_i  (Gaussian)
 

@@ -9,7 +9,7 @@ denoising score matching (Lu et al., arXiv 2206.08265) has the terms
              - 2 (r.v) (sigma^2 J v + v)||^2 / D^3
 
 Terms 2 and 3 have no gradient by r, nor term 3 by J v. The second-order loss of i-DODE (Zheng et
-al., arXiv 2305.03935) asks the same of the trace alone, sigma tr(d eps/dx) = D - E ||r||^2:
+al., arXiv 2305.03935) requires the same of the trace alone, sigma tr(d eps/dx) = D - E ||r||^2:
 
     weight / 2 * 0.1 (sigma v.(d eps/dx) v - D + ||r||^2)^2 / D
 

@@ -2,7 +2,7 @@
 
 The key of image i, its index in the data set, in pass r is fold_in(fold_in(key, r), i). So a value
 does not depend on the batch size, on the other images of the batch, or on how many devices share
-the work. Whatever is random takes one key, or one for each example: one key stands for
+the work. Whatever is random takes one key, or one for each example: one key means
 fold_in(key, place) at each place of the batch.
 """
 

@@ -31,7 +31,7 @@ __all__ = [
 ]  # fmt: skip
 
 BETWEEN_ENDS = "least_variance"
-# The name of `polynomial_schedule`, which is loaded where it is asked for.
+# The name of `polynomial_schedule`, which is loaded where it is used.
 POLYNOMIAL = "polynomial"
 LEARNED_SCHEDULES = ("scalar", "network", BETWEEN_ENDS)
 HIDDEN = 1024

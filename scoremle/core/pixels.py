@@ -190,7 +190,7 @@ def as_uint8(array: np.ndarray, name: str = "array", top: int = 255) -> str:
 
 
 def _remedy(images: np.ndarray, shape: tuple[int, ...], levels: int) -> str:
-    """Expressions that make of these images what was asked for, as far as that is known."""
+    """Expressions that convert these images to the required form, as far as that is known."""
     height, width, channels = shape
     steps = []
     if images.shape == shape or (channels == 1 and images.shape == (height, width)):

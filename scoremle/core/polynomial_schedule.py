@@ -21,7 +21,7 @@ from scoremle.types import PRNGKey, Scalar, Times
 
 __all__ = ["CodedPolynomial", "first_polynomial"]
 
-# The least c: without it the schedule might stand still where it begins.
+# The least c: without it the schedule might be constant where it begins.
 LEAST = 1e-3
 
 

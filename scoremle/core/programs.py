@@ -75,8 +75,8 @@ class Programs:
             _, more, _ = _parts((_filled(rows, n, size), others))
             return _of_first(self._cut, program(structure, more), n)
 
-        # What a function closes over may have rows of its own, and the numbers of its parameters
-        # may be asked for: the next way does without. The last raises a mistake as it is.
+        # What a function closes over may have rows of its own, and it may need the
+        # numbers of its parameters: the next way is without. The last raises a mistake as it is.
         ways = {"filled": filled} if size > n else {}
         ways["compiled"] = lambda: program(structure, arrays)
         failed: set[str] = set()

@@ -109,9 +109,9 @@ class Dataset:
             raise UserError(
                 f"{place} holds {meta['name']}, not {self.name}: load it by that name"
             )
-        asked = {"levels": options.levels, "fit": options.fit}
+        given = {"levels": options.levels, "fit": options.fit}
         made = {"levels": meta["levels"], "fit": meta["options"]["fit"]}
-        for name, value in asked.items():
+        for name, value in given.items():
             if value and made[name] and value != made[name]:
                 raise UserError(
                     f"{name} is {value!r}, but {place} was prepared with {made[name]!r}"

@@ -85,13 +85,13 @@ def fetch(name: str) -> Path:
     pooch.get_logger().setLevel("WARNING")
     origin, folder = choose(ORIGINS, name, "data set to fetch"), _folder(name.lower())
     before, total = 0, sum(size for size, _ in origin.files.values())
-    with writing(folder), progress(f"fetching {name}", total) as tell:
+    with writing(folder), progress(f"fetching {name}", total) as advance:
         make_folder(folder)
         for file, (size, sha256) in origin.files.items():
             url = f"{origin.url}/{file}"
 
             def come(done: int, before: int = before) -> None:
-                tell(before + done, f"{(before + done) / 1e6:.0f} of {total / 1e6:.0f} MB")
+                advance(before + done, f"{(before + done) / 1e6:.0f} of {total / 1e6:.0f} MB")
 
             resumed = partial(_download, folder / f"{file}.part", size, come)
             try:

@@ -48,11 +48,11 @@ def prepare(
         made_whole(folder) as temporary,
         closing(_Writer(temporary, reading.levels, options)) as writer,
     ):
-        with progress(f"preparing {name}", 1.0) as tell:
+        with progress(f"preparing {name}", 1.0) as advance:
             done = 0.0
             for chunk in reading.chunks:
                 for share in writer.add(chunk):
-                    tell(done + share * (chunk.done - done))
+                    advance(done + share * (chunk.done - done))
                 done = chunk.done
         facts = writer.finish(source)
         _check_counts(facts["counts"], counts, f"{name} in {source}")

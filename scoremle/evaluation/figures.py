@@ -1,8 +1,8 @@
 """Figures by matplotlib (extra ``plots``), all in one style, whatever the working folder sets.
 
-The colours are those of Okabe and Ito, which people who don't see red or green can tell apart;
-what a colour tells is told by a mark or a word, too. Text is drawn as it is: a ``$`` in a name
-begins no formula.
+The colours are those of Okabe and Ito, which people who don't see red or green can distinguish;
+the meaning of a colour is shown by a mark or a word, too. Text is drawn unchanged: a ``$`` in a
+name begins no formula.
 """
 
 import contextlib

@@ -115,7 +115,7 @@ def moderated(
 def _inverse_trigamma(value: float) -> float:
     """x whose trigamma is this, by Newton's method on its inverse (Smyth, appendix).
 
-    scipy.optimize is slow to import, and this is asked at each call of ``scoremle score``.
+    scipy.optimize is slow to import, and this is computed at each call of ``scoremle score``.
     """
     x = 0.5 + 1 / value
     for _ in range(NEWTON_STEPS):

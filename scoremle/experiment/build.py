@@ -109,8 +109,8 @@ class Experiment:
     @property
     def exact(self) -> bool:
         """Whether an exact likelihood is among what is measured."""
-        asked = self.evaluation
-        return asked.suite or (asked.enable_bpd and not asked.bound and self.chain is None)
+        flags = self.evaluation
+        return flags.suite or (flags.enable_bpd and not flags.bound and self.chain is None)
 
     @property
     def pilot(self) -> bool:

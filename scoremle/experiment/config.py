@@ -35,7 +35,7 @@ def load_config(place: str) -> tuple[ConfigDict, Resolve]:
     Args:
         place: one of ``NAMED_CONFIGS``, or a Python file with ``get_config()``, whose name ends
             in .py. If it has a ``resolve()`` too, that replaces the one of ``defaults``. The
-            path at which a named config was published, such as configs/vp/..., stands for it
+            path at which a named config was published, such as configs/vp/..., is a name for it
             where there is no such file.
 
     Raises:

@@ -90,7 +90,7 @@ IDODE = VDM | {
 # MuLAN (arXiv 2312.13236): a schedule for each number, by a code of the image.
 MULAN = VDM | {"model.schedule": "polynomial"}
 WIDE = {"model.nf": 256}
-# With augmentation, of which the network is told.
+# With augmentation, which is an input of the network.
 TOLD = WIDE | {"data.augment": True, "model.dropout": 0.05, "training.batch_size": 1024}
 OF_IMAGENET = WIDE | {"data.dataset": "ImageNet"}
 LARGE = {"eval.batch_size": 512, "training.n_iters": 2_000_000}

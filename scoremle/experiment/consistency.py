@@ -47,8 +47,8 @@ class Verdict:
 
     def __str__(self) -> str:
         mark = "holds" if self.holds else "FAILS"
-        told = f"{mark}  {self.words}: difference {self.difference:+.4f} ± {self.stderr:.4f}"
-        return told if self.holds else f"{told} ({self.meaning})"
+        line = f"{mark}  {self.words}: difference {self.difference:+.4f} ± {self.stderr:.4f}"
+        return line if self.holds else f"{line} ({self.meaning})"
 
 
 def verdicts(

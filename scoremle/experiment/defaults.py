@@ -133,7 +133,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.levels = 0  # grey levels, 2 to 256: 2**bits; 0: those of the images
     config.data.on_device = "auto"  # all training images: true, false, or auto where they fit
     config.data.random_flip = True  # mirror training images at random
-    config.data.augment = False  # mirror or turn training images at random, and tell vdm
+    config.data.augment = False  # mirror or turn training images at random; an input of vdm
     config.data.centered = True  # scale to [-1, 1]; False: [0, 1]
     # Off as published: training sees the grid k/255, while likelihoods are of (k + u)/256.
     config.data.uniform_dequantization = False  # train on (k + u)/256; False: on k/255

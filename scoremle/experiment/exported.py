@@ -96,10 +96,10 @@ def load_export(path: Path) -> tuple[ConfigDict, dict[str, Any], dict[str, np.nd
 
     Raises UserError for one that is damaged.
     """
-    told = safetensors.notes(named(path))
+    texts = safetensors.notes(named(path))
     try:
-        content = {name: json.loads(told[name]) for name in (CONFIG, DATA)}
-        step = int(told["step"])
+        content = {name: json.loads(texts[name]) for name in (CONFIG, DATA)}
+        step = int(texts["step"])
     except (ValueError, KeyError, RecursionError):
         raise UserError(f"{path}: its notes are damaged: export it again") from None
     return *_checked(content, path), safetensors.read(named(path)), step

@@ -70,7 +70,7 @@ class Measurement:
     """An estimator on a model, as images are measured by it.
 
     ``choice`` is the pilot's, of the solver; by its levels the mean can be corrected. ``label`` is
-    that of the images, where one was asked for. ``doubts`` are about the model's declaration. In
+    that of the images, where one was given. ``doubts`` are about the model's declaration. In
     an evaluation ``kind`` is the name in results, and ``facts`` are recorded beside the number; a
     ``profile`` among the values is over the bins of ``log_snr_edges``.
 
@@ -319,7 +319,7 @@ class Measurements:
     @cached_property
     def choice(self) -> Choice | None:
         """The pilot's choice of the solver's steps; None where the evaluation states them."""
-        experiment, asked = self.experiment, self.experiment.evaluation
+        experiment, flags = self.experiment, self.experiment.evaluation
         if not (experiment.exact and experiment.pilot):
             return None
         say("choosing the solver's steps on a few images")
@@ -327,8 +327,8 @@ class Measurements:
             self._of_pilot, self.others,
             divergence=experiment.by_ode.divergence,
             # A mean of probabilities, over all labels, is not corrected.
-            mean_over=1 if asked.label == ALL else self.images,
-            passes=asked.num_repeats, tolerance=asked.tolerance, seed=experiment.seed,
+            mean_over=1 if flags.label == ALL else self.images,
+            passes=flags.num_repeats, tolerance=flags.tolerance, seed=experiment.seed,
         )  # fmt: skip
         say(*tables.wrapped(str(choice)))
         return choice
@@ -342,7 +342,7 @@ class Measurements:
         if fitted.decoder is None:
             raise UserError(
                 "eval.dequantization=informed is for models whose smallest time hides the levels:"
-                " this one tells them apart, so take uniform"
+                " this one distinguishes them, so use uniform"
             )
         say(*tables.wrapped(worth_of(fitted, self.others)))
         return fitted.decoder

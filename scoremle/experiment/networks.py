@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from scoremle.core.codes import Coder
 
 Params = Any
-# Of the course of a learned schedule that is told.
+# Points at which a learned schedule is recorded.
 POINTS = 65
 
 SDES: dict[str, Callable[[Any], SDE]] = {
@@ -113,7 +113,7 @@ class NetworkSpec:
         return dataclasses.replace(self, sde=dataclasses.replace(self.sde, schedule=schedule))
 
     def _polynomial(self, params: Params) -> Schedule:
-        from scoremle.core.polynomial_schedule import CodedPolynomial  # seldom asked for
+        from scoremle.core.polynomial_schedule import CodedPolynomial  # seldom needed
 
         begun: Any = self.sde.schedule
         ends = begun.log_snr_min, begun.log_snr_max
@@ -123,7 +123,7 @@ class NetworkSpec:
         """The coder of images; None if no noise depends on them."""
         if self.encoder is None:
             return None
-        from scoremle.core.codes import Coder  # seldom asked for
+        from scoremle.core.codes import Coder  # seldom needed
 
         encoder = Partial(Applied(self.encoder), params["encoder_model"])
         return Coder(encoder, cast(Any, self.encoder).logits, self.on)
@@ -196,7 +196,7 @@ class NetworkSpec:
         return {"score_model": params, "gamma": first}
 
     def _with_codes(self, key: PRNGKey, x: Any, t: Any) -> Params:
-        from scoremle.core.polynomial_schedule import first_polynomial  # seldom asked for
+        from scoremle.core.polynomial_schedule import first_polynomial  # seldom needed
 
         encoder: Any = self.encoder
         keys = [jax.random.fold_in(key, number) for number in (1, 2)]
@@ -268,7 +268,7 @@ def spec_of(config: Any, images: ImageSet) -> NetworkSpec:
 
 
 def _vdm_net(model: Any) -> nn.Module:
-    from scoremle.nn.vdm import VDMNet  # seldom asked for
+    from scoremle.nn.vdm import VDMNet  # seldom needed
 
     return VDMNet(
         num_res_blocks=model.num_res_blocks, attn_resolutions=model.attn_resolutions,
@@ -277,7 +277,7 @@ def _vdm_net(model: Any) -> nn.Module:
 
 
 def _encoder(model: Any) -> nn.Module:
-    from scoremle.nn.vdm import MuLANEncoder  # seldom asked for
+    from scoremle.nn.vdm import MuLANEncoder  # seldom needed
 
     return MuLANEncoder(
         num_res_blocks=model.encoder_blocks, logits=model.latent_size, **_of_blocks(model)
@@ -309,16 +309,16 @@ def _reading(config: Any) -> tuple[str, str]:
     Published networks predict the noise and take 999 t; for the geometric VE, they predict the
     score and take sigma. Networks that take the log-SNR predict the noise.
     """
-    predicted, told = "eps", "time_999"
+    predicted, time_input = "eps", "time_999"
     if config.model.schedule == POLYNOMIAL:
-        told = "mean_log_snr"
+        time_input = "mean_log_snr"
     elif config.model.embedding == "log_snr" or config.model.name.lower() == "vdm":
-        told = "log_snr"
+        time_input = "log_snr"
     elif config.training.sde.lower() == "vesde":
-        predicted, told = "score", "sigma"
+        predicted, time_input = "score", "sigma"
     if config.model.parameterization != "published":
         predicted = config.model.parameterization
-    return predicted, told
+    return predicted, time_input
 
 
 def lowered(value: Any) -> Any:

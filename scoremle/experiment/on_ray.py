@@ -158,10 +158,10 @@ def score_on_ray(
             num_cpus=1, num_gpus=gpus,
         )  # fmt: skip
         seen, total = len(done), sum(math.inf if p.count is None else p.count for p in pieces)
-        with progress("scores", total, "image", done=seen) as tell:
+        with progress("scores", total, "image", done=seen) as advance:
             for batch in rows.iter_batches(batch_size=None, batch_format="numpy"):
                 seen += int(batch["count"].sum())
-                tell(seen)
+                advance(seen)
 
 
 def _within(piece: Piece, done: UInt64[np.ndarray, " n"]) -> UInt64[np.ndarray, " k"]:
@@ -225,13 +225,13 @@ def ray_data() -> Any:
 
 
 @contextmanager
-def _running(ray: Any, address: str, asked: int | None) -> Iterator[tuple[int, int]]:
+def _running(ray: Any, address: str, wanted: int | None) -> Iterator[tuple[int, int]]:
     """A cluster that runs: how many workers, and GPUs for each."""
     if address:
         where: dict[str, Any] = {"address": address}
     else:
         # One more than workers: without the reader's, they would wait forever.
-        room = max(os.cpu_count() or 1, (asked or 1) + 1)
+        room = max(os.cpu_count() or 1, (wanted or 1) + 1)
         where = {"num_cpus": room, "include_dashboard": False}
     with warnings.catch_warnings():
         # What Ray forks starts another program at once, and does not touch JAX.
@@ -240,14 +240,14 @@ def _running(ray: Any, address: str, asked: int | None) -> Iterator[tuple[int, i
     try:
         there = ray.cluster_resources()
         gpus = int(there.get("GPU", 0))
-        yield _workers(asked, gpus, int(there.get("CPU", 0))), int(gpus > 0)
+        yield _workers(wanted, gpus, int(there.get("CPU", 0))), int(gpus > 0)
     finally:
         ray.shutdown()
 
 
-def _workers(asked: int | None, gpus: int, cpus: int) -> int:
+def _workers(wanted: int | None, gpus: int, cpus: int) -> int:
     """Number of workers. Raises UserError if they leave no core to a reader."""
-    workers = asked or gpus or max(1, cpus // CORES)
+    workers = wanted or gpus or max(1, cpus // CORES)
     if workers >= cpus:
         raise UserError(
             f"the cluster has {cpus} CPU cores, and {workers} workers with a reader need"

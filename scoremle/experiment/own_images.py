@@ -44,14 +44,14 @@ def read_images(
         shape: of the model's images.
         levels: of the model's images.
         fit: how pictures of other sizes get there; "": they are refused.
-        skip_bad: goes on without what can't be taken; None: where nobody can ask for that.
+        skip_bad: goes on without what can't be taken; None: where there is no such flag.
 
     Raises UserError, after all reasons are listed, if an image can't be taken and is not skipped.
     """
     if path.suffix.lower() in ARRAYS:
         return _of_arrays(path, levels, fit)
-    with progress("reading", 1.0) as tell:
-        reports, hidden = decode_folder(path, shape, fit, tell)
+    with progress("reading", 1.0) as advance:
+        reports, hidden = decode_folder(path, shape, fit, advance)
     if hidden:
         say(f"hidden files, which are not looked at: {hidden}")
     bad = [(report.name, report.reason) for report in reports if report.pixels is None]
@@ -79,7 +79,7 @@ def refuse(
         path: where they are.
         bad: their names and reasons.
         total: how many files there are.
-        skip_bad: goes on; None: where nobody can ask for that.
+        skip_bad: goes on; None: where there is no such flag.
         hint: what else there is to do.
     """
     if not bad:

@@ -51,7 +51,7 @@ RULES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
         "eval.importance_samples", "deq.n_iters", "deq.filters", "deq.components",
         "deq.blocks", "deq.couplings", "deq.heads",
     )),
-    ("at least 4", lambda v: v >= 4, ("eval.nodes",)),  # fewer can't tell the solver's error
+    ("at least 4", lambda v: v >= 4, ("eval.nodes",)),  # fewer give no error of the solver
     ("at most 65,536", lambda v: v <= 1 << 16, ("data.image_size", "data.num_channels")),
     ("at least 0", lambda v: v >= 0, (
         "eval.num_images", "eval.bound_steps", "optim.warmup", "optim.weight_decay",
@@ -131,38 +131,38 @@ def _of_training(config: Any) -> Iterator[tuple[bool, str]]:
            " training.importance_weighting")  # fmt: skip
     takes_codes = {model.name.lower(), training.sde.lower()} == {"vdm"} and not data.augment
     yield (model.schedule == POLYNOMIAL and not takes_codes,
-           f"model.schedule={POLYNOMIAL} is of model.name=vdm, which it tells codes, and of"
+           f"model.schedule={POLYNOMIAL} is of model.name=vdm, whose input is the code, and of"
            " training.sde=vdm, without data.augment")  # fmt: skip
     yield (model.latent_k > model.latent_size,
            f"model.latent_k={model.latent_k} is more than model.latent_size={model.latent_size}")
     yield (data.augment and model.name.lower() != "vdm",
-           "data.augment is told to the network, which only model.name=vdm takes in")
+           "data.augment is an input of the network, which only model.name=vdm has")
 
 
-def _of_evaluation(asked: Any) -> Iterator[tuple[bool, str]]:
+def _of_evaluation(flags: Any) -> Iterator[tuple[bool, str]]:
     """Fields of an evaluation that need others, or exclude them."""
-    noise, published = asked.dequantization, asked.solver == "rk45_reference"
-    yield (asked.dequantizer and noise != "variational",
+    noise, published = flags.dequantization, flags.solver == "rk45_reference"
+    yield (flags.dequantizer and noise != "variational",
            f"eval.dequantizer means variational dequantization, not {noise}")
-    yield (noise == "none" and not asked.bound,
+    yield (noise == "none" and not flags.bound,
            "eval.dequantization=none is for the bound, with its discrete decoder: set eval.bound")
-    yield (asked.bound_steps > 0 and noise in ("truncated_normal", "variational"),
+    yield (flags.bound_steps > 0 and noise in ("truncated_normal", "variational"),
            "eval.bound_steps is a bound on integers, which takes no dequantization noise: unset"
            f" eval.dequantization={noise}")  # fmt: skip
-    yield (asked.bound_steps > 0 and asked.suite,
+    yield (flags.bound_steps > 0 and flags.suite,
            "eval.suite does not measure eval.bound_steps: unset one of the two")
-    yield (asked.importance_samples > 1 and (asked.bound or asked.bound_steps > 0),
+    yield (flags.importance_samples > 1 and (flags.bound or flags.bound_steps > 0),
            "eval.importance_samples is for the exact likelihood: the draws of the bound would make"
            " a mean of exponentials far too large; unset eval.bound")  # fmt: skip
-    yield (asked.wait and asked.end_ckpt is None,
+    yield (flags.wait and flags.end_ckpt is None,
            "eval.wait waits for checkpoints up to eval.end_ckpt: set it")
     for name in ("suite", "enable_loss", "enable_sampling"):  # a label is of bits/dim
-        yield (asked.label and asked[name],
+        yield (flags.label and flags[name],
                f"eval.{name} does not take eval.label: unset one of the two; scoremle sample has"
                " --label")  # fmt: skip
-    yield (published and asked.label == ALL,  # which is compiled
+    yield (published and flags.label == ALL,  # which is compiled
            "eval.solver=rk45_reference takes one label, not eval.label=all")
     for name, values in OF_RK45.items():
-        yield (published and str(asked[name]).lower() not in values,
+        yield (published and str(flags[name]).lower() not in values,
                "eval.solver=rk45_reference is the published algorithm, of one random probe and one"
-               f" draw: it can't go with eval.{name}={asked[name]}")  # fmt: skip
+               f" draw: it can't go with eval.{name}={flags[name]}")  # fmt: skip

@@ -112,12 +112,12 @@ def _say_if_older(workdir: Workdir, restored: Restored) -> None:
 def _restore_flow(experiment: Experiment, place: Workdir) -> Restored | None:
     """The flow dequantizer in this folder; None where the evaluation has none.
 
-    The suite takes it where there is one. Raises UserError where one is asked for and lacks.
+    The suite takes it where there is one. Raises UserError where one is needed and missing.
     """
     evaluation, store = experiment.evaluation, place.snapshots
     trained, variational = bool(store.numbers()), evaluation.dequantization == "variational"
-    asked = evaluation.enable_bpd and not experiment.chain and variational
-    if not (trained if evaluation.suite else asked):
+    needed = evaluation.enable_bpd and not experiment.chain and variational
+    if not (trained if evaluation.suite else needed):
         return None
     if not trained:
         raise UserError(f"no dequantizer in {store.folder}: train it with scoremle train-deq")
@@ -171,11 +171,11 @@ class EvaluationRun:
     def measure(self, restored: Restored) -> list[Result]:
         """Measures a checkpoint by each estimator; of a suite, says whether they agree."""
         evaluation, experiment, found = self._evaluation, self.experiment, []
-        asked = Measurements(
+        planned = Measurements(
             experiment, experiment.model_of(restored.tree.ema), self.folder / PARTS,
             len(self.images), self._others, self.flow and self.flow.tree.ema,
         )  # fmt: skip
-        for one in asked.measurements():
+        for one in planned.measurements():
             name, facts = self._name(one.kind, restored.number), self._facts_of(one, restored)
             check_agreed(facts)
             scored = score_images(
@@ -192,8 +192,8 @@ class EvaluationRun:
             }  # fmt: skip
             checks = verdicts({result.kind: values for result, values in found}, corrections)
             say(*checks)
-            told = {self._name("checks", restored.number): [asdict(each) for each in checks]}
-            add_results(self.folder / RESULTS, told)
+            content = {self._name("checks", restored.number): [asdict(each) for each in checks]}
+            add_results(self.folder / RESULTS, content)
         return [result for result, _ in found]
 
     @cached_property
@@ -308,13 +308,13 @@ class EvaluationRun:
 
 
 def cost_of_precision(
-    score: Callable[..., Scored], asked: ScoreModel, full: ScoreModel, parts: Path
+    score: Callable[..., Scored], lower: ScoreModel, full: ScoreModel, parts: Path
 ) -> dict[str, Any]:
     """Compares bits/dim with those in float32 with exact products, of the same noise.
 
     Args:
         score: ``score_images`` of the first ``IMAGES`` images, but for the model.
-        asked: the model in the precision that was asked for.
+        lower: the model in the precision of the flags.
         full: the same in float32.
         parts: the folder of finished parts of both.
 
@@ -322,7 +322,7 @@ def cost_of_precision(
     and the number of images.
     """
     first, second = "precision as asked", "precision float32"
-    less = score(asked, parts=parts / first, label=first)
+    less = score(lower, parts=parts / first, label=first)
     with jax.default_matmul_precision("highest"):
         whole = score(full, parts=parts / second, label=second)
     gaps = less.values["bpd"][0] - whole.values["bpd"][0]
@@ -335,7 +335,7 @@ def _warn_of_optimism(result: Result) -> None:
     bias, stderr = result.columns["mean_probe_bias"], result.stderr or 0.0  # bias: below zero
     if bias is None:
         logger.warning(
-            "%s: one random probe can't tell by how much its noise makes the bound too low; "
+            "%s: one random probe can't show by how much its noise makes the bound too low; "
             "set --config.eval.probes=2 or more",
             result.name,
         )

@@ -149,7 +149,7 @@ class SamplingRun:
             check_finite_values(finite, index, "sample")
             return {"samples": images}
 
-        # Whole rounds, so that the last one is the same whatever number is asked for.
+        # Whole rounds, so that the last one is the same for any number of samples.
         whole = -(-number // size) * size
         drawn = resumable_map(
             draw, whole, size=size, least=size if self.experiment.sampler.mixes else 1,

@@ -194,7 +194,7 @@ def _on_eval(training: Training, held: tuple[Params, ...]) -> OnEval:
 
 
 def _on_snapshot(experiment: Experiment, place: Workdir) -> OnSnapshot | None:
-    """Makes the function that draws the samples of a snapshot; None where none are asked for."""
+    """Makes the function that draws the samples of a snapshot; None where none are drawn."""
     training, sampler = experiment.training, experiment.sampler
     if not training.config.training.snapshot_sampling:
         return None

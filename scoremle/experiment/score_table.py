@@ -43,7 +43,7 @@ class ScoreRow:
         stderr: of a few passes.
         probe_stderr: from random probes.
         solver_error: what covers the solver's error.
-        profile: of this image over noise levels, if it was asked for.
+        profile: of this image over noise levels, if it was computed.
     """
 
     file: str
@@ -82,7 +82,7 @@ def rows(
         scores: of these.
         reference: sorted bits/dim of test images; none where they are not known.
         passes: over each image.
-        profile: of the images over noise levels, if it was asked for.
+        profile: of the images over noise levels, if it was computed.
     """
     columns = {
         "error": np.hypot(error_of_few(scores.stderr, passes), scores.solver_error / 2),

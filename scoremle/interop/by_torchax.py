@@ -78,7 +78,7 @@ def _import_torchax() -> None:
 @contextmanager
 def _settings_kept() -> Iterator[None]:
     """Restores at the end of the block all settings that torchax changes."""
-    fast, told = torch.backends.mha, os.environ.get(TELEMETRY)
+    fast, telemetry = torch.backends.mha, os.environ.get(TELEMETRY)
     with _TRACING, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         fastpath, options = fast.get_fastpath_enabled(), getattr(jax.config, OPTIONS)
@@ -89,7 +89,7 @@ def _settings_kept() -> Iterator[None]:
         finally:
             fast.set_fastpath_enabled(fastpath)
             jax.config.update(OPTIONS, options)
-            if told is None:
+            if telemetry is None:
                 os.environ.pop(TELEMETRY, None)
 
 

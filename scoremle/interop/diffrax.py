@@ -69,7 +69,7 @@ class ByDiffrax:
         gradient = problem.sensitivity(clock, end, rates(problem.stop, (end,))[0])
         change = sum_data(gradient * (end - before)) + mean_integral(found - less)
         steps, table = coarse.stats["num_steps"] + fine.stats["num_steps"], self.solver.tableau
-        # A solve asks twice more for its first step, and once where steps share an evaluation.
+        # A solve evaluates twice more for its first step, once where steps share an evaluation.
         count = steps * (table.num_stages - table.fsal) + 2 * (2 + table.fsal) + 2
         return Solution(
             state=end,

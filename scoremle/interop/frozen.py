@@ -1,4 +1,4 @@
-"""A PyTorch module as it is when asked: a frozen copy, and products with its Jacobian.
+"""A frozen copy of a PyTorch module, in its present state, and products with its Jacobian.
 
     y = f(x, label, condition),      J'v for each of several probes v
 

@@ -96,7 +96,7 @@ def network_of(
             return _AsThere(network, way)
     _check_device(frozen)
     truth.compare(InTorch(frozen), inputs)
-    way = f"in PyTorch, on {frozen.device}: {why or 'as asked'}"
+    way = f"in PyTorch, on {frozen.device}: {why or 'by your choice'}"
     logger.log(logging.WARNING if why else logging.INFO, "%s stays %s", frozen.name, way)
     return _AsThere(InTorch(frozen), way)
 
@@ -124,8 +124,8 @@ class _Truth:
 
     def compare(self, network: Callable[..., Data], inputs: Sequence[np.ndarray]) -> None:
         """Raises UserError unless the network agrees with the module."""
-        x, *told = map(jnp.asarray, inputs)
-        value, jv = _push(within_forms(network), x, self.v, told)
+        x, *more = map(jnp.asarray, inputs)
+        value, jv = _push(within_forms(network), x, self.v, more)
         if not _close(np.asarray(value), self.value):
             off = np.abs(value - self.value).max()
             raise UserError(f"{self.name}: its value differs from PyTorch's by {off:.1e}")
@@ -154,8 +154,8 @@ def _check_between_steps(frozen: Frozen, x: Tensor, label: Tensor, *condition: T
 
 
 @jax.jit
-def _push(network: Callable[..., Data], x: Data, v: Data, told: Sequence[Array]) -> Any:
-    return jax.jvp(lambda x: network(x, *told), (x,), (v,))
+def _push(network: Callable[..., Data], x: Data, v: Data, more: Sequence[Array]) -> Any:
+    return jax.jvp(lambda x: network(x, *more), (x,), (v,))
 
 
 def _check_device(frozen: Frozen) -> None:

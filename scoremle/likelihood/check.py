@@ -1,8 +1,8 @@
 """A check: does a model predict the noise in a few examples as it is declared to?
 
 A network that is fed or read in another way than it was trained predicts the noise badly, and its
-likelihoods are wrong without a sign. So it is tried in other ways: its output is read otherwise,
-it is told of t otherwise, or shown data of another range. It is taken for what gives it the most
+likelihoods are wrong without a sign. So it is tried in other ways: with another meaning of its
+output, another time input, or data of another range. The way is named that gives it the most
 skill (``skill.py``), where that is certainly more than in the declared way. A network that has
 little skill in any way is too young to say.
 
@@ -46,7 +46,7 @@ __all__ = ["check_declaration", "fewest"]
 # The log-SNRs. Numbers that are measured at each, and the least and the most examples that have
 # them; and numbers for the Gaussian, and the least examples.
 NODES, NUMBERS, EXAMPLES, OTHER_NUMBERS, OTHERS = 12, 2048, (8, 256), 2**20, 256
-# Fewer examples, or fewer numbers in all of them, tell nothing.
+# Fewer examples, or fewer numbers in all of them, show nothing.
 FEWEST, FEWEST_NUMBERS = 4, 128
 # With less skill a network is too young. By how much that of another reading must be certainly
 # larger, and the logarithm of the error under another grid smaller.

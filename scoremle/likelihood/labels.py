@@ -2,7 +2,7 @@
 
     log P(x) = log 1/C sum_c P(x | c)
 
-Every label is asked with the same dequantization noise, times and probes, so that the mean is the
+Every label has the same dequantization noise, times and probes, so that the mean is the
 model's own for each draw of these. Errors are those of the labels, weighted by their shares
 P(c | x). The noise that probes leave in log P(x | c) goes through a logarithm of a sum, which
 makes the mean too large by less than half its variance, in nats: by the part in which labels of

@@ -29,7 +29,7 @@ PARTS = ("images", "probes", "draws", "solver")
 
 @dataclass(frozen=True)
 class MeanErrors:
-    """Standard errors of a corrected mean, in bits/dim; None where it takes a second pass to know.
+    """Standard errors of a corrected mean, in bits/dim; None where it takes a second pass.
 
     ``images``, ``probes``, ``draws`` (of dequantization noise) and ``solver`` (of the correction)
     are parts of ``all``; ``this_set`` is that of the mean of this one set of images.
@@ -199,7 +199,7 @@ class Mean:
         return [
             corrected if steps[1:] else uncorrected,
             f"standard error of this mean by source: {', '.join(parts)}"
-            + f"; the parts of {unknown} can't be told from so few passes" * bool(unknown),
+            + f"; the parts of {unknown} can't be found from so few passes" * bool(unknown),
             f"the solver's error with {steps[-1]} steps comes on top: at most"
             f" {errors.finest_bias:.5f} bits/dim",
         ]

@@ -29,7 +29,7 @@ from scoremle.types import Data, Keys, NoiseFn, Scalar
 
 __all__ = ["Likelihood", "ode_decode", "ode_log_likelihood", "warn_of_rows"]
 
-# Nats that the solver may leave of a row, if nothing else is asked for.
+# Nats that the solver may leave of a row, if nothing else is given.
 TOLERANCE = 0.01
 
 

@@ -42,7 +42,7 @@ class Scores:
     cover the ODE solver's error, as a mean over passes. The solver's error is not random: it is
     not in ``stderr``, and does not shrink with more passes. A bound has none.
 
-    ``mean`` is that over images, with its errors part by part; None where it was not asked for.
+    ``mean`` is that over images, with its errors part by part; None where it was not computed.
     ``choice`` is the pilot's, of the solver, if a tolerance was given: ``mean`` is then corrected.
 
     Example:

@@ -46,7 +46,7 @@ Others = Float[AnyArray, "n *d"]
 class Node(NamedTuple):
     """The places at which errors are measured: arrays of k numbers each.
 
-    ``label`` is what the network is told, and its input is divided by ``scale``.
+    ``label`` is the time input of the network, and its input is divided by ``scale``.
     """
 
     alpha: Float[AnyArray, " k"]

@@ -1,7 +1,7 @@
 """The bound of a chain of steps: what DDPM, improved diffusion and VDM report of their models.
 
 A chain has noise at the times t_0 < ... < t_T and goes back by Gaussians. With s the time before
-t, integers k that stand at y, and the posterior q(x_s | x_t, y), which is Gaussian too,
+t, integers k with values y, and the posterior q(x_s | x_t, y), which is Gaussian too,
 
     -log P(k) <= L_T + sum_t L_t + L_0,      L_T = KL( q(x_T | y) || prior )
 
@@ -31,7 +31,7 @@ other schedule is cut into steps as VDM has them (Kingma et al., arXiv 2107.0063
 log-SNR, with the least variance, and nothing clipped.
 
 Where VDM's network was trained, on the middles of bins, the chain begins with a noise under which
-the levels can still be told apart, and the decoder knows the levels alone. Other networks were
+the levels can still be distinguished, and the decoder uses the levels alone. Other networks were
 trained on dequantized data, or in steps that begin later, and predict little of that noise: their
 chain begins where the noise is half a bin, and the decoder is around the network's estimate.
 """

@@ -2,7 +2,7 @@
 
 There a network is one list, ``all_modules``, in the order in which its parts are used. Parts
 without parameters leave a gap in the numbers, and only resampling layers have none. Here a part is
-named by its class and its number in the class. To tell Upsample from Downsample one must know the
+named by its class and its number in the class. Upsample and Downsample are distinguished by the
 middle of the U-Net: the one attention that is followed by a block, and that by a block that takes
 in more channels than the one before gave.
 

@@ -49,8 +49,8 @@ def write_anomalies(
         page.text(fact)
     listed, cards = found.suspects(rate), []
     for i in np.lexsort((-found.score, found.p)):
-        told = f"p {found.p[i]:.3g}" + "; suspect" * bool(listed[i])
-        picture = Picture(as_png(images[i], levels, SIDE), told, f"{names[i]}: {told}")
+        words = f"p {found.p[i]:.3g}" + "; suspect" * bool(listed[i])
+        picture = Picture(as_png(images[i], levels, SIDE), words, f"{names[i]}: {words}")
         p = float(found.p[i])
         cards.append(Card(picture, names[i], p, p, p))
     page.section("Images")

@@ -94,7 +94,7 @@ def _half(count: int) -> int:
 def columns(
     name: str, title: str, rows: Sequence[LogRow], labels: Mapping[str, str], *, log: bool = False
 ) -> Chart:
-    """Columns of the log over the steps, with a label each; on a logarithmic scale if asked."""
+    """Columns of the log over the steps, with a label each; logarithmic with ``log``."""
     found = [_columns(rows, column) for column in labels]
 
     def draw(axes: Any) -> None:
@@ -231,7 +231,7 @@ def course(found: Mapping[str, Sequence[float]]) -> Chart:
     return Chart(
         "schedule", "The learned schedule",
         "How fast the signal-to-noise ratio falls. Where the line is steep, training draws few"
-        " times for each unit of log-SNR. Its ends are where the data and the noise are told.",
+        " times for each unit of log-SNR. Its ends are nearly pure data and pure noise.",
         f"The learned log-SNR falls from {learned[0]:.2f} to {learned[-1]:.2f}, the fixed one from"
         f" {fixed[0]:.2f} to {fixed[-1]:.2f}; they are at most {apart:.2f} apart.{words}",
         draw,
@@ -253,12 +253,12 @@ def solver_steps(tried: Sequence[Sequence[float]], chosen: int, images: int) -> 
         axes.set(xlabel="steps", ylabel="error of an image, bits/dim")
         axes.legend(**ABOVE)
 
-    told = "; ".join(f"{n:.0f} steps {error:.2g}" for n, error in tried)
+    text = "; ".join(f"{n:.0f} steps {error:.2g}" for n, error in tried)
     return Chart(
         "solver_steps", "The solver's error against its steps",
         f"The root mean square over {images} images of a pilot, against the solution at many"
         " steps. The doubt of that solution is counted in. It is left where the curve flattens.",
-        f"The solver's error in bits/dim: {told}; chosen were {chosen}.",
+        f"The solver's error in bits/dim: {text}; chosen were {chosen}.",
         draw,
     )  # fmt: skip
 
@@ -316,12 +316,12 @@ def differences(found: Mapping[str, tuple[float, float]]) -> Chart:
         _draw_intervals(axes, rows, "difference, bits/dim")
         axes.axvline(0, color=INK, linestyle="--")
 
-    told = "; ".join(f"{name} {mean:+.4f} ± {Z95 * e:.4f}" for name, (mean, e) in found.items())
+    gaps = "; ".join(f"{name} {mean:+.4f} ± {Z95 * e:.4f}" for name, (mean, e) in found.items())
     return Chart(
         "differences", "Difference from the first, image by image",
         "Left of zero is better than the first. Bars: 95 % intervals of the mean difference over"
         " the same images.",
-        f"Paired differences of bits/dim: {told}.",
+        f"Paired differences of bits/dim: {gaps}.",
         draw,
     )  # fmt: skip
 

@@ -18,8 +18,8 @@ __all__ = ["write_page"]
 
 # What the numbers say, and what they do not.
 MEANING = (
-    "Few bits/dim: the model finds the image likely. Many: unlikely. Neither says whether the"
-    " image belongs to what the model knows. Simple pictures are likely whatever they show: a"
+    "Few bits/dim: the model finds the image likely. Many: unlikely. Neither shows whether the"
+    " image is like the training data. Simple pictures are likely whatever they show: a"
     " black one can be as likely as a typical image, or likelier. So compare with what PNG takes,"
     " and look at both ends.",
     "The rank is the share of the model's own test images with less bits/dim. Near 0 and near 1"
@@ -119,11 +119,11 @@ def _card(row: ScoreRow, levels: int, reference: int, low: float, high: float) -
     image, name = cast(np.ndarray, row.image), row.file
     numbers = in_digits(row, image.size, reference)
     error = f" ± {numbers['error']}" * math.isfinite(row.error)
-    told = f"{numbers['bpd']}{error} bits/dim"
+    text = f"{numbers['bpd']}{error} bits/dim"
     facts = [f"PNG {row.png_bpd:.2f}", *row.changes]
     if reference:
         facts = [f"rank {numbers['rank']}", *facts]
     ends = (row.bpd - _errors(row), row.bpd, row.bpd + _errors(row))
     low_end, value, high_end = ((value - low) / (high - low) for value in ends)
-    picture = Picture(as_png(image, levels, SIDE), "; ".join([told, *facts]), f"{name}: {told}")
+    picture = Picture(as_png(image, levels, SIDE), "; ".join([text, *facts]), f"{name}: {text}")
     return Card(picture, name, low_end, value, high_end)

@@ -42,8 +42,8 @@ CITATION = """@inproceedings{song2021maximum,
 }"""
 
 
-def tell(page: Page, subject: Subject) -> list[Chart]:
-    """Writes all that is known of one working directory; gives the charts that were drawn."""
+def describe(page: Page, subject: Subject) -> list[Chart]:
+    """Writes the sections of one working directory; gives the charts that were drawn."""
     drawn: list[Chart] = []
     for section in (_results, _images, _samples, _training, _protocol, _config):
         drawn += section(page, subject) or []
@@ -177,8 +177,8 @@ def _pictures(
     images: UInt8[np.ndarray, "n h w c"], values: np.ndarray, chosen: np.ndarray, levels: int
 ) -> Iterable[Picture]:
     for i in chosen:
-        told = f"{values[i]:.3f}"
-        yield Picture(as_png(images[i], levels), told, f"image {i}: {told} bits/dim")
+        value = f"{values[i]:.3f}"
+        yield Picture(as_png(images[i], levels), value, f"image {i}: {value} bits/dim")
 
 
 def _samples(page: Page, subject: Subject) -> None:
@@ -253,8 +253,8 @@ def _again(subject: Subject) -> Iterator[str]:
     elsewhere = [f"--eval-folder={subject.eval_folder}"] * (subject.eval_folder != "eval")
     fields: dict[str, object] = {}
     if result := subject.main_result:
-        asked = {n: v for n, v in result.flags.items() if n not in NOT_AGAIN}
-        fields = asked | {
+        changed = {n: v for n, v in result.flags.items() if n not in NOT_AGAIN}
+        fields = changed | {
             "end_ckpt": result.checkpoint,
             **({} if result.full_pass else {"num_images": result.images}),
             **({} if result.split == "test" else {"dataset": result.split}),

@@ -17,7 +17,7 @@ Milne's device; the roughness of the field from node to node, which that device 
 the distance of the integrals from their quadrature of two orders less. What a rough field does to
 the state and to its divergence has opposite signs in the mean over a density (Stein's identity):
 so the effects of single dimensions are squared and added, not their sum. Fewer than four steps
-can't tell their error: it is NaN.
+give no error: it is NaN.
 """
 
 import dataclasses
@@ -294,12 +294,12 @@ class Planned:
         steps = COVERING_FACTOR**2 * (last.squares + jnp.square(last.effect))
         noise = jnp.where(fresh, NOISE**2 * last.gap_scatter, 0)
         gap = jnp.maximum(jnp.square(last.gap) - noise, 0)
-        told = fresh & (several | (self.steps >= DIFFERENCE))
+        enough = fresh & (several | (self.steps >= DIFFERENCE))
         return Solution(
             state=last.state,
             integrals=last.integrals,
             error=stated(self, jnp.where(self.steps < DIFFERENCE, jnp.nan, jnp.sqrt(steps + gap))),
-            scatter=jnp.where(told, last.scatter, jnp.nan),
+            scatter=jnp.where(enough, last.scatter, jnp.nan),
             evaluations=jnp.broadcast_to(jnp.asarray(self.steps + 1, jnp.int32), batch),
             ok=finite & jnp.all(jnp.isfinite(last.integrals), axis=0),
         )

@@ -164,7 +164,7 @@ class Console(Writer):
         if self._bpd:
             at, text = self._bpd
             words.append(text if at == step else f"{text}  (step {at})")
-        self._progress.tell(step, "  ".join(words))
+        self._progress.advance(step, "  ".join(words))
 
     def at(self, step: int, doing: str = "") -> None:
         """Shows the progress.

@@ -114,7 +114,7 @@ class FlowModel:
             index: the number of each image, to which its randomness belongs; None: its place.
             batch_size: how many at once.
             seed: of everything random.
-            label: under which progress is told, if there is one.
+            label: under which progress is shown, if there is one.
 
         Raises UserError for images that are not the model's, and values that are not finite.
         """

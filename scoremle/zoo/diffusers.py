@@ -150,7 +150,7 @@ def _declared(
 ) -> tuple[UNet2D, Discrete, Scheduler]:
     """The network, its schedule, and the scheduler's fields. UserError for other ones."""
     if not {"beta_schedule", "trained_betas"} & set(scheduler):
-        raise UserError(f"{place}: its scheduler has no betas, which tell what noise was added")
+        raise UserError(f"{place}: its scheduler has no betas, which define the noise")
     network, of_noise = UNet2D.from_config(config), Scheduler.of(scheduler)
     if of_noise.prediction_type not in PREDICTION_TYPES:
         raise UserError(
@@ -177,7 +177,7 @@ def _tells_variance(place: str, network: UNet2D, scheduler: Scheduler) -> bool:
     if out not in (channels, 2 * channels):
         raise UserError(f"{place}: {out} channels out of {channels} are no noise")
     if ranged and out == channels:
-        raise UserError(f"{place}: variance_type is learned_range, and the network tells none")
+        raise UserError(f"{place}: variance_type is learned_range, and the network predicts none")
     return ranged
 
 

@@ -71,7 +71,7 @@ def log_half_sigma(sde: SDE, t: Times) -> Times:
 
 
 def _edm(fields: dict[str, Any]) -> Preconditioning:
-    for limit in ("sigma_min", "sigma_max"):  # of what may be asked: there is more
+    for limit in ("sigma_min", "sigma_max"):  # of sigmas that may be given: there are more
         fields.pop(limit, None)
     sde = SDE("ve", KarrasSigma(SIGMA_MIN, SIGMA_MAX), SIGMA_MAX)
     return Preconditioning(sde, EPS, "edm", "c_noise", fields.pop("sigma_data", SIGMA_DATA))

@@ -1,6 +1,6 @@
 """The networks of EDM: SongUNet, which is DDPM++ or NCSN++, and DhariwalUNet, which is ADM.
 
-Their tensors are told apart by the part that they belong to, and get the names and layouts of the
+Their tensors are identified by the part that they belong to, and get the names and layouts of the
 networks here. A part is named by its way, the size of its features, its kind, and its number among
 those: "enc.32x32_block0", "dec.8x8_up". Attention has queries, keys and values interleaved channel
 by channel.
@@ -119,7 +119,7 @@ def interleaved(array: np.ndarray, heads: int) -> np.ndarray:
 
 # DhariwalUNet ------------------------------------------------------------------------------------
 #
-# Its blocks resample, in place of layers that do; a block that doubles stands before its level,
+# Its blocks resample, in place of layers that do; a block that doubles comes before its level,
 # and in ADM it is the last layer of the block before. Its heads have 64 channels.
 
 OF_DHARIWAL = {
@@ -239,11 +239,11 @@ class Labelled:
 
     network: nn.Module
 
-    def __call__(self, params: Any, x: Any, told: Any, label: Any = None) -> Any:
+    def __call__(self, params: Any, x: Any, noise_label: Any, label: Any = None) -> Any:
         check_labels(label, "rows" in params)
         # Of a class that there is not, NaN: an index would take the last.
         shift = None if label is None else jnp.take(params["rows"], label, axis=0)
-        return self.network.apply({"params": params["network"]}, x, told, shift=shift)
+        return self.network.apply({"params": params["network"]}, x, noise_label, shift=shift)
 
 
 def song(fields: Mapping[str, Any], state: Arrays, ranged: bool) -> Partial:

@@ -1,4 +1,4 @@
-"""The families of models that others trained: how each is told, loaded, and copied.
+"""The families of models that others trained: how each is identified, loaded, and copied.
 
 What the parts of each mean; lambda is the log-SNR, from the smallest time to the greatest:
 
@@ -15,7 +15,7 @@ What the parts of each mean; lambda is the log-SNR, from the smallest time to th
     i-DODE              v, or u/sqrt(2)     log-SNR                 13.3 .. -5
     MuLAN               v or eps            mean log-SNR, a code    13.3 .. -5, by the code
 
-Level k of a pixel stands at 2k/255 - 1 (`PIXELS`), but of the last three at (2k + 1)/256 - 1. A
+Level k of a pixel has the value 2k/255 - 1 (`PIXELS`), but for the last three (2k + 1)/256 - 1. A
 class is a number.
 """
 

@@ -41,21 +41,21 @@ def _fetched(place: str, names: Sequence[str], largest: int) -> Path:
         from huggingface_hub import snapshot_download
         from huggingface_hub.errors import DryRunError
     model, _, revision = place.removeprefix(HUB).partition("@")
-    asked: dict[str, Any] = {
+    request: dict[str, Any] = {
         "repo_id": model, "revision": revision or None, "allow_patterns": [*names],
     }  # fmt: skip
     try:
         try:
-            planned = snapshot_download(**asked, dry_run=True)
+            planned = snapshot_download(**request, dry_run=True)
         except DryRunError:
-            return Path(snapshot_download(**asked, local_files_only=True))
+            return Path(snapshot_download(**request, local_files_only=True))
         for file in planned:
             if file.file_size is None or file.file_size > largest:
                 raise UserError(
                     f"{place} has a {file.filename} of {file.file_size} bytes, and at most"
                     f" {largest} are fetched: download it by hand, and give its folder"
                 )
-        return Path(snapshot_download(**asked))
+        return Path(snapshot_download(**request))
     except UserError:
         raise
     except Exception as error:

@@ -107,7 +107,7 @@ def _check_skip_blocks(net: Any, down: list[str], up: list[str]) -> None:
     if (any(halving) and net.in_channels != 3) or (any(doubling) and net.out_channels != 3):
         raise UserError(
             f"in_channels is {net.in_channels} and out_channels {net.out_channels}: "
-            "Skip blocks know images with 3 channels alone"
+            "Skip blocks take images with 3 channels alone"
         )
 
 

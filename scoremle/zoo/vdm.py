@@ -2,7 +2,7 @@
 
 Kingma et al., arXiv 2107.00630; Zheng et al., 2305.03935; Sahoo et al., 2312.13236. The shapes of
 the averaged parameters are those of the network; its learned schedule, if it has one, and MuLAN's
-encoder are among them. What they leave open has the value of all published configs, or stands in a
+encoder are among them. All other fields have the value of all published configs, or are in a
 JSON object in a file of the same name (``ckpt.json`` beside ``ckpt.flax``):
 
     image_size            height and width of the images: 32

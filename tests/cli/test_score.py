@@ -108,7 +108,7 @@ def test_pictures(tiny, model, folder, tmp_path, capfd):
     assert code == 0 and said == ""
     expected, summary = model.score(IMAGES), json.loads(told)
     assert summary["mean"] == pytest.approx(expected.bpd.mean(), 1e-5)
-    assert "one pass can't tell its error" in summary["facts"][2]
+    assert "one pass has no spread" in summary["facts"][2]
     assert [row["file"] for row in rows(out)] == [f"digit{i}.png" for i in range(5)]
     assert_printed(printed.column(out), expected.bpd)
     assert {row["stderr"] for row in rows(out)} == {"nan"}  # one pass can't tell

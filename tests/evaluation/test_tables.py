@@ -218,7 +218,7 @@ def test_a_corrected_mean_says_of_what_it_is_made_and_its_errors(exact):
     )
     assert parts == (
         "e: standard error of this mean by source: images 0.01200, probes 0.00123, solver 0.00020,"
-        " all together 0.01234; the parts of draws can't be told from so few passes"
+        " all together 0.01234; the parts of draws can't be found from so few passes"
     )
     assert bias == "e: the solver's error with 128 steps comes on top: at most 0.00010 bits/dim"
     whole = {"errors": errors | {"draws": 0.002, "this_set": 0.003}}

@@ -38,7 +38,7 @@ def model(**options):
 def weak():
     return model(most=2)
 """
-SAID = "scoremle: Net stays in PyTorch, on cpu: as asked\n"
+SAID = "scoremle: Net stays in PyTorch, on cpu: by your choice\n"
 
 
 @pytest.fixture

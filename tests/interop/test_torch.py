@@ -553,7 +553,8 @@ def test_which_way_it_goes_is_said_once_and_stands_in_its_repr(by, caplog):
     with caplog.at_level(logging.INFO, "scoremle"):
         model = mlp_model(by)
     (record,) = caplog.records
-    words = {"torch": "in PyTorch, on cpu: as asked", "torchax": "translated to JAX by torchax"}
+    chosen = "in PyTorch, on cpu: by your choice"
+    words = {"torch": chosen, "torchax": "translated to JAX by torchax"}
     assert words[by] in record.getMessage() and repr(model).endswith(f"{words[by]})")
 
 

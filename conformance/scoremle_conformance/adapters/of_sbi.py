@@ -1,8 +1,8 @@
 """sbi: ``VectorFieldPosterior.log_prob``, what ``build_posterior`` of FMPE and NPSE gives.
 
 Its estimators are subclassed with the exact output, as a network of one's own would be. The
-observation is empty, but for a class. A posterior has one observation, so that classes are asked
-for one after the other. The prior is so wide that nothing is outside.
+observation is empty, but for a class. A posterior has one observation, so that classes are
+computed one after the other. The prior is so wide that nothing is outside.
 """
 
 from typing import Any, ClassVar
@@ -36,7 +36,7 @@ def estimator(field: Field, label: int | None) -> Any:
         labels = None if label is None else torch.full((len(rows),), label)
         return field(rows, time.reshape(-1)[0], labels).reshape(input.shape)
 
-    unused = nn.Linear(1, 1).requires_grad_(False)  # it tells the device
+    unused = nn.Linear(1, 1).requires_grad_(False)  # gives the device
     sizes = {"input_shape": torch.Size([field.dims]), "condition_shape": torch.Size([1])}
     exact = type("Exact", (kind,), {"forward": forward})
     return exact(unused, **sizes, **numbers)

@@ -88,8 +88,8 @@ class ScoreMLE(Adapter):
             return field(x.reshape(len(x), -1), t, *labels).reshape(x.shape)
 
         prediction = "u" if field.output == "velocity" else field.output
-        told = "sigma" if field.path.name == "straight" else "time"
-        noise = scoremle.noise_fn(network, sde, prediction=prediction, time_input=told)
+        label = "sigma" if field.path.name == "straight" else "time"
+        noise = scoremle.noise_fn(network, sde, prediction=prediction, time_input=label)
         return scoremle.ScoreModel(noise, sde, eps, shape, **more)
 
     def _solver(self, steps: int | None) -> Multistep | None:

@@ -25,7 +25,7 @@ def log_normal(z: Tensor, std: float) -> Tensor:
 def flow(
     velocity: Velocity, x: Tensor, path: Path, probe: Tensor | None, **settings: Any
 ) -> Tensor:
-    """log p of rows of ``x``, by the exact trace or a probe; differentiable if ``x`` asks it."""
+    """log p of rows of ``x``, by the exact trace or a probe; differentiable if ``x`` is."""
     graph = x.requires_grad
 
     def rate(t: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:

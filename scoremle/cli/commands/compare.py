@@ -4,8 +4,8 @@
     scoremle compare before.csv after.csv --json
 
 What makes an image likely or unlikely under both cancels: the standard error is that of the mean
-difference, and has all that is random in it. Errors of the ODE's solver are not random: they stand
-beside it.
+difference, and contains all random errors. Errors of the ODE's solver are not random: they are
+printed beside it.
 """
 
 import csv
@@ -71,7 +71,7 @@ def run(options: Any) -> dict[str, dict[str, Any]]:
 WORDS = (
     "bits/dim; below zero, B finds the images likelier. A and B are means of the values of single"
     " images, which are not corrected for the solver. The standard error is over images: the"
-    " solver's error, which stands beside it, is not in it"
+    " solver's error, which is printed beside it, is not in it"
 )
 HEADER = ("measured", "A", "B", "B - A", "std. error", "images", "solver, A", "solver, B")
 

@@ -20,7 +20,7 @@ PARSER = ConfigParser
 WORKDIR = "the folder of its checkpoints and results"
 CONFIG = (
     "what to train on what: a name that scoremle --help lists, or a Python file with get_config()."
-    " Not needed to go on: the workdir knows it"
+    " Not needed to resume: the workdir contains it"
 )
 
 
@@ -29,7 +29,7 @@ def arguments(parser: ConfigParser) -> None:
     if mode == "train":
         parser.add_config(mode, config=CONFIG, workdir=WORKDIR)
     elif mode:
-        parser.add_config(mode, workdir=f"{WORKDIR}; it knows the config")
+        parser.add_config(mode, workdir=f"{WORKDIR}; it contains the config")
     else:
         parser.add_config(mode)
         parser.add("--mode", SUPPRESS, choices=[*MODES])

@@ -103,7 +103,7 @@ def _notes(found: dict[str, Any]) -> list[str]:
     ]
     several = (
         f"{found['devices']} devices: the time of one over {found['devices']}, an ideal split;"
-        " what they tell each other comes on top"
+        " their communication comes on top"
     )
     return lines + [several] * (found["devices"] > 1)
 

@@ -296,7 +296,7 @@ def in_passes(mean: Mean) -> str:
 def _spread(scores: scoremle.Scores, passes: int) -> str:
     """The standard error of an image, by the spread of its passes."""
     if passes == 1:
-        return "one pass can't tell its error: --repeats=2 or more can"
+        return "one pass has no spread and so no error: use --repeats=2 or more"
     median = statistics.median(error for error in scores.stderr if error == error)
     return f"the median standard error is {median:.2g}; four times as many passes halve it"
 

@@ -1,6 +1,6 @@
 """The stream of images that a reader of some format gives, to prepare a data set of.
 
-A reader knows a format and nothing else. It is called with the place of the files and with
+A reader decodes a format and does no more. It is called with the place of the files and with
 :class:`Options`, and gives a :class:`Reading`: chunks of images in a fixed order. What is the same
 for every format (the split, grey levels, checks, files) is in ``prepare.py``.
 """

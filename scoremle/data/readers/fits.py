@@ -73,4 +73,4 @@ def fitted(images: UInt8[np.ndarray, "n h w 1"], options: Options) -> UInt8[np.n
         if ENLARGED not in changes:
             return np.stack([np.asarray(picture) for picture in pictures])[..., None]
         way = "smaller"
-    raise UserError(f"images of {size}x{size} are asked for, but they are {by(shape)}: {way}")
+    raise UserError(f"images of {size}x{size} are required, but they are {by(shape)}: {way}")

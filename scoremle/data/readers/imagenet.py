@@ -2,8 +2,8 @@
 
 *old*: PNG files (van den Oord et al., arXiv 1601.06759), the data set of the published numbers;
 its authors withdrew it. *new*: batches as .npz or pickles (Chrabaszcz et al., arXiv 1707.08819),
-resized in another way. Bits/dim on one say nothing about the other: the version is told from the
-format, and stands in everything that is written.
+resized in another way. Bits/dim on one say nothing about the other: the version is found from the
+format, and is stored in every result.
 """
 
 import io

@@ -2,7 +2,7 @@
 
 Nothing is done to the pictures of a data set that was not named. Without a size, all must be of
 the first's size; with one, ``fit`` says how others get there, and none is enlarged. Likewise the
-first picture's channels are those of all, unless 1 or 3 are asked for.
+first picture's channels are those of all, unless 1 or 3 are required.
 """
 
 import re
@@ -30,7 +30,7 @@ UNKNOWN = "its name does not end as that of a picture"
 
 
 def split_of(name: str) -> str | None:
-    """The split that the parts of a name tell: train, test or val, and what may follow them."""
+    """The split that the parts of a name give: train, test or val, and what may follow them."""
     for part in PurePosixPath(name.lower()).parts:
         if match := SPLIT.fullmatch(part):
             return {"tr": "train", "te": "test", "va": "val"}[match[1][:2]]
@@ -38,7 +38,7 @@ def split_of(name: str) -> str | None:
 
 
 class ImageDecoder:
-    """Decodes pictures to arrays of one shape: that asked for, or that of the first."""
+    """Decodes pictures to arrays of one shape: the given one, or that of the first."""
 
     def __init__(self, options: Options) -> None:
         self._options = options
@@ -118,7 +118,7 @@ def _chunk(rows: list[tuple[str | int, ImageReport]], split: str | None, done: f
 
 
 def decode_folder(
-    path: Path, shape: tuple[int, int, int], fit: str, tell: Callable[[float], None]
+    path: Path, shape: tuple[int, int, int], fit: str, advance: Callable[[float], None]
 ) -> tuple[list[ImageReport], int]:
     """The files of a folder or archive, or that one file; and how many hidden ones there are.
 
@@ -128,7 +128,7 @@ def decode_folder(
         path: of the folder, archive or file.
         shape: height, width and channels of the pictures that are wanted.
         fit: how pictures of other sizes get there; "": they don't.
-        tell: is told the share that was read.
+        advance: is called with the share that was read.
 
     Raises UserError for an archive that is damaged or hostile.
     """
@@ -144,5 +144,5 @@ def decode_folder(
 
     for name, content in source.files(wanted, MAX_PICTURE, unreadable):
         reports.append(decode_image(name, content, shape, fit))
-        tell(source.done)
+        advance(source.done)
     return reports, source.hidden
