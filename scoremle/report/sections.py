@@ -42,7 +42,7 @@ CITATION = """@inproceedings{song2021maximum,
 }"""
 
 
-def describe(page: Page, subject: Subject) -> list[Chart]:
+def describe_one(page: Page, subject: Subject) -> list[Chart]:
     """Writes the sections of one working directory; gives the charts that were drawn."""
     drawn: list[Chart] = []
     for section in (_results, _images, _samples, _training, _protocol, _config):

@@ -38,7 +38,7 @@ def write_report(folders: Sequence[Path], out: Path, *, eval_folder: str = "eval
     alone = len(subjects) == 1
     title = f"Report of {names[0]}" if alone else f"Comparison of {', '.join(names)}"
     page = Page(title, f"{MADE_BY}{scoremle.__version__} on {date.today():%d %B %Y}.")
-    drawn = sections.describe(page, subjects[0]) if alone else sections.compare(page, subjects)
+    drawn = sections.describe_one(page, subjects[0]) if alone else sections.compare(page, subjects)
     page.write(out)  # first: it is the sign that the charts beside it may be written over
     if not is_stream(out):
         for chart in drawn:
