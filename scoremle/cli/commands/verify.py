@@ -6,6 +6,7 @@ The exit code is then 2, else 0.
     scoremle verify ~/.cache/scoremle
 """
 
+import os
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -49,22 +50,21 @@ def verify(path: Path, folder: Path | None = None) -> Iterator[bool | str]:
 
     ``folder`` is where the place was found; None: the user named it.
     """
-    try:
-        kind = next((kind for kind in _kinds() if kind.is_one(path)), None)
-        if folder and path.is_symlink():
-            yield from _linked(path, folder, path.is_dir() or kind is not None)
-            return
-        holds = path.is_dir() and (kind is None or kind.holds)
-        inside = sorted(path.iterdir()) if holds else []
-    except OSError as error:
-        yield f"{path}: {error.strerror}; let it be read"
+    is_link = folder is not None and path.is_symlink()
+    if not (is_link or os.access(path, os.R_OK | os.X_OK * path.is_dir())):
+        yield f"{path}: you may not read it: change its permissions"
+        return
+    kind = next((kind for kind in _kinds() if kind.is_one(path)), None)
+    if folder and is_link:
+        yield from _linked(path, folder, path.is_dir() or kind is not None)
         return
     if kind:
         yield _verified(path, kind)
-    for below in inside:
-        # What is hidden, or has these endings, is on its way in or out.
-        if not below.name.startswith(".") and below.suffix not in (".new", ".old"):
-            yield from verify(below, folder or path)
+    if path.is_dir() and (kind is None or kind.holds):
+        for below in sorted(path.iterdir()):
+            # What is hidden, or has these endings, is on its way in or out.
+            if not below.name.startswith(".") and below.suffix not in (".new", ".old"):
+                yield from verify(below, folder or path)
 
 
 def _linked(link: Path, folder: Path, matters: bool) -> Iterator[str]:
