@@ -123,7 +123,7 @@ def test_the_root_holds_rooms_and_little_else():
 
 
 @each_module
-def test_mathematics_knows_no_config_no_files_and_no_flax(module):
+def test_mathematics_imports_no_config_no_files_and_no_flax(module):
     room = room_of(module)
     if room in MATHEMATICS:
         names = imports(MODULES[module], MODULES)
@@ -213,7 +213,7 @@ def test_what_is_exported_names_the_errors_that_it_raises():
     assert not [*silent(SOURCES)]
 
 
-def test_a_message_is_asked_for_by_a_keyword():
+def test_a_message_is_matched_by_a_keyword():
     """A sentence breaks with each better wording, and sees no more than the word it turns on."""
     files = [*(ROOT / "tests").rglob("*.py"), *(ROOT / "conformance/tests").rglob("*.py")]
     found = [text for file in files for text in matches(file.read_text())]

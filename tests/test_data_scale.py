@@ -139,7 +139,7 @@ def test_a_bijector_comes_before_it():
     np.testing.assert_allclose(drawn.mean(axis=0), -90, atol=0.3)
 
 
-def test_what_a_pilot_measures_is_what_is_asked():
+def test_a_pilot_measures_what_is_required():
     """Its points lie where the model's data do at t = eps, and so are no harder than others."""
     model = model_of("straight")
     chosen, accuracy = model.within(0.02, data(model))

@@ -70,7 +70,7 @@ def test_commands_are_understood(path, monkeypatch):
             assert name in (*COMMANDS, "--help", "--version")
 
 
-def test_the_two_commands_stand_before_all_else_in_the_readme():
+def test_the_two_commands_come_before_all_else_in_the_readme():
     """Each with how long it takes, and each a target of the Makefile."""
     top = (ROOT / "README.md").read_text().split("\n## ")[0]
     commands, python = SHELL.search(top), PYTHON.search(top)
@@ -89,7 +89,7 @@ def test_the_config_in_a_how_to_is_one(tmp_path):
 
 
 @pytest.mark.long
-def test_the_page_on_vectors_runs_as_it_stands():
+def test_the_page_on_vectors_runs_unchanged():
     blocks = re.findall(r"```python\n(.*?)```", VECTORS.read_text(), re.DOTALL)
     if not importlib.util.find_spec("diffrax"):
         blocks = [block for block in blocks if "import diffrax" not in block]
@@ -227,7 +227,7 @@ FIRST_PAGES = (ROOT / "README.md", ROOT / "docs" / "quickstart.md")
     [pytest.param(path, marks=[pytest.mark.long] * (path not in FIRST_PAGES), id=path.stem)
      for path in WITH_CODE],
 )  # fmt: skip
-def test_python_runs_and_prints_what_stands_below_it(path):
+def test_python_runs_and_prints_what_is_below_it(path):
     pytest.importorskip("sklearn")
     for code, told in PYTHON.findall(path.read_text()):
         if not told:  # it need only run

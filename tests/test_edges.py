@@ -118,7 +118,7 @@ def test_latents_of_16_bits_and_none(name):
         (scoremle.Hutchinson(2), scoremle.Doubling(most=32)),
     ],
 )
-def test_an_example_that_failed_knows_no_error(divergence, solver):
+def test_an_example_that_failed_has_no_error(divergence, solver):
     """Its neighbours know theirs."""
     def noise(x, t):
         return jnp.where(x > 50, jnp.nan, NOISE(x, t))

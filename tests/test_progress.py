@@ -117,7 +117,7 @@ def test_nothing_left_to_do(capsys):
     assert capsys.readouterr().out == "label  image 5/5  mean 1  elapsed 0s\n"
 
 
-def test_a_share_is_told_only_while_it_lasts(clock, capsys):
+def test_a_share_is_shown_only_while_it_lasts(clock, capsys):
     with progress("preparing x", 1.0) as advance:
         for seconds, done in ((21, 0.25), (22, 0.3), (50, 0.5), (60, 1.0)):
             clock[0] = seconds

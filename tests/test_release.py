@@ -121,6 +121,6 @@ def test_an_sdist_must_build_the_same_wheel(script, tmp_path, monkeypatch):
                 script.rebuild(sdist, first)
 
 
-def test_the_version_stands_twice():
+def test_the_version_is_written_twice():
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
     assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text()

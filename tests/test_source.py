@@ -41,7 +41,7 @@ def test_exported_names_count_another_list_as_one():
     assert [exported(text) for text in SOURCES.values()] == [2, 0, 0, 1]
 
 
-def test_imports_are_those_of_the_top_unless_others_are_asked_for():
+def test_imports_are_those_of_the_top_unless_others_are_wanted():
     inner = SOURCES["scoremle/a/b.py"]
     assert imports(inner, MODULES) == {"typing", "scoremle.c"}
     assert imports(inner, MODULES, top=True) == {"typing"}

@@ -198,7 +198,7 @@ BPD = np.array([2.5, 1.0, 4.0, 3.0, 2.0])
 PIXELS = np.arange(5, dtype=np.uint8)[:, None, None, None] * np.ones((1, 8, 8, 1), np.uint8)
 
 
-def test_both_ends_of_a_report_stand_below_their_titles(tmp_path, monkeypatch):
+def test_both_ends_of_a_report_are_below_their_titles(tmp_path, monkeypatch):
     page, result = Told(), Result.read("exact", FACTS, tmp_path)
     monkeypatch.setattr(Result, "values", BPD)
     monkeypatch.setattr(Subject, "main_result", result)
@@ -212,7 +212,7 @@ def test_both_ends_of_a_report_stand_below_their_titles(tmp_path, monkeypatch):
     assert [told[2].partition(",")[0], told[3]] == ["Unlikeliest", ["4.000", "3.000"]]
 
 
-def test_both_ends_of_an_evaluation_stand_below_their_captions(tmp_path, monkeypatch):
+def test_both_ends_of_an_evaluation_are_below_their_captions(tmp_path, monkeypatch):
     drawn = []
     monkeypatch.setattr(pictures, "write_parts", lambda *arguments: drawn.append(arguments))
     monkeypatch.setattr(EvaluationRun, "images", PIXELS)

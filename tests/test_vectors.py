@@ -165,7 +165,7 @@ def test_a_condition_is_any_pytree_with_a_row_for_each_example_or_one_for_all():
         np.testing.assert_allclose(plain.log_prob, found.log_prob, atol=1e-4)
 
 
-def test_float64_is_had_where_it_is_asked_for(x64):
+def test_float64_is_used_where_it_is_chosen(x64):
     data = Gaussian.random(0, 3)
     x = data.draw(1, 5).astype(np.float32)
     truth = of_data(data.log_model, VP, x.astype(np.float64), START)
@@ -283,7 +283,7 @@ def test_mistakes_are_one_line(call, words, unchecked):
     assert "\n" not in str(error.value)
 
 
-def test_functions_of_arrays_tell_the_same_mistakes(unchecked):
+def test_functions_of_arrays_name_the_same_mistakes(unchecked):
     for x, options, words in [
         (NAN, {}, "x .*row 1"),
         (X, {"condition": np.zeros((2, 1))}, "1 row or"),
@@ -339,7 +339,7 @@ def test_the_default_solves_rows_again_that_need_it_alone_or_among_others(betwee
     np.testing.assert_allclose(first.log_prob, once.log_prob, rtol=1e-9)
 
 
-def test_rows_whose_error_stays_large_are_told(unchecked):
+def test_rows_whose_error_stays_large_get_a_warning(unchecked):
     """A field that jumps at each step: no number of steps resolves it."""
 
     def noise(x, t):

@@ -202,7 +202,7 @@ def test_an_unknown_fault_is_told_as_such(error):
     assert named(Off()) == ["not named"]
 
 
-def test_what_an_adapter_raises_fails_and_is_told():
+def test_what_an_adapter_raises_fails_and_is_printed():
     class Broken(Sample):
         def log_prob(self, field, x, ask):
             raise RuntimeError("out of order")

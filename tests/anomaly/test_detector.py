@@ -34,7 +34,7 @@ every_statistic = pytest.mark.parametrize("statistic", STATISTICS)
 
 
 @every_statistic
-def test_a_p_value_belongs_to_its_image_and_what_does_not_belong_stands_out(statistic, tmp_path):
+def test_a_p_value_belongs_to_its_image_and_what_does_not_belong_is_listed(statistic, tmp_path):
     detector = Detector.fit(IMAGES, NORMAL, statistic=statistic)
     found = detector.score(IMAGES, np.concatenate([OTHERS, WHITE, OTHERS[:1]]))
     n = len(detector.reference) + 1

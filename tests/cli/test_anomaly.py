@@ -60,7 +60,7 @@ def places(tmp_path_factory):
     return folder
 
 
-def test_noise_among_digits_stands_out(places, tmp_path, capfd):
+def test_noise_among_digits_is_listed(places, tmp_path, capfd):
     out, page = tmp_path / "a.csv", tmp_path / "a.html"
     words = "score", places / "detector", places / "mixed.npz", f"--out={out}", f"--page={page}"
     code, told, _ = anomaly(capfd, *words)

@@ -44,7 +44,7 @@ def test_help_fits_one_screen_and_names_all_there_is(capsys):
     assert printed(capsys, "help") == printed(capsys, "-h") == screen
 
 
-def test_names_that_stand_in_two_places():
+def test_names_that_are_in_two_places():
     assert tuple(data.DATASETS) == DATASETS
     assert tuple(fits.FITS) == FITS
     assert measurements.ESTIMATORS == ESTIMATORS
@@ -136,7 +136,7 @@ def test_a_training_goes_on_by_its_workdir_alone(tmp_path, monkeypatch):
     assert parser_of("train").checked(["digits", "w"]).config.model.nf == 16
 
 
-def test_a_flow_dequantizer_knows_its_config(tmp_path):
+def test_a_flow_dequantizer_has_its_config(tmp_path):
     """To evaluate with it, and to go on training it; the model's own is that of the workdir."""
     for place, line in (
         (tmp_path, "--config.optim.lr=3e-3"),
@@ -161,7 +161,7 @@ def test_a_flow_dequantizer_knows_its_config(tmp_path):
      "--eval-folder out --config.eval.bound=true --config digits w",
      "--workdir=w --config=digits --eval_folder=out --config.eval.bound"],
 )  # fmt: skip
-def test_words_stand_anywhere_among_the_flags(line):
+def test_words_may_be_anywhere_among_the_flags(line):
     settings = parser_of("eval").checked(line.split())
     found = (settings.workdir, settings.eval_folder, settings.config.eval.bound)
     assert found == ("w", "out", True)
@@ -275,7 +275,7 @@ def test_zsh_takes_the_script(capsys, tmp_path):
     ("line", "level"),
     [("verify x", "INFO"), ("--debug verify x", "DEBUG"), ("verify x --debug", "DEBUG")],
 )
-def test_debug_may_stand_anywhere(line, level, monkeypatch):
+def test_debug_may_be_anywhere(line, level, monkeypatch):
     """It is no argument of a command: only the log becomes longer."""
     seen = []
 

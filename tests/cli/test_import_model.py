@@ -154,7 +154,7 @@ def test_scores_of_an_evaluated_model_have_ranks_by_the_decoder_of_the_evaluatio
         assert rank == pytest.approx((found.values < bpd).mean(), abs=0.5 / len(found.values))
 
 
-def test_what_gets_ranks_is_told_of_every_model(imported):
+def test_what_gets_ranks_is_stated_for_every_model(imported):
     file, workdir = imported
     model = scoremle.load(file)
     told = how_to_get(str(file), model, "bound", "all")

@@ -121,7 +121,7 @@ def test_a_training_that_was_stopped_says_so_to_the_end(tmp_path, monkeypatch, c
 # Evaluation
 
 
-def test_a_workdir_knows_its_config(tiny, capfd):
+def test_a_workdir_has_its_config(tiny, capfd):
     """The same results by the short command, as JSON, and in the file."""
     loss = flags(eval__enable_bpd=False, eval__enable_loss=True, eval__num_images=30)
     line = ["eval", str(tiny.workdir), "--eval-folder=short", "--json", *loss]

@@ -189,7 +189,7 @@ def damaged(tiny, tmp_path):
     return workdir
 
 
-def test_a_damaged_checkpoint_that_was_asked_for(damaged, capfd):
+def test_a_damaged_checkpoint_that_was_chosen(damaged, capfd):
     line = mistake(capfd, "eval", damaged, eval__end_ckpt=2)
     assert "checkpoint_2 is damaged" in line
 

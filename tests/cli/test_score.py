@@ -122,7 +122,7 @@ def test_pictures(tiny, model, folder, tmp_path, capfd):
     assert summary["mean"] == pytest.approx(float(row["bpd"]), abs=0.51)
 
 
-def test_profiles_stand_in_columns_and_on_the_page(tiny, model, tmp_path, capfd):
+def test_profiles_are_in_columns_and_on_the_page(tiny, model, tmp_path, capfd):
     np.save(tmp_path / "x.npy", IMAGES[:3])
     out, page = tmp_path / "s.csv", tmp_path / "p.html"
     flags = "--profile", "--repeats=1", "--seed=5", f"--out={out}", f"--page={page}"

@@ -33,6 +33,6 @@ def test_the_defaults_are_ddpms_for_a_thousand_steps():
     assert Discrete.of_betas(betas("linear")).log_snrs[0] == pytest.approx(9.21, abs=0.01)
 
 
-def test_another_name_is_told():
+def test_another_name_is_an_error():
     with pytest.raises(ValueError, match="scaled_linear"):
         betas("quadratic")

@@ -116,7 +116,7 @@ def test_fixed_probe_is_a_quadratic_form():
     np.testing.assert_allclose(estimates, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_one_probe_cannot_tell_its_error():
+def test_one_probe_gives_no_error():
     assert np.isnan(divergence(Hutchinson(1), X)[1]).all()
     two = Hutchinson(2).deviations(jnp.asarray([[1.0, 2.0], [3.0, 2.0]]))
     np.testing.assert_allclose(two, [[-np.sqrt(0.5), 0], [np.sqrt(0.5), 0]])

@@ -88,7 +88,7 @@ def test_golden_second_order_loss(path, mode, golden, monkeypatch):
     assert norm == pytest.approx(float(arrays[f"{path}/{mode}/grad_l2/mean_loss_diff2"]), rel=5e-3)
 
 
-def test_the_trace_that_it_asks_for_is_that_of_a_gaussian():
+def test_its_target_trace_is_that_of_a_gaussian():
     """sigma tr(d eps/dx) = D - E ||r||^2 of the exact prediction, at a point and on average."""
     sde, data, n = SDES["vp"], Gaussian.random(3, 4), 20_000
     t = jnp.full(n, 0.3)

@@ -13,7 +13,7 @@ def data(keys):
     return np.asarray(jax.random.key_data(keys))
 
 
-def test_an_image_keeps_its_key_wherever_it_stands():
+def test_an_image_keeps_its_key_at_any_place():
     keys = data(image_keys(KEY, np.arange(7)))
     np.testing.assert_array_equal(data(image_keys(KEY, np.array([5, 2]))), keys[[5, 2]])
 
@@ -26,7 +26,7 @@ def test_an_index_has_64_bits():
     np.testing.assert_array_equal(keys[2], data(by_hand))
 
 
-def test_one_key_stands_for_one_at_each_place():
+def test_one_key_gives_one_at_each_place():
     by_hand = [data(jax.random.fold_in(KEY, place)) for place in range(3)]
     np.testing.assert_array_equal(data(example_keys(KEY, 3)), by_hand)
     keys = split(KEY[None], 3)[:, 0]

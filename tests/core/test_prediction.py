@@ -75,7 +75,7 @@ def test_edms_noise_keeps_its_digits_near_the_data():
 
 
 @pytest.mark.parametrize("told", TIME_INPUTS)
-def test_what_the_network_is_told(told):
+def test_the_time_input_of_the_network(told):
     betas = np.linspace(1e-3, 0.2, 50)
     sde = SDE("vp", Discrete.of_betas(betas), 1.0)
     t = (np.array([0.0, 7.0, 20.5, 49.0]) + 1) / 50
@@ -113,7 +113,7 @@ def test_between_two_whole_steps_outputs_are_mixed():
     np.testing.assert_allclose((found - shift)[:, 0], [0, 0, 9, 10, 15, 30, 30], atol=1e-4)
 
 
-def test_a_function_may_tell_the_network():
+def test_the_time_input_may_be_a_function():
     noise = noise_fn(lambda x, label: x * label[:, None], VP(), time_input=twice)
     found = noise(jnp.ones((2, 1)), jnp.asarray([0.1, 0.3]))
     np.testing.assert_allclose(found[:, 0], [0.2, 0.6], rtol=1e-6)

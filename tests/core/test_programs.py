@@ -199,7 +199,7 @@ def test_what_can_not_be_filled_up_or_compiled_is_as_it_would_be_without(case, f
         (lambda model: model.elbo(X[:5], KEY, condition=X[:, :1]), "1 row or"),
     ],
 )
-def test_mistakes_are_told_of_programs_that_are_there(call, words, unchecked):
+def test_mistakes_are_found_in_programs_that_are_there(call, words, unchecked):
     model = with_leaves()
     for name in ("log_prob", "condition", "condition_on", "encode", "decode"):
         CALLS[name](model, X[:5])
@@ -208,7 +208,7 @@ def test_mistakes_are_told_of_programs_that_are_there(call, words, unchecked):
     assert traced(CALLS["log_prob"], model, X[:5])[1] == set()
 
 
-def test_a_mistake_of_a_network_is_told_by_the_rows_that_are_there(unchecked):
+def test_a_mistake_of_a_network_names_the_rows_that_are_there(unchecked):
     with pytest.raises(UserError, match=r"\(5, 1\)"):
         of(lambda x, t: x[:, :1]).log_prob(X[:5], KEY)
 

@@ -65,7 +65,7 @@ def distribution(kind, name, eps, t):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_there_are_no_strata_unless_they_are_asked_for(kind):
+def test_there_are_no_strata_by_default(kind):
     usual, without, strata = (
         sampler(kind, "vp", EPS["vp"], *asked)(jax.random.key(3), 8)[0]
         for asked in ((), (False,), (True,))

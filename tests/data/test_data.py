@@ -171,7 +171,7 @@ def test_training_is_the_same_to_the_last_bit_wherever_its_images_lie(
     assert trained(plain, "true", tmp_path / "4") != ends[0]
 
 
-def test_images_lie_on_the_device_if_they_fit_and_are_asked_for(monkeypatch):
+def test_images_lie_on_the_device_if_they_fit_and_are_wanted(monkeypatch):
     images = numbered(10, **SETTINGS)
     assert isinstance(data.feed(images, "false").batch, feeds.Prefetch)
     assert data.feed(images, "auto").resident is images.train
@@ -196,7 +196,7 @@ def test_another_order_of_the_same_images():
     assert images.reordered(1).train is images.train
 
 
-def test_batches_are_read_ahead_and_come_as_asked():
+def test_batches_are_read_ahead_for_any_step():
     made = []
 
     def batch(step):
@@ -276,7 +276,7 @@ def test_padding_is_centred_and_never_crops():
 
 
 @pytest.mark.parametrize(("size", "line"), [(0, ""), (8, ""), (11, r"digits: .* 8x8 .* 11x11 ")])
-def test_padding_is_told_where_there_is_some(size, line, capsys):
+def test_padding_is_stated_where_there_is_some(size, line, capsys):
     found = data.load("digits", image_size=size)
     assert found.train.shape[1:] == found.test.shape[1:] == (size or 8, size or 8, 1)
     told = capsys.readouterr().out

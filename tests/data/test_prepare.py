@@ -474,7 +474,7 @@ def test_mistakes(arguments, message, capsys, tmp_path, monkeypatch):
 # What results say
 
 
-def test_results_and_workdirs_know_their_images(tiny, tmp_path):
+def test_results_and_workdirs_have_hashes_of_their_images(tiny, tmp_path):
     facts = read_sealed(tiny.workdir / "data.json", "")
     digits = data.load("digits")
     assert facts == {"name": "digits", "levels": 17, **digits.facts}

@@ -247,7 +247,7 @@ def test_labels_are_whole_numbers(labels):
         unpickle_rows(content, "here")
 
 
-def test_labels_that_stand_for_more_than_fits_anywhere():
+def test_labels_that_name_more_than_fits_anywhere():
     labels: list = [1, 2]
     for _ in range(40):
         labels = [labels, labels]

@@ -47,7 +47,7 @@ def test_variances_are_drawn_towards_their_distribution():
     np.testing.assert_allclose(drawn, (8 * 0.25 + 3 * found) / 11, rtol=0.1)
 
 
-def test_what_tells_nothing_changes_nothing():
+def test_passes_without_spread_change_nothing():
     for variance in (np.array([1.0, 2.0, 3.0]), np.array([0.0, 1.0, 1.0, 1.0, 1.0])):
         drawn, freedom = moderated(variance, 3)
         assert (drawn == variance).all() and freedom == 3

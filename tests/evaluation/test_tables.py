@@ -77,7 +77,7 @@ def test_one_image_of_one_pixel_is_a_picture_too(tmp_path):
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_parts_of_a_picture_stand_apart_under_their_captions(tmp_path, channels):
+def test_parts_of_a_picture_are_apart_under_their_captions(tmp_path, channels):
     black = np.zeros((8, 8, 8, channels), np.uint8)
     parts = [Panel(caption, black) for caption in ("lowest", "highest")]
     write_parts(tmp_path / "p.png", parts, 2, columns=4)
@@ -91,7 +91,7 @@ def test_parts_of_a_picture_stand_apart_under_their_captions(tmp_path, channels)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_each_image_of_a_part_stands_above_its_value(tmp_path, channels):
+def test_each_image_of_a_part_is_above_its_value(tmp_path, channels):
     images = np.zeros((5, 8, 8, channels), np.uint8)
     images[1] = images[4] = 1
     parts = [Panel("two\nlines", images, ["", "2.000", "", "", "5.000"])]
@@ -194,7 +194,7 @@ def test_results_say_what_a_pilot_measured_of_the_solver(exact):
         ({"steps": 800, "finished": True}, "step 800"),
     ],
 )
-def test_results_say_where_training_stood(training, words, exact):
+def test_results_have_the_step_of_the_training(training, words, exact):
     what = results_table({"exact": exact | {"training": training}}).splitlines()[-1]
     assert what.endswith(f"; {words}")
     flow = {"dequantizer_step": 10, "dequantizer_training": training}

@@ -151,7 +151,7 @@ def test_images_that_are_padded_are_said(capsys):
     assert "padded" not in capsys.readouterr().out
 
 
-def test_rolling_back_is_asked_for(monkeypatch, tmp_path):
+def test_rolling_back_is_set_by_fields(monkeypatch, tmp_path):
     """The loop gets as many times as the fields say, and batches in another order."""
     given = []
 
@@ -199,7 +199,7 @@ def test_the_geometric_ve_conditions_on_sigma():
         (("model.parameterization=edm", "model.embedding=log_snr"), ("edm", "log_snr")),
     ],
 )
-def test_what_networks_predict_and_are_told(fields, expected):
+def test_the_prediction_and_the_time_input_of_networks(fields, expected):
     model = digits(*fields).model
     assert (model.prediction, model.time_input) == expected
 
@@ -267,7 +267,7 @@ def test_the_config_of_an_experiment_is_plain_json():
         "training.smallest_time=1e-3", "data.centered=False",
     ],
 )  # fmt: skip
-def test_the_description_of_a_model_tells_it_from_others(field):
+def test_the_description_of_a_model_differs_from_others(field):
     plain = digits().model.describe()
     assert json.loads(json.dumps(plain)) == plain
     assert digits("optim.lr=1.0", "eval.nodes=9").model.describe() == plain
@@ -335,7 +335,7 @@ def test_losses_are_the_published_formula(sde, objective, reduce_mean):
 
 
 @pytest.mark.parametrize("dequantize", [False, True])
-def test_training_images_are_dequantized_where_asked(dequantize, monkeypatch):
+def test_training_images_are_dequantized_where_configured(dequantize, monkeypatch):
     seen = []
     monkeypatch.setattr(
         "scoremle.likelihood.by_loss.drawn_loss",

@@ -72,7 +72,7 @@ def test_a_path_that_exists_wins(tmp_path):
         scoremle.load(place)
 
 
-def test_the_model_that_ships_knows_digits():
+def test_the_model_that_ships_finds_digits_likely():
     """Its values are those of its own evaluation, which is far below a histogram's."""
     pytest.importorskip("sklearn")
     digits, model = scoremle.data.load("digits"), scoremle.load("digits")

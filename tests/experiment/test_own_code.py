@@ -93,7 +93,7 @@ def test_a_function_that_is_called_later(function, words, place, capfd):
         assert re.fullmatch(f"scoremle: error: {words}[^\n]*\n", err), err
 
 
-def test_the_whole_error_is_shown_if_asked(place, capfd):
+def test_the_whole_error_is_shown_with_a_flag(place, capfd):
     assert cli.main(["score", "mine.py:of_learned", "x.npy", "--debug"]) == 2
     err = capfd.readouterr().err
     assert "Traceback" in err and 'raise KeyError("layer")' in err

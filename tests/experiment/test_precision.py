@@ -67,13 +67,13 @@ def test_a_network_trained_in_bfloat16_is_measured_in_float32():
     assert "bf16" in jax.jit(half.training.objective.loss).lower(params, x, key).as_text()
 
 
-def test_another_precision_is_asked_for_and_stated():
+def test_another_precision_is_used_and_stated():
     asked = digits("float32", "bfloat16")
     assert asked.model.precision == "bfloat16" and "bf16" in program_of(asked)
     assert asked.training.template == digits("float32").training.template
 
 
-def test_products_are_of_the_highest_precision_unless_asked():
+def test_products_are_of_the_highest_precision_by_default():
     model = digits("float32")
     found = program_of(model)
     products = found.count("convolution(") + found.count("dot_general ")

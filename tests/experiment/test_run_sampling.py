@@ -244,7 +244,7 @@ def test_bits_per_dim_alone_never_touch_inception(tiny, monkeypatch, capfd):
         (["inception=a.npz", "stats=b.npz", "num_samples=19"], "num_samples of at least 20"),
     ],
 )
-def test_what_is_missing_is_told_before_sampling_begins(tiny, flags, words, capfd):
+def test_what_is_missing_is_named_before_sampling_begins(tiny, flags, words, capfd):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("scoremle.experiment.run_sampling.load_inception", load_inception)
         mistaken(tiny, [f"--config.eval.{flag}" for flag in flags], words, capfd)
@@ -272,7 +272,7 @@ def test_statistics_of_too_few_images(tiny, judged, tmp_path, capfd):
     mistaken(tiny, flags, f"{path} has fewer than 20 images", capfd)
 
 
-def test_statistics_of_unknown_origin_are_told(tiny, judged, tmp_path, stats, capfd):
+def test_statistics_of_unknown_origin_get_a_warning(tiny, judged, tmp_path, stats, capfd):
     path = tmp_path / "theirs.npz"
     np.savez(path, pool_3=npz(stats)["pool_3"])
     flags = (judged[1][0], f"--config.eval.stats={path}", "--eval_folder=theirs")

@@ -299,7 +299,7 @@ def test_a_learned_schedule_passes_every_command(tmp_path, capsys):
         np.testing.assert_array_equal(a, b)
 
 
-def test_images_that_are_augmented_are_told():
+def test_augmentation_is_an_input():
     """A quarter are as they were; mirrored and turned ones are told from them by c."""
     images = jnp.arange(2 * 9).reshape(1, 3, 3, 2) * jnp.ones((4000, 1, 1, 1), int)
     found, c = map(np.asarray, augmented(images, jax.random.key(0)))

@@ -549,7 +549,7 @@ def test_a_gpu_that_pytorch_does_not_see_is_a_line(monkeypatch):
         mlp_model("torch")
 
 
-def test_which_way_it_goes_is_said_once_and_stands_in_its_repr(by, caplog):
+def test_which_way_it_goes_is_said_once_and_is_in_its_repr(by, caplog):
     with caplog.at_level(logging.INFO, "scoremle"):
         model = mlp_model(by)
     (record,) = caplog.records

@@ -139,7 +139,7 @@ def test_it_says_where_the_network_was_never_trained():
     assert len(both) == 2 and both[1].startswith(f"above log-SNR {log_snr} worse than")
 
 
-def test_a_network_that_knows_nothing():
+def test_a_network_that_learned_nothing():
     for useless in (
         lambda x, label: 0 * x,
         lambda x, label: jnp.sin(9 * x) + jnp.roll(x, 1, 1),
@@ -227,7 +227,7 @@ def test_the_wrong_end_of_a_path_is_named(data_at):
             assert f"data_at={data_at}" in lines[0] and "labels look like" in lines[1], lines
 
 
-def test_data_that_the_network_knows_standardized():
+def test_data_of_which_the_network_learned_standardized_ones():
     """Vectors about 5, and a network of N(0, I)."""
     data = 5 + 0.1 * np.random.default_rng(0).normal(size=(200, 2))
     sde = VP()

@@ -56,7 +56,7 @@ def test_nats_become_bits_and_errors_too():
     np.testing.assert_array_equal(found["nfe"], nats.evaluations)
 
 
-def test_noise_of_a_time_asks_for_the_density_of_that_time():
+def test_noise_of_a_time_needs_the_density_of_that_time():
     """y = z / alpha for a z of that time: log p(y) is log p(z), and the scale of each pixel. So it
     is of a model that begins there."""
     how = Exact(), Multistep(12)

@@ -114,7 +114,7 @@ def test_the_optimism_of_noisy_traces_is_what_is_stated(samples, shared):
         assert bound.probe_bias.mean() < 0.3 * independent
 
 
-def test_an_exact_trace_is_not_optimistic_and_a_single_probe_cannot_tell():
+def test_an_exact_trace_is_not_optimistic_and_a_single_probe_gives_no_bias():
     def draw(key, deviation):
         return found(jax.random.normal(key, (3,)), jnp.full((1, 3), deviation)), jnp.zeros(3)
 

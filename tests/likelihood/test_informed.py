@@ -177,7 +177,7 @@ def test_the_bound_with_it_is_the_one_by_quadrature(scale):
     assert (found["nfe"] == draws + 4).all()
 
 
-def test_integers_are_asked_for():
+def test_integers_are_required():
     with pytest.raises(ValueError, match="integers="):
         elbo(
             one_pixel().noise(VP), VP, jnp.zeros((1, 1)), KEY, eps=EPS, draws=4,

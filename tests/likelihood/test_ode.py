@@ -293,7 +293,7 @@ def test_doubling_meets_its_tolerance_for_each_example(name):
     np.testing.assert_allclose(alone.log_prob[0], result.log_prob[0], atol=1e-4)
 
 
-def test_one_probe_cannot_tell():
+def test_one_probe_gives_no_error():
     data = Gaussian.random(6, 5)
     run = evaluator(data.noise(SDES["vp"]), "vp", divergence=Hutchinson())
     result = run(data.draw(7, 3).astype(np.float32))
@@ -318,7 +318,7 @@ def test_an_image_does_not_depend_on_its_neighbours():
     assert abs(alone.evaluations[0] - together.evaluations[0]) <= 6
 
 
-def test_a_network_that_gives_nan_is_told_and_spoils_no_other():
+def test_a_network_that_gives_nan_is_not_ok_and_spoils_no_other():
     data = Gaussian.random(0, 2)
     exact = data.noise(SDES["vp"])
 
@@ -349,7 +349,7 @@ def test_what_a_solver_calls_failed_is_no_number():
         np.testing.assert_array_equal(np.isnan(values), [False, True])
 
 
-def test_too_few_steps_are_told():
+def test_too_few_steps_have_a_large_error():
     data = Mixture.on_line()
     x = data.draw(0, 2).astype(np.float32)
     result = evaluator(data.noise(SDES["vp"]), "vp", most=16)(x, 1e-6)

@@ -120,7 +120,7 @@ def test_calibration_by_hand():
     assert _calibration(np.full(3, 9.0), np.ones(3)) == (1, 0)
 
 
-def test_an_image_of_which_the_solver_tells_nothing_has_the_typical_error():
+def test_an_image_without_an_error_of_the_solver_has_the_typical_error():
     """Its neighbours' ratios are not what it is multiplied by."""
     error, stated = np.full(8, 2.0), np.array([1.0] * 7 + [1e-6])
     factor, typical = _calibration(error, stated)

@@ -93,7 +93,7 @@ def test_in_the_bound_it_is_that_too(matching, x64):
     np.testing.assert_allclose(found["reconstruction"], np.mean(expected, axis=0), rtol=1e-7)
 
 
-def test_where_a_network_tells_its_scale_none_is_fitted():
+def test_where_a_network_predicts_its_scale_none_is_fitted():
     model = ranged()
     assert model.fit_decoder(INTEGERS) is model
     words = "informed decoder with the network's own scales"

@@ -34,7 +34,7 @@ def test_scores_are_of_all_passes():
     np.testing.assert_allclose(found.solver_error, [0.2, 0.2])
 
 
-def test_a_line_tells_the_mean_and_its_errors():
+def test_a_line_has_the_mean_and_its_errors():
     """Means 3, 4, 7: sd 2.0817, over sqrt 3 1.202. Passes apart by 2, 0, 2: errors 1, 0, 1."""
     assert repr(scores()) == (
         "Scores(3 images: 4.667 +- 1.202 bits/dim in the mean; an image +- 0.816; the solver's"

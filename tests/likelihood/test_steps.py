@@ -208,7 +208,7 @@ def test_vdm_of_t_steps_and_its_limit_in_continuous_time():
 
 
 @pytest.mark.parametrize(("middles", "least", "most"), [(False, -0.04, 0.08), (True, 0.5, 0.7)])
-def test_a_chain_is_near_log_p_where_the_network_knows_of_its_noise(middles, least, most):
+def test_a_chain_is_near_log_p_where_the_network_was_trained_on_its_noise(middles, least, most):
     """One that was trained on dequantized data mistakes a grid under little noise for data."""
     sde, pixels = SDE("vp", schedules.LinearLogSNR(-8.0, 14.0), 1.0), Pixels(16)
     origin = Origin(middles=middles)
@@ -303,7 +303,7 @@ def test_a_condition_reaches_the_variance():
     assert (np.abs(found.bpd - plain.bpd)[~same] > 1e-3).all()
 
 
-def test_a_network_that_tells_no_variance_has_no_learned_one():
+def test_a_network_that_predicts_no_variance_has_no_learned_one():
     with pytest.raises(UserError, match="has no variance"):
         model_of().score(INTEGERS, estimator=BySteps(variance="learned"))
 

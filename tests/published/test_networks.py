@@ -41,7 +41,7 @@ def published_shapes(name):
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_the_network_is_told_from_its_shapes(name):
+def test_the_network_is_found_from_its_shapes(name):
     config, params, _ = golden(name)
     found = architecture(params)
     levels, channels = found.pop("attention at levels"), found.pop("num_channels")
@@ -69,7 +69,7 @@ def test_the_network_is_told_from_its_shapes(name):
         {"conditional": False, "progressive": "output_skip"},
     ],
 )
-def test_other_networks_are_told_too(fields):
+def test_other_networks_are_found_too(fields):
     fields = {"nf": 8, "ch_mult": (1, 2), "num_res_blocks": 2, "attn_resolutions": ()} | fields
     args = jax.random.key(0), jnp.zeros((1, 16, 16, 1)), jnp.ones(1)
     params = jax.eval_shape(DDPMpp(**fields).init, *args)["params"]
@@ -100,7 +100,7 @@ def test_what_is_no_such_network(tree):
 @pytest.mark.parametrize(
     ("name", "numbers"), [("cifar10", (96, 32, 2, 4)), ("imagenet32", (128, 32, 8, 8))]
 )
-def test_the_dequantizer_is_told_too(name, numbers):
+def test_the_dequantizer_is_found_too(name, numbers):
     found = flow_architecture(published_shapes(f"dequantizer_{name}"))
     fields = ("filters", "components", "blocks", "couplings")
     want = dict(zip(fields, numbers, strict=True))

@@ -133,7 +133,7 @@ def test_precision_and_recall_on_a_line_by_hand():
     assert found == (2 / 4, 4 / 4, 4, 4)
 
 
-def test_precision_and_recall_tell_a_lost_mode_from_bad_samples():
+def test_precision_and_recall_distinguish_a_lost_mode_from_bad_samples():
     reference = normal(400, 3)
     reference[200:, 0] += 30
     lost = metrics.precision_recall(normal(400, 3, seed=1), reference)

@@ -33,7 +33,7 @@ def reported(tmp_path_factory):
     return folder, values, (folder / "report" / "index.html").read_text()
 
 
-def test_a_page_asks_nothing_of_any_server_and_escapes_names(reported):
+def test_a_page_loads_nothing_from_a_server_and_escapes_names(reported):
     _, _, text = reported
     page = Reader(text)
     links = [link for name in ("src", "href", "xlink:href") for link in page.attributes[name]]
@@ -48,7 +48,7 @@ def test_a_page_asks_nothing_of_any_server_and_escapes_names(reported):
         assert reference in names
 
 
-def test_it_tells_the_newest_checkpoint_and_all_that_differs(reported):
+def test_it_has_the_newest_checkpoint_and_all_that_differs(reported):
     _, values, text = reported
     told = Reader(text).text
     assert f"{values.mean():.4f}" in told and f"{(values - 9).mean():.4f}" not in told

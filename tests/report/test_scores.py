@@ -49,7 +49,7 @@ def test_images_are_in_the_order_of_their_bits(page):
     np.testing.assert_allclose(np.array(places, float), expected, atol=0.06)
 
 
-def test_it_asks_nothing_of_any_server_and_escapes_names(page):
+def test_it_loads_nothing_from_a_server_and_escapes_names(page):
     text = page.read_text()
     links = re.findall(r'(?:src|href)="(.*?)"', text)
     assert links and all(link.startswith(("#", "data:image/png;base64,")) for link in links)

@@ -64,7 +64,7 @@ def test_no_number_of_steps_is_lucky_or_unlucky_for_all_examples_of_a_rough_netw
         assert np.median(found.solver_error / np.abs(error)) < 7
 
 
-def test_a_rate_on_a_bent_clock_tells_the_gradient_of_the_log_density():
+def test_a_rate_on_a_bent_clock_gives_the_gradient_of_the_log_density():
     """Of a Gaussian, at a quarter of the way, where each example has its own time and speed; and
     the rate is that along the clock of the solver."""
     sde, eps, key = SDES["vp"], EPS["vp"], jax.random.key(0)

@@ -160,7 +160,7 @@ def test_a_plan_with_room_is_the_same_solver():
     assert run._cache_size() == 1
 
 
-def test_scatter_tells_the_noise_of_the_rates_and_nothing_of_their_trend():
+def test_scatter_measures_the_noise_of_the_rates_and_not_their_trend():
     """A known integral whose rates carry noise of standard deviation 0.3 at every node."""
     batch, steps = 2000, 40
 
@@ -198,7 +198,7 @@ def test_scatter_of_few_steps_counts_each_node_once():
 
 
 @pytest.mark.parametrize("steps", [2, 12])
-def test_several_draws_tell_their_noise_from_what_is_rough_in_all_of_them(steps):
+def test_several_draws_separate_their_noise_from_what_is_rough_in_all_of_them(steps):
     batch = 2000
 
     def field(clock, y, draw):

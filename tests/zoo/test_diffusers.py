@@ -78,7 +78,7 @@ def test_the_noise_prediction_at_their_steps(tmp_path, kind):
     np.testing.assert_allclose(found, expected, rtol=2e-3, atol=2e-4 * np.abs(expected).max())
 
 
-def test_a_learned_range_is_told_too(tmp_path):
+def test_a_learned_range_is_found_too(tmp_path):
     torch.manual_seed(1)
     network = diffusers.UNet2DModel(**FIELDS | {"out_channels": 2}).eval()
     scheduler = diffusers.DDPMScheduler(variance_type="learned_range", clip_sample=False)

@@ -113,7 +113,7 @@ def test_the_chain_of_iddpm_is_their_table_and_has_a_learned_range(golden, tmp_p
     np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
 
 
-def test_tensors_are_told_by_what_the_file_holds(golden, tmp_path):
+def test_tensors_are_identified_by_what_the_file_holds(golden, tmp_path):
     path = written(tmp_path, golden("edm_ddpmpp_vp"))
     expected, other = scoremle.load(path), path.with_suffix(".weights")
     path.rename(other)
@@ -173,7 +173,7 @@ def test_a_field_that_is_missing_is_named(name):
         edm_fields(given, {})
 
 
-def test_fields_and_labels_are_asked_for(golden, tmp_path):
+def test_fields_and_labels_are_required(golden, tmp_path):
     path = written(tmp_path, golden("edm_ddpmpp_edm"))
     model, x = scoremle.load(path), jnp.zeros((1, 8, 8, 3))
     with pytest.raises(UserError, match="needs class labels"):

@@ -106,7 +106,7 @@ def test_log_p_is_that_of_the_torch_module_in_float64(load, golden):
     assert_log_prob(found, vp_log_prob(eps, x[0], np.cumprod(left)), dims=x.size)
 
 
-def test_a_checkpoint_is_told_by_what_it_holds(tmp_path):
+def test_a_checkpoint_is_identified_by_what_it_holds(tmp_path):
     """Whatever its name, if flags lie beside it; and other archives are none."""
     for name, member in (("weights.bin", "weights/data.pkl"), ("images.bin", "a.png")):
         with zipfile.ZipFile(tmp_path / name, "w") as archive:
