@@ -16,8 +16,8 @@ Chains begin near the origin. Where particles are far apart the quartic force is
 proposal is accepted: a chain that began there would stay, and no error over chains would show it.
 So two kinds of starts must give the same answer, and both are printed.
 
-The energy does not change when particles are exchanged. The network does not know that: it sees
-each configuration turned, and with its particles in random order. What it has not learned of the
+The energy does not change when particles are exchanged. The network lacks this symmetry: it sees each
+configuration turned, and with its particles in random order. What it has not learned of the
 symmetry costs effective samples and biases nothing; how much it is, the example prints.
 """
 
@@ -79,8 +79,8 @@ def monte_carlo(particles, rounds, on_a_line=False, chains=256, keep=5):
     def run(states, key):
         def once(states, key):
             keys = jax.random.split(key, chains)
-            states, told = jax.vmap(kernel.step)(keys, states)
-            return states, (states.position, told.is_accepted)
+            states, info = jax.vmap(kernel.step)(keys, states)
+            return states, (states.position, info.is_accepted)
 
         return jax.lax.scan(once, states, jax.random.split(key, rounds))
 
@@ -100,8 +100,8 @@ EPS = 1e-3
 
 def network(params, x, sigma):
     """The velocity, as the field that is best for normal data plus what is learned."""
-    told = sigma[:, None]
-    waves = [told, *(f(np.pi * k * told) for k in (1, 2, 4) for f in (jnp.sin, jnp.cos))]
+    level = sigma[:, None]
+    waves = [level, *(f(np.pi * k * level) for k in (1, 2, 4) for f in (jnp.sin, jnp.cos))]
     h = jnp.concatenate([x, distances(x.reshape(len(x), -1, 2)), *waves], axis=-1)
     for weights, bias in params[:-1]:
         h = jax.nn.silu(h @ weights + bias)

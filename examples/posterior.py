@@ -3,7 +3,7 @@
 python examples/posterior.py          # needs matplotlib; a minute of CPU
 
 Two simulators whose posterior p(theta | x) is known. From pairs (theta, x) a small network learns
-the noise in theta, told x as its condition. Then, of each:
+the noise in theta, with x as its condition. Then, of each:
 
 - log p(theta | x) on a grid for one x, against the truth, with the solver's stated error;
 - for x of other simulations: the ranks of the true theta among draws of the posterior, and how
@@ -94,8 +94,8 @@ def train(simulator, steps, batch=512):
     theta, x = simulator.draw(rng, 1_000_000)
     # The network sees parameters without bounds, of mean 0 and standard deviation 1, and x alike.
     free = np.asarray(simulator.bounds.forward(theta)[0])
-    spread, told = map(scoremle.Affine.standardizing, (free, x))
-    inside, seen = (np.asarray(a) for a in (spread.forward(free)[0], told.forward(x)[0]))
+    spread, of_x = map(scoremle.Affine.standardizing, (free, x))
+    inside, seen = (np.asarray(a) for a in (spread.forward(free)[0], of_x.forward(x)[0]))
     sizes = [(42, WIDTH), (WIDTH, WIDTH), (WIDTH, WIDTH), (WIDTH, 2)]
     params = [(rng.normal(size=s).astype("f") / s[0] ** 0.5, np.zeros(s[1], "f")) for s in sizes]
     times = scoremle.UniformLogSNR(SDE, EPS, stratified=True)
@@ -123,7 +123,7 @@ def train(simulator, steps, batch=512):
         params, mean, state = step(params, mean, state, inside[rows], seen[rows], key)
 
     def noise(params, z, t, condition):
-        return network(params, z, t, told.forward(condition)[0])
+        return network(params, z, t, of_x.forward(condition)[0])
 
     return scoremle.ScoreModel(
         jax.tree_util.Partial(noise, mean), SDE, EPS, (2,),
@@ -173,10 +173,10 @@ def tell_grid(grid):
 # 4. Calibration, on other simulations: ranks, and coverage of regions of highest density.
 def calibration(simulator, model, simulations, draws=63):
     theta, x = simulator.draw(np.random.default_rng(1), simulations)
-    told = np.repeat(x, draws, axis=0)
-    drawn = model.sample(len(told), jax.random.key(1), condition=told, batch_size=4096)
+    repeated = np.repeat(x, draws, axis=0)
+    drawn = model.sample(len(repeated), jax.random.key(1), condition=repeated, batch_size=4096)
     ranks = (drawn.reshape(simulations, draws, 2) < theta[:, None]).sum(axis=1)
-    of_draws = np.asarray(log_prob(model, drawn, told).log_prob).reshape(simulations, draws)
+    of_draws = np.asarray(log_prob(model, drawn, repeated).log_prob).reshape(simulations, draws)
     of_truth = np.asarray(log_prob(model, theta, x).log_prob)
     return ranks, np.sort((of_draws > of_truth[:, None]).mean(axis=1))
 

@@ -1,7 +1,7 @@
 """Places: the same Markdown reads on a forge and as a site.
 
 Anchors are made as a forge makes them. Documents that lie outside of docs/ become pages, and other
-files that documents link to become files of the site. A * in the navigation stands for all pages
+files that documents link to become files of the site. A * in the navigation means all pages
 that have no place of their own.
 """
 
@@ -21,7 +21,7 @@ PAGES = {
     "SECURITY.md": "security.md",
     **{f"{name}/README.md": f"{name}.md" for name in FOLDERS},
 }
-# What stands for them where they are linked to.
+# Their pages, where they are linked to.
 STANDS_FOR = {**PAGES, "README.md": "index.md"}
 LINK = re.compile(r"(\]\()([^)\s#:]+)(#[^)\s]*)?\)")
 
@@ -41,7 +41,7 @@ def on_config(config):
 
 
 def _expanded(nav, free):
-    """The navigation with the pages of that folder that have no place where a * stands."""
+    """The navigation with the pages of that folder that have no place in place of a *."""
     found = []
     for item in nav:
         if isinstance(item, dict):
