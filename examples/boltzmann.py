@@ -16,9 +16,9 @@ Chains begin near the origin. Where particles are far apart the quartic force is
 proposal is accepted: a chain that began there would stay, and no error over chains would show it.
 So two kinds of starts must give the same answer, and both are printed.
 
-The energy does not change when particles are exchanged. The network lacks this symmetry: it sees each
-configuration turned, and with its particles in random order. What it has not learned of the
-symmetry costs effective samples and biases nothing; how much it is, the example prints.
+The energy does not change when particles are exchanged. The network lacks this symmetry: it is
+trained on configurations that are turned, and with their particles in random order. What it has
+not learned of the symmetry costs effective samples and biases nothing; the example prints how much.
 """
 
 import argparse
