@@ -18,7 +18,7 @@ So two kinds of starts must give the same answer, and both are printed.
 
 The energy does not change when particles are exchanged. The network lacks this symmetry: it is
 trained on configurations that are turned, and with their particles in random order. What it has
-not learned of the symmetry costs effective samples and biases nothing. The example prints how many.
+not learned of the symmetry costs effective samples and biases nothing. The example prints them.
 """
 
 import argparse
