@@ -86,7 +86,7 @@ def compress_images(
         gross=8 * size / images.size,
         drawn=float(drawn[there].mean()),
         stated=float(stated[there].mean()),
-        stderr=standard_error(difference.var(ddof=1), count) if count > 1 else math.nan,
+        stderr=standard_error(difference.var(ddof=1), count) if count > 1 else None,
         plain=1 - float(there.mean()),
         size=size,
     )

@@ -19,7 +19,7 @@ class Rates:
         gross: of the whole file.
         drawn: what the bound's terms are for the latents that were drawn.
         stated: the mean of the chain's bound over the images, which is that of ``net``.
-        stderr: the standard error of ``stated - net``, over images and draws.
+        stderr: the standard error of ``stated - net``, over images and draws; None of one image.
         plain: the share of images that are stored plainly.
         size: bytes of the file.
     """
@@ -30,14 +30,15 @@ class Rates:
     gross: float
     drawn: float
     stated: float
-    stderr: float
+    stderr: float | None
     plain: float
     size: int
 
     @property
     def line(self) -> str:
         """The rate beside the one that is stated."""
+        error = "" if self.stderr is None else f" +- {self.stderr:.3f}"
         return (
-            f"coded: {self.net:.3f} bits/dim, stated {self.stated:.3f} +- {self.stderr:.3f} (the"
-            f" bound of {self.steps} steps, over {self.images} images)"
+            f"coded: {self.net:.3f} bits/dim, stated {self.stated:.3f}{error} (the bound of"
+            f" {self.steps} steps, over {self.images} images)"
         )

@@ -245,6 +245,12 @@ def test_a_file_has_its_images_names_and_rates(written):
     assert rates.size == path.stat().st_size and rates.gross == 8 * rates.size / found.size
     assert abs(rates.net - rates.drawn) * found.size < 64 + 6 and rates.plain == 0
     assert abs(rates.drawn - rates.stated) < 4 * rates.stderr
+    assert f"+- {rates.stderr:.3f}" in rates.line
+
+
+def test_one_image_has_no_standard_error(tmp_path):
+    rates = images.compress_images(model_of(), IMAGES[:1], tmp_path / "x", steps=2)
+    assert rates.stderr is None and "+-" not in rates.line
 
 
 @pytest.mark.parametrize("names", [["a", "a"], ["a", "../b"], ["a", ""], ["a", "b\n"], ["a"]])
