@@ -345,7 +345,7 @@ def test_a_pilot_takes_the_conditions_of_its_images():
 
 
 def test_a_large_error_of_the_solver_is_printed():
-    rough = replace(images(), solver=Multistep(3)).score(IMAGES)
+    rough = replace(images(), solver=Multistep(4)).score(IMAGES)
     assert (rough.solver_error > 0.01).all()
     assert f"that of {len(IMAGES)} above 0.01" in repr(rough)
     fine = replace(images(), solver=Multistep(256)).score(IMAGES)
