@@ -156,7 +156,7 @@ def on_grid(simulator, model, side):
     )  # fmt: skip
 
 
-def tell_grid(grid):
+def print_grid(grid):
     """Over the least region that holds 99.9 % of the posterior."""
     mass = np.exp(grid.truth.ravel()) * grid.cell
     print(f"  integral over the grid: truth {mass.sum():.3f}, model "
@@ -181,7 +181,7 @@ def calibration(simulator, model, simulations, draws=63):
     return ranks, np.sort((of_draws > of_truth[:, None]).mean(axis=1))
 
 
-def tell_calibration(ranks, credibility):
+def print_calibration(ranks, credibility):
     n, expected = len(credibility), (np.arange(len(credibility)) + 0.5) / len(credibility)
     counts = [np.histogram(each, 8, (0, 64))[0] for each in ranks.T]
     p_values = ", ".join(f"{chisquare(each).pvalue:.2f}" for each in counts)
@@ -216,9 +216,9 @@ def main():
         print(f"{simulator.name}:", flush=True)
         model = train(simulator, flags.steps)
         grid = on_grid(simulator, model, flags.grid)
-        tell_grid(grid)
+        print_grid(grid)
         checked = calibration(simulator, model, flags.simulations)
-        tell_calibration(*checked)
+        print_calibration(*checked)
         draw(axes, simulator, grid, *checked)
     figure.savefig(flags.out)
     print(f"drawn in {flags.out}")

@@ -23,7 +23,7 @@ What there is, by what it is for; ``help(scoremle.NAME)`` has an example of each
                                 BinnedLogSNR
     samples and latents         ode_sample  ode_encode  dpm_solver_sample  ddim_sample
                                 euler_sample  pc_sample  PredictorCorrector  Samples
-    a mistake that you can mend UserError
+    a mistake you can correct   UserError
 
 Names and rooms are imported when they are first used, so that the command line can print before
 JAX loads.

@@ -15,7 +15,7 @@ def in_a_line(text: str) -> str:
 
 
 class UserError(ValueError):
-    """A mistake that the user can mend: what was wrong, where, what to do, in one line.
+    """A mistake that the user can correct: what was wrong, where, what to do, in one line.
 
     An argument that a function can't take is one, and so is a file that can't be read. The command
     line prints it without a traceback and exits with code 2. Control characters and ends of lines,

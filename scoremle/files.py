@@ -345,7 +345,7 @@ def read_json(path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} can't be read as JSON: {error}") from None
     if not isinstance(content, dict):
-        raise UserError(f"{path} holds no JSON object {{...}}: mend it, or move it away")
+        raise UserError(f"{path} holds no JSON object {{...}}: repair it, or move it away")
     return content
 
 

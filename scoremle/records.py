@@ -103,7 +103,7 @@ def _wrong_field(record: Mapping[str, Any], form: Any, where: object) -> str:
             if words := _wrong(record[name], kind, f"{where}: {name}"):
                 return words
         elif name in required:
-            return f"{where}: it lacks {name}; mend it, or make it anew"
+            return f"{where}: it lacks {name}; repair it, or make it again"
     return ""
 
 

@@ -84,7 +84,7 @@ def writable(flag: str, place: Path, *, force: bool = True) -> None:
     elif place.is_dir():
         what = "it is a folder; name a file to write"
     elif not _takes_files(folder):
-        what = f"{folder} is none that can be written to; name a file to write"
+        what = f"{folder} can't be written to; name a file to write"
     if what:
         raise UserError(f"can't write {flag}{place}: {what}")
     if place.exists() and not (force or names_stream(place)):

@@ -222,7 +222,7 @@ class _Writer:
             listing = ", ".join(shown) + (f" and {more} more" if more > 0 else "")
             count = f"{len(self._unusable)} image{'s' * (len(self._unusable) > 1)}"
             raise UserError(
-                f"{source}: {count} can't be used: {listing}; mend or remove"
+                f"{source}: {count} can't be used: {listing}; repair or remove"
                 " them, or leave them out by skip_bad=True"
             )
         if not self._splits:

@@ -44,7 +44,7 @@ def _read_images(path: Path, options: Options) -> Reading:
     if path.is_dir() or is_archive(path):
         return read_pictures(path, options)
     raise UserError(
-        f"{path} is none of: a folder of images, a .zip or .tar of them, a .npy, .npz or .parquet"
+        f"{path} is not a folder of images, a .zip or .tar of them, a .npy, .npz or .parquet"
     )
 
 

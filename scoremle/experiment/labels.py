@@ -31,9 +31,9 @@ def check_label(model: "ScoreModel", label: str, flag: str = "--label") -> int:
     if label and not classes:
         raise no_labels(flag)
     if classes and not label:
-        raise UserError(f"this model is one of {classes} classes of images: say {choices}")
+        raise UserError(f"this model is one of {classes} classes of images: use {choices}")
     if label not in ("", ALL) and not (label.isdecimal() and int(label) < classes):
-        raise UserError(f"{flag}={label} is none of the model's: say {choices}")
+        raise UserError(f"{flag}={label} is not one of the model's: use {choices}")
     return classes
 
 

@@ -279,9 +279,9 @@ class Measurements:
 
     def measurements(self) -> list[Measurement]:
         """The measurements of the evaluation, under its label if it has one."""
-        return [*(self._suite() if self.experiment.evaluation.suite else self._asked_for())]
+        return [*(self._suite() if self.experiment.evaluation.suite else self._of_flags())]
 
-    def _asked_for(self) -> Iterator[Measurement]:
+    def _of_flags(self) -> Iterator[Measurement]:
         evaluation, objective = self.experiment.evaluation, self.experiment.objective
         if evaluation.enable_bpd and (chain := self.experiment.chain):
             yield self._measurement("bound_steps", chain, first=chain.first(self.model.sde))

@@ -91,7 +91,7 @@ def refuse(
             logger.warning("%s: %s", in_a_line(name), reason)
         first += ", for the reasons above"
     if skip_bad is None:
-        raise UserError(f"{path}: {first}; take such files out, or mend them")
+        raise UserError(f"{path}: {first}; remove such files, or repair them")
     if not skip_bad:
         raise UserError(f"{path}: {first}; --skip-bad goes on without such files{hint}")
 

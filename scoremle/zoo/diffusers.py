@@ -132,7 +132,7 @@ def assembled(
     """
     network, schedule, of_noise = _declared(config, scheduler, place)
     sde, channels = SDE("vp", schedule, 1.0), network.in_channels
-    ranged = _tells_variance(place, network, of_noise)
+    ranged = _predicts_variance(place, network, of_noise)
     params = placed(unet2d_params(weights(), network))
     noise = noise_fn(
         Partial(Applied(network, None if ranged else channels), params), sde,
@@ -154,10 +154,10 @@ def _declared(
     network, of_noise = UNet2D.from_config(config), Scheduler.of(scheduler)
     if of_noise.prediction_type not in PREDICTION_TYPES:
         raise UserError(
-            f"{place}: prediction_type {of_noise.prediction_type!r} is none of"
+            f"{place}: prediction_type {of_noise.prediction_type!r} is not one of"
             f" {[*PREDICTION_TYPES]}"
         )
-    _tells_variance(place, network, of_noise)
+    _predicts_variance(place, network, of_noise)
     _size(place, network)
     return network, schedule_of(of_noise), of_noise
 
@@ -170,7 +170,7 @@ def _size(place: str, network: UNet2D) -> tuple[int, int]:
     return size if isinstance(size, tuple) else (size, size)
 
 
-def _tells_variance(place: str, network: UNet2D, scheduler: Scheduler) -> bool:
+def _predicts_variance(place: str, network: UNet2D, scheduler: Scheduler) -> bool:
     """Whether the second half of the output is a learned range. UserError for other channels."""
     channels, out = network.in_channels, network.out_channels
     ranged = scheduler.variance_type == "learned_range"

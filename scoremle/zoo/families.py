@@ -178,6 +178,6 @@ def published_model(
     """
     if not all(0 < side <= LARGEST_SIDE for side in shape):
         size = "x".join(map(str, shape))
-        raise UserError(f"the model's config says that images are {size}: mend their size")
+        raise UserError(f"the model's config says that images are {size}: correct their size")
     origin = Origin(published=True, chain=chain, classes=classes, middles=middles)
     return ScoreModel(noise, sde, eps, shape, pixels, origin=origin)

@@ -232,8 +232,8 @@ def test_the_label_and_the_data_set_must_be_said(of_classes, imported, images, c
     assert "--config.data.dataset" in err
     data = ("--config.data.dataset=images", f"--config.data.path={images}")
     for flags, words in (
-        ([], "is one of 10 classes of images: say --config.eval.label=N, N from 0 to 9,"),
-        (["--config.eval.label=10"], "--config.eval.label=10 is none of the model's"),
+        ([], "is one of 10 classes of images: use --config.eval.label=N, N from 0 to 9,"),
+        (["--config.eval.label=10"], "--config.eval.label=10 is not one of the model's"),
         (["--config.eval.label=1", "--config.eval.suite"], "eval.suite does not take eval.label"),
         (["--config.eval.label=all", "--config.eval.solver=rk45_reference"], "takes one label"),
     ):

@@ -434,7 +434,7 @@ def test_places_are_looked_at_first(tmp_path, capfd):
     for images, out, words in [
         ("absent", "s.csv", "no folder or file"),
         ("x.npy", ".", "it is a folder; name a file to write"),
-        ("x.npy", "file/s.csv", "file is none that can be written to"),
+        ("x.npy", "file/s.csv", "file can't be written to"),
     ]:
         code, _, told = score(capfd, "no-model", tmp_path / images, f"--out={tmp_path / out}")
         assert code == 2 and words in told and told.count("\n") == 1, told

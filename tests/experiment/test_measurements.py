@@ -256,8 +256,8 @@ def test_under_all_labels_the_pilot_goes_by_the_first(score, tmp_path):
     ("flags", "words"),
     [
         (["labelled"], "of 3 classes"),
-        (["labelled", "--label=3"], "--label=3 is none"),
-        (["labelled", "--label=-1"], "--label=-1 is none"),
+        (["labelled", "--label=3"], "--label=3 is not one"),
+        (["labelled", "--label=-1"], "--label=-1 is not one"),
         (["plain", "--label=all"], "no class labels"),
         (["plain", "--estimator=steps"], "--steps=1000"),
         (["chain", "--steps=3"], "--estimator=steps"),

@@ -192,9 +192,9 @@ def edited(folder, tmp_path, name, **fields):
     ("name", "fields", "words"),
     [
         ("model_index.json", {"vae": ["diffusers", "AutoencoderKL"]}, "a vae"),
-        (SCHEDULER, {"prediction_type": "flow"}, "is none of"),
+        (SCHEDULER, {"prediction_type": "flow"}, "not one of"),
         (SCHEDULER, {"beta_schedule": "odd"}, "betas are named"),
-        (SCHEDULER, {"variance_type": "learned_range"}, "tells none"),
+        (SCHEDULER, {"variance_type": "learned_range"}, "predicts none"),
         ("unet/config.json", {"_class_name": "UNet2DConditionModel"}, "a UNet2DModel"),
     ],
 )

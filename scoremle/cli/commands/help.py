@@ -33,7 +33,7 @@ EXIT_CODES = """\
   0    done
   1    a fault of the program, with a traceback: please report it, with what
        scoremle env prints
-  2    a mistake that you can mend: one line says what was wrong, and what to do;
+  2    a mistake that you can correct: one line says what was wrong, and what to do;
        nothing is lost
   3    done, but for files that --skip-bad left out: the table has the reasons
   4    done, and scoremle anomaly score --fail-on-suspects found some

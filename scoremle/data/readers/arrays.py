@@ -73,14 +73,14 @@ def _chunks(path: Path, arrays: Mapping[str, np.ndarray], options: Options) -> I
         parts = {None: next(iter(images.values()))}
     for number, (split, part) in enumerate(parts.items(), 1):
         checked = check_images(part, f"{path}: {split or 'the array'}")
-        _check_asked(checked, options, path)
+        _check_options(checked, options, path)
         of_part = labels.get(f"{split}_labels" if split else "labels")
         if of_part is not None:
             of_part = as_labels(of_part, len(checked), str(path))
         yield Chunk(checked, split, number / len(parts), of_part)
 
 
-def _check_asked(images: np.ndarray, options: Options, path: Path) -> None:
+def _check_options(images: np.ndarray, options: Options, path: Path) -> None:
     height, width, channels = images.shape[1:]
     size = options.size or height
     if (height, width) != (size, options.size or width) or options.channels not in (0, channels):
