@@ -150,7 +150,9 @@ class Scores:
         """The solver's error: of the mean where that is corrected, and of most images."""
         if not (error := self.solver_error).any():
             return []
-        found = [f"the solver's error {np.median(error):.2g} in the median"]
+        size = np.median(error)
+        words = "is unknown" if np.isnan(size) else f"{size:.2g} in the median"
+        found = [f"the solver's error {words}"]
         if self.choice:
             steps, examples = self.choice.solver.steps, self.choice.examples
             found.append(f"{steps} steps, chosen on {examples} images")

@@ -11,8 +11,9 @@ import scoremle
 BPD = np.asarray([[2.0, 4.0, 6.0], [4.0, 4.0, 8.0]])  # of two passes over three images
 
 
-def scores(bpd=BPD):
-    errors = {"probe_stderr": 0.5 * np.ones(bpd.shape), "solver_error": 0.25 * np.ones(bpd.shape)}
+def scores(bpd=BPD, solver_error=0.25):
+    errors = {"probe_stderr": np.full(bpd.shape, 0.5),
+              "solver_error": np.full(bpd.shape, solver_error)}  # fmt: skip
     return scoremle.Scores.of_passes({"bpd": bpd, **errors}, dims=10)
 
 
@@ -44,6 +45,7 @@ def test_a_line_has_the_mean_and_its_errors():
     assert "(3 images: 4.000 +- 1.155 bits/dim in the mean; the" in repr(scores(BPD[:1]))
     assert "(1 image: 3.000 bits/dim in the mean; an image +- 1.000; " in repr(scores(BPD[:, :1]))
     assert repr(scores(BPD[:, :0])) == "Scores(0 images)"
+    assert "the solver's error is unknown)" in repr(scores(solver_error=np.nan))
 
 
 def test_a_notebook_shows_both_ends():
