@@ -93,9 +93,10 @@ def writable(flag: str, place: Path, *, force: bool = True) -> None:
 
 def different(*places: Path | None) -> None:
     """Raises UserError where two files have one name: one would be written over the other."""
-    whole = [place.resolve() for place in places if place and not names_stream(place)]
-    if twice := next((place for place in whole if whole.count(place) > 1), None):
-        raise UserError(f"{twice} is named for two files: name another")
+    whole = [place.resolve() for place in places if place]
+    for place in whole:
+        if whole.count(place) > 1 and not names_stream(place):
+            raise UserError(f"{place} is named for two files: name another")
 
 
 def names_stream(place: Path) -> bool:

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import scoremle
-from scoremle.bounded import MAX_FILE
 from scoremle.cli import checks
 from scoremle.cli.parser import Parser
 from scoremle.errors import UserError, damaged, in_a_line
@@ -180,6 +179,8 @@ def _ends(*suffixes: str) -> Callable[[Path], bool]:
 
 
 def _begins(content: bytes) -> Callable[[Path], bool]:
+    from scoremle.bounded import MAX_FILE
+
     def is_one(path: Path) -> bool:
         with suppress(UserError):  # a link, or what is no plain file
             if path.is_file():
