@@ -76,7 +76,7 @@ def test_samples_with_log_p_are_those_of_the_library(tmp_path, capfd, monkeypatc
         (("digits", "-o", "x.npy", "--log-prob"), "--log-prob"),
         (("digits", "-o", "x.npz", "--log-prob", "--sampler=ddim"), "--log-prob"),
         (("digits", "-o", "x.jpg"), "end in .png"),
-        (("digits", "-o", f"{__file__}/x.png"), "none that can"),
+        (("digits", "-o", f"{__file__}/x.png"), "written"),
         (("digits", "-n", "0"), "argument -n"),
         (("digits", "--seed=-1"), "--seed: -1"),
         (("digits", f"--seed={2**32}"), f"not below {2**32}"),
