@@ -18,12 +18,12 @@ import numpy as np
 
 from scoremle.bounded import LONGEST_JSON, MAX_FILE, check_ratio
 from scoremle.coding.codec import Coded, CodedBlock
+from scoremle.coding.rates import KIND
 from scoremle.errors import UserError
 from scoremle.files import named, read_bytes, write_atomically
 from scoremle.records import Count, Size, check_record
 
 # The chain of a model is no part of the record: another chain is another version.
-KIND = b"scoremle images, coded"
 MAGIC = KIND + b" 4\n"
 DIGEST = 32
 # More steps than any chain has, and more images at once than any device takes.

@@ -1,9 +1,11 @@
-"""Rates of compressed images, beside those that the model states."""
+"""Rates of compressed images, beside those that the model states, and the name of their files."""
 
 from dataclasses import dataclass
 
-__all__ = ["RATES_FILE", "Rates"]
+__all__ = ["KIND", "RATES_FILE", "Rates"]
 
+# What a file of compressed images begins with.
+KIND = b"scoremle images, coded"
 # In a working directory: the rates of what was compressed last by its model.
 RATES_FILE = "coded.json"
 

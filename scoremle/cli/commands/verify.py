@@ -119,8 +119,7 @@ def _verified(path: Path, kind: Kind) -> bool | str:
 @cache
 def _kinds() -> tuple[Kind, ...]:
     """The kinds: a thing is of the first that it fits."""
-    from scoremle.anomaly.detector import Detector
-    from scoremle.coding.file import KIND, read_coded
+    from scoremle.coding.rates import KIND
     from scoremle.data import Prepared, is_prepared
     from scoremle.experiment.results import read_results
     from scoremle.experiment.workdir import Workdir
@@ -169,13 +168,26 @@ def _kinds() -> tuple[Kind, ...]:
         Kind(_ends(".pt", ".bin"), _tensors, None, COPY),
         Kind(_ends(".jsonl"), read_log, False, LOG),
         Kind(_ends(".png"), _picture, True, AGAIN),
-        Kind(_begins(KIND), read_coded, True, COPY),
-        Kind(_begins(b'{\n  "statistic"'), Detector.read, True, "fit it anew"),
+        Kind(_begins(KIND), _coded, True, COPY),
+        Kind(_begins(b'{\n  "statistic"'), _detector, True, "fit it anew"),
     )
 
 
 def _ends(*suffixes: str) -> Callable[[Path], bool]:
     return lambda path: path.suffix in suffixes and not path.is_dir()
+
+
+# Their readers take JAX, for which a folder without them does not wait.
+def _coded(path: Path) -> None:
+    from scoremle.coding.file import read_coded
+
+    read_coded(path)
+
+
+def _detector(path: Path) -> None:
+    from scoremle.anomaly.detector import Detector
+
+    Detector.read(path)
 
 
 def _begins(content: bytes) -> Callable[[Path], bool]:
