@@ -22,7 +22,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from scoremle.core.arguments import check_count
-from scoremle.errors import UserError, no_labels
+from scoremle.errors import UserError
 from scoremle.nn import layers
 from scoremle.types import Images, PRNGKey, Times
 from scoremle.xla import compile_once
@@ -109,16 +109,12 @@ class DDPMpp(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Images, labels: Times, condition: Any = None, *, shift: Embedding = None,
-        train: bool = False,
-    ) -> Images:  # fmt: skip
+        self, x: Images, labels: Times, *, shift: Embedding = None, train: bool = False
+    ) -> Images:
         """The raw output, of the shape of ``x``. With ``train`` it takes a "dropout" key.
 
         ``shift`` is added to the embedding of the noise labels, as EDM adds that of a class.
-        Raises UserError for a condition: it takes none.
         """
-        if condition is not None:
-            raise no_labels("condition")
         _check_fields(self)
         _check_images(x.shape, self.ch_mult)
         x, labels = x.astype(self._wide), labels.astype(self._wide)
