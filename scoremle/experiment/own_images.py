@@ -26,6 +26,7 @@ __all__ = ["read_images", "refuse"]
 logger = logging.getLogger(__name__)
 
 ARRAYS = (".npy", ".npz")
+SKIP = "--skip-bad goes on without such files"
 FIT = ", or --fit=crop, resize or pad where it is the size"
 
 
@@ -35,7 +36,8 @@ def read_images(
     levels: int,
     *,
     fit: str = "",
-    skip_bad: bool | None = False,
+    skip_bad: bool = False,
+    remedy: str = "",
 ) -> tuple[list[ImageReport], Integer[np.ndarray, "n h w c"]]:
     """Reads images; returns a report of each, and the pixels of those that can be taken.
 
@@ -44,7 +46,8 @@ def read_images(
         shape: of the model's images.
         levels: of the model's images.
         fit: how pictures of other sizes get there; "": they are refused.
-        skip_bad: goes on without what can't be taken; None: where there is no such flag.
+        skip_bad: goes on without what can't be taken.
+        remedy: what to do where an image can't be taken; "": to give --skip-bad, or --fit.
 
     Raises UserError, after all reasons are listed, if an image can't be taken and is not skipped.
     """
@@ -58,7 +61,8 @@ def read_images(
     if any(reason == UNKNOWN for _, reason in bad):
         say(f"pictures that are read: {IMAGE_FORMATS}")
     of_size = any(reason.endswith(f", not {shape[0]}x{shape[1]}") for _, reason in bad)
-    refuse(path, bad, len(reports), skip_bad, FIT * (of_size and not fit))
+    flags = SKIP + FIT * (of_size and not fit)
+    refuse(path, bad, len(reports), skip_bad, remedy or flags)
     if len(bad) == len(reports):
         raise UserError(f"{path} holds no picture that can be scored")
     changes = Counter(change for report in reports for change in report.changes)
@@ -71,7 +75,7 @@ def read_images(
 
 
 def refuse(
-    path: Path, bad: list[tuple[str, str]], total: int, skip_bad: bool | None, hint: str = ""
+    path: Path, bad: list[tuple[str, str]], total: int, skip_bad: bool, remedy: str = SKIP
 ) -> None:
     """Lists the names of what can't be scored, each with its reason; unless skipped, UserError.
 
@@ -79,8 +83,8 @@ def refuse(
         path: where they are.
         bad: their names and reasons.
         total: how many files there are.
-        skip_bad: goes on; None: where there is no such flag.
-        hint: what else there is to do.
+        skip_bad: goes on.
+        remedy: what to do if not.
     """
     if not bad:
         return
@@ -90,10 +94,8 @@ def refuse(
         for name, reason in bad:
             logger.warning("%s: %s", in_a_line(name), reason)
         first += ", for the reasons above"
-    if skip_bad is None:
-        raise UserError(f"{path}: {first}; remove such files, or repair them")
     if not skip_bad:
-        raise UserError(f"{path}: {first}; --skip-bad goes on without such files{hint}")
+        raise UserError(f"{path}: {first}; {remedy}")
 
 
 def _of_arrays(

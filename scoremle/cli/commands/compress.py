@@ -50,7 +50,7 @@ def run(options: Any) -> dict[str, Any]:
     model = scoremle.load(options.model, options.checkpoint)
     pixels, shape = models.of_images(model, options.model)
     reports, images = own_images.read_images(
-        options.images, shape, pixels.levels, skip_bad=None
+        options.images, shape, pixels.levels, remedy="remove such files, or repair them"
     )
     pictures = [report.name for report in reports if is_picture(report.name)]
     if pixels.levels != 256 and pictures:
