@@ -57,7 +57,7 @@ def _scaled(image: Image.Image, size: Size, changes: Changes) -> Image.Image:
     """The image in another size of nearly the same shape: no side grows as the other shrinks."""
     if image.size == size:
         return image
-    changes.append(ENLARGED if image.size < size else SHRUNK)
+    changes.append(ENLARGED if sum(image.size) < sum(size) else SHRUNK)
     return image.resize(size, Image.Resampling.BILINEAR)
 
 
