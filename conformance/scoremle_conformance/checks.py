@@ -32,7 +32,7 @@ EXACT_DIMS = 32
 
 @dataclass(frozen=True, eq=False)
 class Evidence:
-    """What signatures look at: the call, the field, the answers, and the truth."""
+    """Evidence for signatures: the call, the field, the answers, and the truth."""
 
     field: Field
     x: np.ndarray

@@ -1,4 +1,4 @@
-"""Rates of compressed images, beside those that the model states, and the name of their files."""
+"""Rates of compressed images beside those that the model states, and the mark of their files."""
 
 from dataclasses import dataclass
 

@@ -91,16 +91,16 @@ IDODE = VDM | {
 MULAN = VDM | {"model.schedule": "polynomial"}
 WIDE = {"model.nf": 256}
 # With augmentation, which is an input of the network.
-TOLD = WIDE | {"data.augment": True, "model.dropout": 0.05, "training.batch_size": 1024}
+AUGMENTED = WIDE | {"data.augment": True, "model.dropout": 0.05, "training.batch_size": 1024}
 OF_IMAGENET = WIDE | {"data.dataset": "ImageNet"}
 LARGE = {"eval.batch_size": 512, "training.n_iters": 2_000_000}
 SUCCESSORS = {
     "vdm/cifar10": ("VDM, CIFAR-10.", VDM),
-    "vdm/cifar10_aug": ("VDM, CIFAR-10 augmented, as its code has it.", VDM | TOLD | {
+    "vdm/cifar10_aug": ("VDM, CIFAR-10 augmented, as its code has it.", VDM | AUGMENTED | {
         "training.batch_size": 768, "training.n_iters": 100_000_000, "optim.lr": 1e-4,
         "model.schedule": "network", "eval.batch_size": 1024,
     }),
-    "vdm/cifar10_aug_paper": ("VDM, CIFAR-10 augmented, as its paper has it.", VDM | TOLD | {
+    "vdm/cifar10_aug_paper": ("VDM, CIFAR-10 augmented, as its paper has it.", VDM | AUGMENTED | {
         "training.n_iters": 100_000_000, "model.schedule": "network",
         "model.attn_resolutions": (32,), "eval.batch_size": 1024,
     }),
@@ -109,7 +109,7 @@ SUCCESSORS = {
         "data.image_size": 64, "model.num_res_blocks": 64,
     }),
     "idode/cifar10": ("i-DODE, CIFAR-10.", IDODE),
-    "idode/cifar10_aug": ("i-DODE, CIFAR-10 augmented.", IDODE | TOLD | {
+    "idode/cifar10_aug": ("i-DODE, CIFAR-10 augmented.", IDODE | AUGMENTED | {
         "training.n_iters": 10_000_000, "model.attn_resolutions": (32,),
         "eval.importance_samples": 20, "eval.num_repeats": 1, "eval.batch_size": 128,
     }),

@@ -124,8 +124,8 @@ def reweigh(
             where it is 0.
 
     Raises UserError for fewer than two samples, or what has no log p; for a log_target that gives
-    no number for each sample, or NaN, or infinity,
-    or 0 everywhere; and for samples whose random probes stay the same, which gives no variance.
+    no number for each sample, or NaN, or infinity, or 0 everywhere; and for samples whose random
+    probes stay the same, which gives no variance.
 
     Example:
         >>> sde = scoremle.VP()

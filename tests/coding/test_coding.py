@@ -207,7 +207,7 @@ def restless(layers, name, every):
 
 @pytest.mark.parametrize(("name", "every"), [("back", 149), ("encoded", 3)])
 def test_a_block_that_does_not_come_back_is_stored_plainly(name, every, tmp_path):
-    """Where the means of the first layer change, only the bits below its pixels do not."""
+    """Other means of the first layer leave the pixels as they are, and change the bits below."""
     layers, path = layers_of(model_of(), 5), tmp_path / "x.bits"
     coded, nats = codec.compress(restless(layers_of(model_of(), 5), name, every), IMAGES[:20])
     plain = sum(block.images for block in coded.blocks if block.plain)

@@ -25,7 +25,7 @@ def measured(gaussian, sde, network, shape):
 @pytest.mark.parametrize("name", ["vp", "ve"])
 @pytest.mark.parametrize("shape", [(3, 2), (2, 2, 1)])
 def test_the_gaussians_error_is_that_of_the_exact_noise(name, shape):
-    """Of points with a full covariance; of images with one that all shifts leave as it is."""
+    """Points have a full covariance; images have one that no shift changes."""
     if len(shape) == 2:
         gaussian = Gaussian.random(1, 6)
     else:
