@@ -22,7 +22,6 @@ from scoremle.model import ScoreModel
 from scoremle.numerics import permutation
 from scoremle.processes import of_the_first
 from scoremle.resumable import content_hash, fingerprint
-from scoremle.terminal import say
 from scoremle.training.checksums import tree_hash
 from scoremle.types import Images, IntImages, PRNGKey
 
@@ -75,7 +74,7 @@ class ControlRun:
         ])  # fmt: skip
         return fit_control(
             self.model.noise, self.model.sde, jnp.asarray(x), key_fit,
-            eps=self.model.eps, matching=self.matching,
+            eps=self.model.eps, matching=self.matching, label="fit of the control variate",
         )  # fmt: skip
 
     def kept(self, folder: Path, identity: Mapping[str, Any]) -> Control:
@@ -88,7 +87,6 @@ class ControlRun:
         facts = {**self.describe(), **own, "model": identity}
         path = folder / f"control_{fingerprint(facts)}.npz"
         if (found := read_npz(path)) is None:
-            say("fitting the bound's control variate on training images")
             control = self.fit()
             fitted = {**vars(control.gaussian), **vars(control)}
             del fitted["gaussian"]

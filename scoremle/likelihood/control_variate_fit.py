@@ -19,7 +19,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Integer
+from jaxtyping import Array, Float, Integer, Key
 
 from scoremle.core.arguments import as_data
 from scoremle.core.keys import example_keys, normal, split
@@ -28,6 +28,7 @@ from scoremle.core.times import log_snr_edges
 from scoremle.likelihood.control_variate import Control, FittedGaussian, noise_features
 from scoremle.likelihood.elbo import MATCHINGS
 from scoremle.numerics import as_pytree, dims_of, sum_data
+from scoremle.progress import progress
 from scoremle.types import Data, NoiseFn, PerExample, PRNGKey, Scalar, Times
 from scoremle.xla import compiled
 
@@ -57,6 +58,7 @@ def fit_control(
     eps: Scalar,
     gaussian: FittedGaussian | None = None,
     matching: str = "denoising",
+    label: str = "",
 ) -> Control:
     """The control variate for bounds with this network, fitted on the examples ``x``.
 
@@ -72,6 +74,7 @@ def fit_control(
         gaussian: one fitted on others than ``x``; None: fitted on three quarters of ``x`` or
             more, which should be as many as there are (up to ``most_examples``).
         matching: that of the bound.
+        label: under which progress is shown, if there is one.
 
     From fewer than eight examples, or two beside a given Gaussian, nothing is fitted: the
     control changes nothing then.
@@ -94,12 +97,17 @@ def fit_control(
     place = (jnp.arange(len(x)) + jax.random.uniform(key_place, (len(edges) - 1, 1))) / len(x)
     lam = edges[:-1, None] + jnp.diff(edges)[:, None] * place
     model = as_pytree(noise), sde, gaussian, x, eps
-    residual, features, means = _numbers(_pairs(*model, lam, key_bins, matching))
-    ends = jnp.full((1, len(x)), edges[-1])
-    last = _numbers(_pairs(*model, ends, key_last, "denoising"))
-    slopes = [_noise_fit(*row, groups, WITHOUT) for row in zip(residual, features, strict=True)]
-    at_data = _noise_fit(last[0][0], last[1][0], groups, WITHOUT_AT_DATA)
-    levels = [_level_fit(*row, groups) for row in zip(residual, means, strict=True)]
+    slopes, levels = list[Fit](), list[Fit]()
+    with progress(label, len(lam), "bin") as advance:
+        for of_bin, keys in zip(lam, jax.random.split(key_bins, (len(lam), 2)), strict=True):
+            residual, features, means = _numbers(_pair(*model, of_bin, keys, matching))
+            slopes.append(_noise_fit(residual, features, groups, WITHOUT))
+            levels.append(_level_fit(residual, means, groups))
+            advance(len(levels))
+    ends = jnp.full(len(x), edges[-1])
+    last = _pair(*model, ends, jax.random.split(key_last), "denoising")
+    residual, features, _ = _numbers(last)
+    at_data = _noise_fit(residual, features, groups, WITHOUT_AT_DATA)
     spread = np.sqrt([fit.left for fit in slopes])
     shares = spread / spread.sum()
     return Control(
@@ -132,32 +140,29 @@ def _none(sde: SDE, x: Data, eps: Scalar) -> Control:
 
 
 @partial(compiled, static_argnames="matching")
-def _pairs(
+def _pair(
     noise: NoiseFn,
     sde: SDE,
     gaussian: FittedGaussian,
     x: Data,
     eps: Scalar,
-    lam: Float[Array, "rows n"],
-    key: PRNGKey,
+    lam: Times,
+    keys: Key[Array, "2"],
     matching: str,
-) -> tuple[Float[Array, "rows 2 n"], Float[Array, "rows 2 n p"], Float[Array, "rows 2 n"]]:
-    """Two draws at each log-SNR of each example."""
+) -> tuple[Float[Array, "2 n"], Float[Array, "2 n p"], Float[Array, "2 n"]]:
+    """Two draws at a log-SNR of each example, by a key each."""
     deviations = gaussian.deviations(x)
+    t = jnp.clip(sde.time_of_log_snr(lam), eps, 1.0)
 
-    def draw(inputs: tuple[Times, PRNGKey]) -> Drawn:
-        lam, key = inputs
+    def draw(key: PRNGKey) -> Drawn:
         key_z, key_v = split(example_keys(key, len(x)))
         z = normal(key_z, x)
-        t = jnp.clip(sde.time_of_log_snr(lam), eps, 1.0)
         x_t = sde.perturb(x, t, z)
         residual = sum_data(MATCHINGS[matching](noise, sde, x_t, t, z, key_v)[1])
         features = noise_features(gaussian, lam, x, deviations, z)
         return residual, features, gaussian.mean_residual(lam, deviations)
 
-    keys = jax.random.split(key, 2 * len(lam))
-    drawn = jax.lax.map(draw, (jnp.repeat(lam, 2, axis=0), keys))
-    return jax.tree.map(lambda a: a.reshape(len(lam), 2, *a.shape[1:]), drawn)
+    return jax.lax.map(draw, keys)
 
 
 def _numbers(drawn: tuple[Array, ...]) -> list[np.ndarray]:
