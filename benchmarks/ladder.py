@@ -1,16 +1,18 @@
 """The ladder: what each successor of the first objective is worth on one budget of processor time.
 
-Trains each rung on digits for the same seconds of a processor, measures the exact bits/dim and the
-bound on the whole test split, and prints a table for docs/results.md and a line of JSON.
+Trains each rung for the same seconds of a processor, on digits or by another config, measures the
+exact bits/dim and the bound on test images, and prints a table for docs/results.md and a line of
+JSON.
 
     python benchmarks/ladder.py                          # all, three seeds: hours
+    python benchmarks/ladder.py --config=fashion_mnist --budget=600 --point=600 --images=500
     python benchmarks/ladder.py --budget=60 --rungs plain LW LW+IS sub-VP --plot=ladder.png
     python benchmarks/ladder.py --budget=60 --rungs none # the table of what there is
 
 A run that was stopped goes on where it was, within a training, too, and a larger ``--budget`` goes
 on from the smaller one. A step's seconds are measured first, without compilation and in turns with
 the first rung's, so that other work slows both; they set how many steps the budget has. A flow
-dequantizer is trained in addition to the budget, for the steps that the config ``digits`` says.
+dequantizer is trained in addition to the budget, for the steps that its config has.
 Fine-tuning has the last third of the budget, a point at least, from another rung's checkpoint on.
 
 A difference is a rung's bits/dim less the first rung's, image by image and seed by seed. Its error
@@ -126,9 +128,14 @@ KINDS = ("exact", "bound")
 
 
 class Ladder(NamedTuple):
-    """The trainings below ``workdir``, each for ``budget`` seconds with a point each so often."""
+    """The trainings below ``workdir``, each for ``budget`` seconds with a point each so often.
+
+    So many ``images`` of the test split are measured; 0: all.
+    """
 
     workdir: Path
+    config: str
+    images: int
     budget: int
     point: int
     seeds: int
@@ -159,7 +166,7 @@ class Ladder(NamedTuple):
             self.pace(FIRST)
         known = self.paces
         if name not in known:
-            steps, memory = zip(*map(program_of, (FIRST, name)), strict=True)
+            steps, memory = zip(*map(self.program, (FIRST, name)), strict=True)
             turns = [[timed(each)[1].computing for each in steps] for _ in range(ROUNDS + 1)]
             first, own = np.min(turns[1:], axis=0) / STEPS  # the first turn compiles
             seconds = known[FIRST]["seconds"] * own / first if name != FIRST else own
@@ -167,6 +174,28 @@ class Ladder(NamedTuple):
                 self.workdir / "paces.json", known | {name: {"seconds": seconds, "MiB": memory[1]}}
             )
         return self.paces[name]["seconds"]
+
+    def program(self, name: str) -> tuple[Callable[[], Any], float]:
+        """Some steps of a rung's training as a call, and the MiB that a step needs."""
+        config, resolve = load_config(self.config)
+        config.update_from_flattened_dict(BASE | RUNGS[name].fields)
+        resolve(config)
+        training = build(config).training
+        images, state = feed(training.data), training.init_state()
+        program = make_program(
+            Partial(training.objective.loss), training.optimizer, training.ema_rate,
+            seed=config.seed, resident=images.resident, gather=images.gather,
+            places=training.places,
+        )  # fmt: skip
+        batches = jax.tree.map(lambda *each: np.stack(each), *map(images.batch, range(STEPS)))
+        memory = needs(program.lower(state, images.batch(0)))
+
+        def steps() -> Any:
+            nonlocal state
+            state, metrics = program(state, batches)
+            return metrics
+
+        return steps, (memory.given + memory.work) / 2**20 if memory else np.nan
 
     def steps(self, name: str, points: int) -> int:
         """Steps of a rung in the time of so many points."""
@@ -181,7 +210,7 @@ class Ladder(NamedTuple):
             if begun := RUNGS[network].begun:
                 self.begin(begun, seed, folder)
                 steps = self.steps(begun, self.turn) + self.steps(name, self.points - self.turn)
-            run("--config=digits", f"--workdir={folder}", "--mode=train", *flags({
+            run(f"--config={self.config}", f"--workdir={folder}", "--mode=train", *flags({
                 "seed": seed, "training.n_iters": steps, "training.eval_freq": steps,
                 "training.snapshot_freq": steps // self.points,
                 "training.snapshot_sampling": False, **BASE, **RUNGS[network].fields,
@@ -201,7 +230,8 @@ class Ladder(NamedTuple):
         rung = RUNGS[name]
         exact, bound = ([r.checkpoint for r in self.results(name, seed, kind)] for kind in KINDS)
         begin = self.points if rung.network or rung.begun else max(exact, default=0) + 1
-        fixed = {"eval.end_ckpt": self.points, "eval.solver": "multistep"}
+        fixed = {"eval.end_ckpt": self.points, "eval.solver": "multistep",
+                 "eval.num_images": self.images}  # fmt: skip
         wanted = [("exact", fixed | {"eval.begin_ckpt": begin} | {**rung.exact})]
         wanted = wanted if self.points not in exact else []
         if rung.bound is not None and self.points not in bound:
@@ -228,28 +258,6 @@ def slug(name: str) -> str:
 
 def flags(fields: Mapping[str, Any]) -> list[str]:
     return [f"--config.{name}={value}" for name, value in fields.items()]
-
-
-def program_of(name: str) -> tuple[Callable[[], Any], float]:
-    """Some steps of a rung's training as a call, and the MiB that a step needs."""
-    config, resolve = load_config("digits")
-    config.update_from_flattened_dict(BASE | RUNGS[name].fields)
-    resolve(config)
-    training = build(config).training
-    images, state = feed(training.data), training.init_state()
-    program = make_program(
-        Partial(training.objective.loss), training.optimizer, training.ema_rate, seed=config.seed,
-        resident=images.resident, gather=images.gather, places=training.places,
-    )  # fmt: skip
-    batches = jax.tree.map(lambda *each: np.stack(each), *map(images.batch, range(STEPS)))
-    memory = needs(program.lower(state, images.batch(0)))
-
-    def steps() -> Any:
-        nonlocal state
-        state, metrics = program(state, batches)
-        return metrics
-
-    return steps, (memory.given + memory.work) / 2**20 if memory else np.nan
 
 
 def difference(first: Mapping[int, Result], own: Mapping[int, Result]) -> tuple[float, float]:
@@ -328,14 +336,16 @@ def show(ladder: Ladder, plot: Path | None) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = parser_of(__doc__)
-    parser.add_argument("--workdir", type=Path, default=Path("runs/ladder"))
+    parser.add_argument("--workdir", type=Path, default=Path("runs/ladder"), help="of one config")
+    parser.add_argument("--config", default="digits")
+    parser.add_argument("--images", type=int, default=0, help="of the test split; 0: all")
     parser.add_argument("--budget", type=int, default=180, help="seconds of a processor, each")
     parser.add_argument("--point", type=int, default=30, help="seconds between points of a curve")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--rungs", nargs="+", choices=[*RUNGS, "none"], default=list(RUNGS))
     parser.add_argument("--plot", type=Path, help="the picture to write")
     options = parser.parse_args(arguments)
-    ladder = Ladder(options.workdir, options.budget, options.point, options.seeds)
+    ladder = Ladder(*(getattr(options, field) for field in Ladder._fields))
     keep_programs()
     names = [name for name in RUNGS if name in options.rungs]
     for seed, name in product(range(options.seeds), names):

@@ -15,7 +15,7 @@ from ladder import Rung
 from scoremle.experiment import configs
 
 TINY = {
-    "model.nf": 8, "model.ch_mult": (1,), "model.attn_resolutions": (), "eval.num_images": 8,
+    "model.nf": 8, "model.ch_mult": (1,), "model.attn_resolutions": (),
     "eval.nodes": 4, "eval.bound_draws": 2, "training.batch_size": 4, "eval.probes": 1,
     "eval.bound_times": "log_snr",
 }  # fmt: skip
@@ -40,7 +40,7 @@ def test_it_goes_on_by_rung_and_by_budget(tmp_path, capsys, monkeypatch):
     (tmp_path / "paces.json").write_text(json.dumps(paces))
 
     def climb(*arguments):
-        ladder.main([f"--workdir={tmp_path}", "--point=1", "--seeds=1", *arguments])
+        ladder.main([f"--workdir={tmp_path}", "--point=1", "--seeds=1", "--images=8", *arguments])
         return capsys.readouterr().out
 
     out = climb("--budget=1", "--rungs", "first")
