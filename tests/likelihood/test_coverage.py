@@ -94,18 +94,18 @@ def test_intervals_cover_on_a_rough_field():
 @pytest.mark.long
 def test_the_stated_error_of_a_network_covers_and_is_no_wider_than_need_be():
     """The digits network that ships with the package, beside its own values at ten times the steps
-    with the same probes."""
+    with the same probes. Eight pilots: the error of one is known to a third."""
     subject = coverage.digits()
-    found = coverage.of_solver(subject, subject.choose(0), subject.draw(50, 32))
-    check_stated([found])
+    x = subject.draw(50, 32)
+    check_stated([coverage.of_solver(subject, subject.choose(pilot), x) for pilot in range(8)])
 
 
 @pytest.mark.slow
 @pytest.mark.long
 def test_the_error_that_the_default_call_states_covers_and_is_no_wider_than_need_be():
     """The digits network that ships with the package, with one held probe. All its images meet the
-    network's roughness at the same steps, so that at 32 their errors are small by luck: hence the
-    steps about it."""
+    network's roughness at about the same steps, so that at 32 alone their errors may be small or
+    large by luck: hence the steps about it."""
     subject, x = coverage.network(coverage.SHIPPED, ROOT, 32)
     found = coverage.of_default(subject, x, probes=1)
     default = ode_log_likelihood(
@@ -115,5 +115,7 @@ def test_the_error_that_the_default_call_states_covers_and_is_no_wider_than_need
     np.testing.assert_allclose(
         default.solver_error / bits, found.stated[coverage.DEFAULT], rtol=1e-2, atol=1e-6
     )
-    assert found.covered(coverage.DEFAULT) >= 0.9 and found.covered(*coverage.NODES) >= 0.9
+    least, _ = limits(len(x))
+    assert len(x) * found.covered(coverage.DEFAULT) >= least
+    assert len(x) * found.covered(*coverage.NODES) >= least
     assert found.width(*coverage.NODES) <= 4
