@@ -88,7 +88,10 @@ class Parser(argparse.ArgumentParser):
     def unknown(self, argument: str) -> str:
         """The message for an argument that is none of the command's."""
         if not argument.startswith("-"):
-            return f"unexpected argument {argument!r}; flags are written --name=value"
+            places = [] if self._subparsers else self._get_positional_actions()
+            names = " and ".join(str(each.metavar or each.dest) for each in places)
+            takes = f": {self.prog} takes {names}" * bool(names)
+            return f"unexpected argument {argument!r}{takes}; flags are written --name=value"
         flag, known = argument.partition("=")[0], list(self._option_string_actions)
         fields = [name for name in known if name.endswith(f".{flag.lstrip('-')}")]
         near = " or ".join(fields) or nearest(flag, known)

@@ -178,7 +178,8 @@ def test_what_writes_nothing_needs_no_folder(line):
     [
         ("train", "missing CONFIG"),
         ("train digits", "missing WORKDIR"),
-        ("train digits w x", "unexpected argument 'x'"),
+        ("train digits w x", "unexpected argument 'x': scoremle train takes"),
+        ("decompress m x.bits -o w", "decompress takes file;"),
         ("train digits w --mode=eval", "unknown flag --mode"),
         ("train digits w --json", "--json is for"),
         ("plan", "missing CONFIG"),
