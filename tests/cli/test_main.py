@@ -400,14 +400,14 @@ def test_a_killed_evaluation_goes_on_where_it_was(tiny, exact):
     "other",
     [
         {},
-        {"eval__probes": 2},
+        pytest.param({"eval__probes": 2}, marks=pytest.mark.long),
         {"seed": 43},
         {"eval__begin_ckpt": 1, "eval__end_ckpt": 1},
         {"eval__nodes": 7},
-        {"eval__num_images": 350},
-        {"eval__divergence": "gaussian"},
-        {"training__smallest_time": 1e-4},
-        {"eval__dtype": "bfloat16"},
+        pytest.param({"eval__num_images": 350}, marks=pytest.mark.long),
+        pytest.param({"eval__divergence": "gaussian"}, marks=pytest.mark.long),
+        pytest.param({"training__smallest_time": 1e-4}, marks=pytest.mark.long),
+        pytest.param({"eval__dtype": "bfloat16"}, marks=pytest.mark.long),
     ],
 )
 def test_other_settings_share_no_finished_batches(tiny, exact, other, monkeypatch):

@@ -148,7 +148,7 @@ CASES = {
 }
 
 
-@some("case", CASES, quick=["flat decoder", "a decoder that is given", "learned variance"])
+@some("case", CASES, quick=["learned variance"])
 def test_images_come_back_in_the_bits_that_the_terms_of_the_bound_are(case):
     make, changes = CASES[case]
     model = make()

@@ -111,6 +111,7 @@ def test_golden_gradients_into_a_learned_schedule(kind, golden, monkeypatch):
         np.testing.assert_allclose(found, expected, atol=atol, err_msg=name)
 
 
+@pytest.mark.long
 def test_golden_gradients_by_the_variance(golden, monkeypatch):
     """By the course of a schedule that of the squared loss, by the rest that of the loss."""
     arrays, prefix = golden("vdm_loss"), "schedules/nnet/params/"

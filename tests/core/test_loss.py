@@ -84,7 +84,7 @@ def mean_loss(sde, times, weighting, seed):
     return loss.mean(), loss.std() / np.sqrt(REPEATS)
 
 
-@some("name", SDES, quick=["subvp", "ve_linear"])
+@some("name", SDES, quick=["ve_linear"])
 def test_objectives_estimate_their_integrals(name):
     sde = SDES[name]
     grid = np.exp(np.linspace(np.log(EPS), 0, 4001))

@@ -74,10 +74,7 @@ def same(found, expected):
     jax.tree.map(compare, found, expected)
 
 
-QUICK = ("log_prob", "condition", "condition_on", "decode", "gradient in parameters")
-
-
-@some("name", CALLS, quick=QUICK)
+@some("name", CALLS, quick=["log_prob", "condition", "gradient in parameters"])
 def test_a_program_is_found_again(name):
     """By the second call, other parameters, and other numbers of rows."""
     call, model = CALLS[name], with_leaves()
@@ -97,7 +94,7 @@ def test_a_program_is_found_again(name):
     same(found, jax.jit(call)(model, X))
 
 
-@pytest.mark.parametrize("name", ["log_prob", "gradient in x"])
+@some("name", ["log_prob", "gradient in x"], quick=["log_prob"])
 def test_a_bare_function_is_part_of_its_program(name):
     call, one, other = CALLS[name], bare(0), bare(1)
     first, rows = traced(call, one, X[:5])
@@ -173,7 +170,7 @@ def of_probes_for_each():
     [
         (lambda: closing_over(5), {9, 5}, set()),
         (of_probes_for_each, {5}, set()),
-        (asking_for_numbers, {*FIVE, 5}, {5}),
+        pytest.param(asking_for_numbers, {*FIVE, 5}, {5}, marks=pytest.mark.long),
     ],
     ids=["closes over rows", "probes for each", "asks for numbers"],
 )
@@ -238,7 +235,7 @@ def noise_of(kind, big):
     }[kind]
 
 
-@pytest.mark.parametrize("kind", ["function", "method", "with leaves"])
+@some("kind", ["function", "method", "with leaves"], quick=["function", "method"])
 def test_programs_keep_no_model_alive(kind):
     def used():
         big = np.ones((1000, 2), np.float32)

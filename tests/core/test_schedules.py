@@ -367,8 +367,11 @@ def test_what_is_no_schedule_is_refused(make, words):
         make()
 
 
-@pytest.mark.parametrize("kind", ["scalar", "nnet"])
-@pytest.mark.parametrize("bits", [32, 64])
+@some(
+    "bits, kind",
+    [(32, "scalar"), (64, "scalar"), (32, "nnet"), (64, "nnet")],
+    quick=[(32, "scalar"), (64, "scalar"), (32, "nnet")],
+)
 def test_golden_learned_schedules(kind, bits, golden):
     """VDM's, with their slopes, by parameters that may be negative."""
     arrays, prefix = golden("vdm_loss"), f"schedules/{kind}"

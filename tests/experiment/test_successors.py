@@ -53,7 +53,7 @@ def count(n, blocks, attention):
     )  # fmt: skip
 
 
-@some("name", NAMES, quick=["vdm/cifar10", "idode/cifar10"])
+@some("name", NAMES, quick=["vdm/cifar10"])
 def test_configs_build_the_published_network(name):
     config = published_config(name, {})
     experiment = build(config, levels=256)

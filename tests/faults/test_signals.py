@@ -263,7 +263,7 @@ LONG = [
 @pytest.mark.parametrize(
     ("command", "step"),
     [
-        (Prepare, 5), (Verify, 40), (Compare, 1),
+        (Prepare, 5), (Compare, 1),
         *(pytest.param(*each, marks=pytest.mark.long) for each in LONG),
     ],
 )  # fmt: skip

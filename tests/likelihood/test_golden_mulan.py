@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.marks import some
 from helpers.vdm_networks import golden_mulan
 from scipy.special import logsumexp
 
@@ -170,7 +171,7 @@ def test_golden_likelihood_and_what_the_published_one_leaves_out(mode, golden, p
 PATHS = ("scalar", "multivariate", "multivariate_other_path")
 
 
-@pytest.mark.parametrize("path", PATHS)
+@some("path", PATHS, quick=PATHS[1:])
 def test_a_gaussian_under_a_schedule_for_each_dimension(path, golden, x64):
     """Density by the ODE, drift, divergence and diffusion term, against closed forms."""
     arrays = golden("gaussian_schedules")

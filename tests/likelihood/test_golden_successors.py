@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.marks import some
 from helpers.oracles import Gaussian
 from helpers.vdm_networks import golden_vdm
 
@@ -150,7 +151,7 @@ def test_the_second_order_loss_is_added_in_the_scale_of_the_first(kernel, of_vdm
     np.testing.assert_allclose(both - first, 0.25 * 0.1 * weight / 2 * q**2 / 3, rtol=2e-3)
 
 
-@pytest.mark.parametrize("kind", ["time", "alpha_squared", "learned"])
+@some("kind", ["time", "alpha_squared", "learned"], quick=["time", "learned"])
 @pytest.mark.parametrize("kernel", ["vp", "straight"])
 def test_the_loss_of_vdm_is_its_bound_whatever_the_times(kernel, kind):
     """In the mean, so that its change with the parameters is that of the bound: a z-test."""

@@ -138,7 +138,7 @@ def test_its_probabilities_add_up_and_have_gradients():
 # --- in the bound -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("scale", [SCALE, LEARNED])
+@some("scale", [SCALE, LEARNED], quick=[LEARNED])
 def test_the_bound_with_it_is_the_one_by_quadrature(scale):
     """Of one pixel all terms are sums over a grid: each level's bound is unbiased, its error
     honest, and it takes no more evaluations than with the Gaussian."""

@@ -55,7 +55,10 @@ def test_the_mean_over_the_classes_is_the_likelihood_of_the_mixture():
     assert (found.solver_error <= errors.max(0) * (1 + 1e-5) + 1e-9).all()
 
 
-@pytest.mark.parametrize("of_one", [ByOde(Hutchinson(2), Multistep(16)), ByElbo(64)])
+@pytest.mark.parametrize(
+    "of_one",
+    [ByOde(Hutchinson(2), Multistep(16)), pytest.param(ByElbo(64), marks=pytest.mark.long)],
+)
 def test_errors_are_those_of_the_label_that_has_it_all(of_one):
     """Classes far apart, and images of one: the others add nothing but the share 1/C."""
 

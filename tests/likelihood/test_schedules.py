@@ -84,7 +84,7 @@ def check_bound(found, exact, copies):
     assert (stderr < 0.1).all()
 
 
-@every_pair
+@some("kernel, name", PAIRS, quick=[("vp", "learned")])
 def test_bounds(kernel, name):
     sde, eps = pair(kernel, name)
     data, copies = Gaussian.random(0, 3), 100
@@ -141,7 +141,7 @@ def bound(sde, x):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("function", [likelihood, bound])
+@some("function", [likelihood, bound], quick=[likelihood])
 @some("name", ["vp", "cosine", "learned"], quick=["learned"])
 def test_derivatives_in_the_schedule(name, function, x64):
     """Forward and in reverse, against differences: the bisection's derivative is in them."""

@@ -45,7 +45,7 @@ def test_parameters_have_the_published_names_and_shapes(variant):
     assert sum(p.size for p in jax.tree.leaves(params)) == facts["parameter_count"]
 
 
-@every_variant
+@some("variant", SMALL, quick=["cifar10"])
 def test_golden_float64(variant, golden, x64):
     arrays = golden(f"dequantizer_{variant}")
     variables = golden_variables(arrays, np.float64)
@@ -142,7 +142,7 @@ def test_layers_begin_normalised_on_the_first_batch(weight_norm, golden):
 # --- a bijection, with its density ------------------------------------------------------------
 
 
-@some("variant", SMALL, quick=["imagenet32"])
+@some("variant", SMALL, quick=["cifar10"])
 def test_log_density_is_that_of_the_jacobian(variant, x64, shallow):
     flow, variables, noise, x = tiny(variant)
 

@@ -161,10 +161,10 @@ def relative_error(a, b):
     return np.abs(a - b).max() / np.abs(b).max()
 
 
-# All kinds of blocks, and of what stands between them.
+# All kinds of blocks.
 QUICK = (
-    "old", "ncsnpp", "attention everywhere, resampled in residual blocks",
-    "attention resampled by convolutions", "no middle", "k", "classes as embeddings",
+    "old", "ncsnpp", "attention everywhere, resampled in residual blocks", "no middle", "k",
+    "classes as embeddings",
 )  # fmt: skip
 
 
