@@ -66,7 +66,7 @@ def test_the_tree_is_the_published_one():
 
 def test_at_first_the_output_is_the_input():
     network, x = VDMNet(32, 1, dropout=0.5), jnp.ones((2, 3, 5, 1))
-    params = network.init(jax.random.key(0), x, jnp.ones(2))
+    params = jax.jit(network.init)(jax.random.key(0), x, jnp.ones(2))
     options = {"train": True, "rngs": {"dropout": jax.random.key(1)}}
     np.testing.assert_array_equal(network.apply(params, x, jnp.ones(2), **options), x)
 
