@@ -55,7 +55,7 @@ MODELS = {
     "of each dimension": (SDE("vp", Slopes(), 1.0), 1e-5),
 }
 long = pytest.mark.long
-every_model = some("name", MODELS, quick=["subvp", "straight", "of each dimension"])
+every_model = some("name", MODELS, quick=["straight", "of each dimension"])
 
 
 def model_of(name, dims=2, table=MODELS, **options):

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.marks import some
 from helpers.oracles import EPS, SDES, Gaussian, Mixture, of_data
 from scipy.stats import norm
 
@@ -34,7 +35,7 @@ def reals(data, name="vp", **options):
 # Reals
 
 
-@pytest.mark.parametrize("name", SDES)
+@some("name", SDES, quick=["vp", "ve"])
 def test_log_prob_is_the_density_within_its_stated_error(name):
     data = Mixture.in_plane()
     x = data.draw(1, 40).astype(np.float32)
@@ -46,6 +47,7 @@ def test_log_prob_is_the_density_within_its_stated_error(name):
     np.testing.assert_array_equal(found.probe_stderr, 0)  # the exact trace, in few dimensions
 
 
+@pytest.mark.long
 def test_log_prob_is_differentiable_in_x(x64):
     """Against finite differences on a network, and against the score that a mixture has."""
     data = Mixture.in_plane()

@@ -178,7 +178,7 @@ def test_float64_is_used_where_it_is_chosen(x64):
     assert errors[1] < 2e-7 < errors[0] < 1e-4, errors
 
 
-@pytest.mark.parametrize("divergence", [Exact(block=2), Hutchinson(2)], ids=["exact", "probes"])
+@some("divergence", [Exact(block=2), Hutchinson(2)], quick=[Hutchinson(2)])
 def test_gradients_in_data_condition_and_parameters(divergence, x64):
     """Of a network, in float64, against finite differences along random directions."""
     rng = np.random.default_rng(0)

@@ -144,7 +144,7 @@ CASES = {
 
 @some("samples", [1, 64], quick=[64])
 @pytest.mark.parametrize("name", ["uniform", "truncated normal"])
-@pytest.mark.parametrize("case", CASES)
+@some("case", CASES, quick=["plane"])
 def test_bounds_lie_above_and_converge(case, name, samples):
     """-log P(x) of the model, which the ODE with the exact noise defines, from above."""
     data, levels, probability = CASES[case]

@@ -130,7 +130,7 @@ def test_one_probe_gives_no_error():
         Hutchinson(3),
         Hutchinson(distribution="gaussian"),
         Orthogonal(1),
-        Orthogonal(4),
+        pytest.param(Orthogonal(4), marks=pytest.mark.long),
         Orthogonal(5),
     ],
     ids=repr,

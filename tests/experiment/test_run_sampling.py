@@ -11,6 +11,7 @@ from itertools import chain, repeat
 import numpy as np
 import pytest
 from helpers.extractors import stand_in
+from helpers.marks import some
 from helpers.tiny_runs import TINY
 
 from scoremle import devices
@@ -201,8 +202,8 @@ def test_more_samples_keep_those_there_are(tiny, judged):
     assert (few / "results.json").read_text() == (folder / "results.json").read_text()
 
 
-@pytest.mark.parametrize(
-    "other", ["seed=43", "sampling.smallest_time=1e-2", "eval.begin_ckpt=1"]
+@some(
+    "other", ["seed=43", "sampling.smallest_time=1e-2", "eval.begin_ckpt=1"], quick=["seed=43"]
 )
 def test_other_settings_share_no_samples(tiny, judged, other, monkeypatch):
     def drawn(*_):

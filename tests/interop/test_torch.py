@@ -638,7 +638,7 @@ def of_table(read, **options):
 
 
 @by_both(quick="torchax")
-@pytest.mark.parametrize("read", ["raw", "cut off"])
+@some("read", ["raw", "cut off"], quick=["cut off"])
 def test_between_the_steps_of_a_table_outputs_are_mixed(read, by):
     """Output and log p are those of the module whose table is straight between its rows."""
     found, truth = of_table(read, by=by, between="interpolate"), of_table("mixed", by="torch")

@@ -97,7 +97,7 @@ ZERO_TO_ONE = (
 @pytest.mark.parametrize(
     ("truth", "declared", "lines"),
     [
-        ({"kind": "v"}, {}, [V]),
+        pytest.param({"kind": "v"}, {}, [V], marks=long),
         pytest.param({"kind": "x_0"}, {}, [looks("eps", "x_0")], marks=long),
         pytest.param({"kind": "score"}, {}, [looks("eps", "score")], marks=long),
         pytest.param({"kind": "edm"}, {}, [looks("eps", "edm")], marks=long),
@@ -107,7 +107,7 @@ ZERO_TO_ONE = (
         ({}, {"time_input": "time"}, [STEP_LABELS]),
         ({"labels": "time"}, {}, ["labels look like 0.001..1; declared are 0..999: say"
                                   " time_input='time'"]),
-        ({"low": 0.0}, {}, [ZERO_TO_ONE]),
+        pytest.param({"low": 0.0}, {}, [ZERO_TO_ONE], marks=long),
         ({}, {"pixels": Pixels.of_points(256, 0, 1)},
          ["grey levels look like -1..1; declared are 0..1: say"
           " pixels=Pixels.of_points(256, -1, 1)"]),
@@ -294,7 +294,8 @@ def test_a_table_of_steps_is_named_with_the_remedy():
     assert ScoreModel(noise, SDE_, 1 / STEPS, (SIZE, SIZE, 1), PIXELS).check(IMAGES) == []
 
 
-@some("subject", young.subjects()[:2], quick=young.subjects()[:1])
+@long
+@pytest.mark.parametrize("subject", young.subjects()[:2])
 def test_young_networks_of_vectors(subject):
     """300 steps: benchmarks/check.py has twenty. None is declared wrongly, or all is named."""
     trained = young.network_of(subject, 0)

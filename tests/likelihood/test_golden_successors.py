@@ -57,7 +57,7 @@ def test_golden_truncated_normal_noise(path, golden, monkeypatch):
         np.testing.assert_allclose(log_q, expected, atol=2e-2)
 
 
-@pytest.mark.parametrize("path", PATHS)
+@some("path", PATHS, quick=["VP"])
 def test_golden_likelihood(path, golden):
     """By the same probe, against a solution in float64."""
     arrays, (sde, noise) = golden("idode"), model_of(path)

@@ -237,6 +237,7 @@ def test_the_ode_bound_has_the_columns_of_the_ode():
     assert (many["nfe"] == 4 * 18).all()
 
 
+@pytest.mark.long
 def test_the_ode_bound_by_the_published_solver():
     model, x = model_of(one_pixel()), np.zeros((3, 1, 1, 1), np.uint8)
     # In one dimension a probe of +-1 is exact.

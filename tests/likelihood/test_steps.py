@@ -71,7 +71,7 @@ def expected_terms(labels, noises, variance, clip):
         pytest.param("large", True, range(STEPS), marks=pytest.mark.long),
         ("large", False, [0, 3, 4, 9, 19]),
         ("learned", True, range(STEPS)),
-        ("learned", False, [2, 11, 15]),
+        pytest.param("learned", False, [2, 11, 15], marks=pytest.mark.long),
     ],
 )
 def test_it_is_the_published_bound_term_by_term(x64, variance, clip, labels):
@@ -144,7 +144,7 @@ def expected_diffusion(sde, times, variance):
     return (rho * gain * residual + rho - 1 - np.log(rho)).sum(axis=-1).sum(axis=(1, 2, 3)) / 2
 
 
-@pytest.mark.parametrize("variance", ["small", "large"])
+@pytest.mark.parametrize("variance", ["small", pytest.param("large", marks=pytest.mark.long)])
 @pytest.mark.parametrize("draws", [None, 16])
 def test_a_gaussian_has_its_analytic_terms_and_an_honest_error(variance, draws):
     sde = SDE("vp", schedules.Discrete.of_betas(betas("linear", 200)), 1.0)

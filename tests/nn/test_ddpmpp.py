@@ -37,7 +37,8 @@ def test_output_is_the_published_one(name):
     assert relative_error(out, golden(name)[2]["out"]) < (2e-4 if name == "ncsnpp_ve" else 2e-5)
 
 
-@some("name", ["ddpmpp", "ncsnpp_ve"], quick=["ncsnpp_ve"])
+@pytest.mark.long
+@pytest.mark.parametrize("name", ["ddpmpp", "ncsnpp_ve"])
 def test_float64_agrees_with_the_published_network_in_float64(name):
     config, params, arrays = golden(name)
     t, model = arrays["t"].astype(np.float64), config["model"]

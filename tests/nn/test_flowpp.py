@@ -19,7 +19,7 @@ PUBLISHED = {
     "cifar10": FlowPP(),
     "imagenet32": FlowPP(variant="imagenet32", filters=128, blocks=8, couplings=8),
 }
-every_variant = pytest.mark.parametrize("variant", SMALL)
+variants = some("variant", SMALL, quick=["cifar10"])
 
 
 def forward(flow, variables, noise, x):
@@ -35,7 +35,7 @@ def shallow(monkeypatch):
 # --- the published flows ----------------------------------------------------------------------
 
 
-@every_variant
+@variants
 def test_parameters_have_the_published_names_and_shapes(variant):
     image = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
     params = jax.eval_shape(PUBLISHED[variant].init, jax.random.key(0), image, image)["params"]
@@ -45,7 +45,7 @@ def test_parameters_have_the_published_names_and_shapes(variant):
     assert sum(p.size for p in jax.tree.leaves(params)) == facts["parameter_count"]
 
 
-@some("variant", SMALL, quick=["cifar10"])
+@variants
 def test_golden_float64(variant, golden, x64):
     arrays = golden(f"dequantizer_{variant}")
     variables = golden_variables(arrays, np.float64)
@@ -89,7 +89,7 @@ def test_golden_mixture(golden, x64):
 # --- first values -----------------------------------------------------------------------------
 
 
-@every_variant
+@pytest.mark.parametrize("variant", SMALL)
 def test_golden_first_normalisation(variant, golden):
     """Without randomness: statistics of each pixel over the batch."""
     arrays = golden(f"dequantizer_{variant}")
@@ -142,7 +142,7 @@ def test_layers_begin_normalised_on_the_first_batch(weight_norm, golden):
 # --- a bijection, with its density ------------------------------------------------------------
 
 
-@some("variant", SMALL, quick=["cifar10"])
+@variants
 def test_log_density_is_that_of_the_jacobian(variant, x64, shallow):
     flow, variables, noise, x = tiny(variant)
 

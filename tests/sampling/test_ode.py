@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers.golden_networks import golden_noise
+from helpers.marks import some
 from helpers.oracles import EPS, SDES, Gaussian, Mixture, drift_and_diffusion64, schedule64
 from scipy import stats
 
@@ -14,7 +15,7 @@ from scoremle.likelihood.ode import ode_log_likelihood
 from scoremle.sampling.ode import denoise, euler_sample, interpolate, ode_encode, ode_sample
 from scoremle.solvers.multistep import Multistep
 
-every_sde = pytest.mark.parametrize("name", SDES)
+every_sde = some("name", SDES, quick=["vp", "ve"])
 DATA = Gaussian.random(20, 2)
 
 
@@ -101,7 +102,7 @@ def test_the_last_euler_step_adds_noise_only_where_none_is_taken_out(x64):
 # The original's numbers
 
 
-@pytest.mark.parametrize("name", ["vp", "subvp"])
+@some("name", ["vp", "subvp"], quick=["vp"])
 def test_flow_of_a_network_is_the_originals(name, golden):
     numbers, sde = golden("samplers"), SDES[name]
     noise, eps = golden_noise("ddpmpp", sde), float(numbers[f"{name}/ode_t_eps"])

@@ -183,7 +183,6 @@ DEFINED = [
     for name in SDES
     if predictor is not ancestral_sampling or name in ("vp", "ve")
 ]
-defined = pytest.mark.parametrize(("predictor", "name"), DEFINED)
 
 
 def gaussian_moments(method, sde, eps):
@@ -220,7 +219,7 @@ def truth(sde, t):
 
 
 @pytest.mark.parametrize("flow", [False, True])
-@defined
+@some("predictor, name", DEFINED, quick=[pair for pair in DEFINED if pair[1] in ("vp", "ve")])
 def test_the_error_is_of_first_order(predictor, name, flow, x64):
     if flow and predictor is ancestral_sampling:
         return
