@@ -169,8 +169,9 @@ def test_results_state_the_whole_reporting_protocol(exact):
     assert all(re.fullmatch(r"[0-9a-f]{16}", result[name]) for name in ("ema_hash", "data_hash"))
 
 
-def test_bound(tiny):
+def test_bound(tiny, capsys):
     folder, results = evaluate(tiny, "bound", eval__bound=True, eval__num_repeats=2)
+    assert "fit of the control variate" in capsys.readouterr().out
     result = results["bound_test_ckpt_2"]
     facts = PROTOCOL | {"kind": "bound", "model": "SDE", "draws": 4, "matching": "denoising"}
     assert {name: result[name] for name in facts} == facts
@@ -190,6 +191,7 @@ def test_bound(tiny):
     control = npz(fitted)
     np.savez(fitted, **{**control, "levels": 1e6 * control["levels"]})
     evaluate(tiny, "bound", eval__bound=True, eval__num_repeats=2)
+    assert "fit of the control variate" not in capsys.readouterr().out
     other = npz(folder / "bound_test_ckpt_2.npz")["bpd"]
     np.testing.assert_array_equal(other[0], values["bpd"][0])
     assert (other[1, 300:] != values["bpd"][1, 300:]).all()
