@@ -173,8 +173,9 @@ def test_where_the_gaussian_is_right_little_is_left_to_chance(name, matching):
     error = found.log_prob - expected["log_prob"]
     stated = np.sqrt(np.mean(found.stderr**2))
     assert abs(error.mean()) < 4 * stated / 10 + 1e-4
-    # What trend in time is left within a pair makes the stated error cautious.
-    assert 0.5 < np.sqrt(np.mean(error**2)) / stated < 1.25
+    # What trend in time is left within a pair makes the stated error cautious: the better the
+    # Gaussian is fitted, the more, up to 2.6 times with other examples.
+    assert 1 / 3 < np.sqrt(np.mean(error**2)) / stated < 1.25
 
 
 @some("name", ["vp", "subvp"], quick=["subvp"])
