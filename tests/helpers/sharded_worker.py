@@ -85,10 +85,10 @@ def first_state(sharded):
 
     images = np.concatenate([small.batch(i) for i in range(8)])
     config = SimpleNamespace(seed=5, devices=SimpleNamespace(fsdp=sharded))
+    objective = SimpleNamespace(init=params, memory=())
     return Training(
-        config, ImageSet(images, images), params, SimpleNamespace(memory=()), small.optimizer(),
-        0.9, small.SCHEDULE,
-    ).init_state()  # fmt: skip
+        config, ImageSet(images, images), objective, small.optimizer(), 0.9, small.SCHEDULE
+    ).init_state()
 
 
 def numbers(tree):
