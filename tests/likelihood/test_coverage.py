@@ -115,7 +115,5 @@ def test_the_error_that_the_default_call_states_covers_and_is_no_wider_than_need
     np.testing.assert_allclose(
         default.solver_error / bits, found.stated[coverage.DEFAULT], rtol=1e-2, atol=1e-6
     )
-    least, _ = limits(len(x))
-    assert len(x) * found.covered(coverage.DEFAULT) >= least
-    assert len(x) * found.covered(*coverage.NODES) >= least
+    assert found.covered(coverage.DEFAULT) >= 0.9 and found.covered(*coverage.NODES) >= 0.9
     assert found.width(*coverage.NODES) <= 4
