@@ -127,7 +127,7 @@ def test_a_condition_may_be_bound_or_given(method):
 
 def test_a_condition_that_a_network_does_not_take_is_refused():
     """It would be taken for something else."""
-    with pytest.raises(TypeError, match="positional"):
+    with pytest.raises(UserError, match="3 arguments"):
         scoremle.load("digits").score(np.zeros((1, 8, 8, 1), np.uint8), condition=np.ones((1, 1)))
 
 

@@ -7,6 +7,8 @@ from typing import Any
 import jax
 from flax import linen as nn
 
+from scoremle.numerics import check_call
+
 __all__ = ["HIGHEST", "Applied", "matmul_precision"]
 
 HIGHEST = "highest"
@@ -25,13 +27,15 @@ class Applied:
     Functions of equal networks are equal, so that one compiled program takes all models of an
     architecture. With ``channels`` the output has the first so many: later ones may be the
     predicted variance. Products have the precision of ``matmul_precision``, since JAX's default
-    rounds factors to ten bits on a GPU.
+    rounds factors to ten bits on a GPU. A call raises UserError where the network does not take so
+    many inputs.
     """
 
     network: nn.Module
     channels: int | None = None
 
     def __call__(self, params: Any, *inputs: Any) -> Any:
+        check_call(self.network, *inputs)
         return _apply(self, matmul_precision(), params, *inputs)
 
 
