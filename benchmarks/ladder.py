@@ -237,12 +237,16 @@ class Ladder(NamedTuple):
         if rung.bound is not None and self.points not in bound:
             wanted.append(("bound", fixed | {"eval.bound": True} | {**rung.bound}))
         for kind, fields in wanted:
-            run("eval", str(self.folder(name, seed)), f"--eval-folder={kind}_{slug(name)}",
+            run("eval", str(self.folder(name, seed)), f"--eval-folder={self.outcome(name, kind)}",
                 f"--deq-folder=deq_{self.points}", *flags(fields))  # fmt: skip
+
+    def outcome(self, name: str, kind: str) -> str:
+        """The folder of a rung's measurements, within that of its training."""
+        return f"{kind}_{slug(name)}" + f"_{self.images}" * bool(self.images)
 
     def results(self, name: str, seed: int, kind: str) -> list[Result]:
         """The measurements of a rung within the budget, in the order of training steps."""
-        folder = self.folder(name, seed) / f"{kind}_{slug(name)}"
+        folder = self.folder(name, seed) / self.outcome(name, kind)
         found = measured(folder) if folder.exists() else []
         return sorted((r for r in found if r.checkpoint <= self.points), key=lambda r: r.step)
 
@@ -336,7 +340,7 @@ def show(ladder: Ladder, plot: Path | None) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = parser_of(__doc__)
-    parser.add_argument("--workdir", type=Path, default=Path("runs/ladder"), help="of one config")
+    parser.add_argument("--workdir", type=Path, default=Path("runs/ladder"))
     parser.add_argument("--config", default="digits")
     parser.add_argument("--images", type=int, default=0, help="of the test split; 0: all")
     parser.add_argument("--budget", type=int, default=180, help="seconds of a processor, each")
@@ -345,6 +349,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--rungs", nargs="+", choices=[*RUNGS, "none"], default=list(RUNGS))
     parser.add_argument("--plot", type=Path, help="the picture to write")
     options = parser.parse_args(arguments)
+    options.workdir /= slug(options.config)
     ladder = Ladder(*(getattr(options, field) for field in Ladder._fields))
     keep_programs()
     names = [name for name in RUNGS if name in options.rungs]

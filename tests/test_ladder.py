@@ -36,8 +36,9 @@ def test_it_goes_on_by_rung_and_by_budget(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(ladder, "FIRST", "first")
     monkeypatch.setattr(ladder, "STEPS", 5)
     # A step of the first: so five in a second, while others are timed.
-    paces = {"first": {"seconds": 0.2, "MiB": 1.0}}
-    (tmp_path / "paces.json").write_text(json.dumps(paces))
+    paces, folder = {"first": {"seconds": 0.2, "MiB": 1.0}}, tmp_path / "digits"
+    folder.mkdir()
+    (folder / "paces.json").write_text(json.dumps(paces))
 
     def climb(*arguments):
         ladder.main([f"--workdir={tmp_path}", "--point=1", "--seeds=1", "--images=8", *arguments])
@@ -53,13 +54,13 @@ def test_it_goes_on_by_rung_and_by_budget(tmp_path, capsys, monkeypatch):
     assert {name: list(kinds) for name, kinds in found["differences"].items()} == {
         "first": [], "other": ["exact"], "later": ["exact", "bound"],
     }  # fmt: skip
-    tuned = json.loads((tmp_path / "later" / "0_2" / "config.json").read_text())
+    tuned = json.loads((folder / "later" / "0_2" / "config.json").read_text())
     assert tuned["training"]["n_iters"] >= 10 and tuned["training"]["log_freq"] == 3
-    rows = (tmp_path / "later" / "0_2" / "metrics.jsonl").read_text().splitlines()
+    rows = (folder / "later" / "0_2" / "metrics.jsonl").read_text().splitlines()
     assert json.loads(rows[0])["step"] > 5  # after the first's point
     assert (tmp_path / "ladder.png").stat().st_size > 10_000
     # Against the files: image by image.
-    folders = [tmp_path / "first" / "0" / f"exact_{name}" for name in ("first", "other")]
+    folders = [folder / "first" / "0" / f"exact_{name}_8" for name in ("first", "other")]
     first, other = (np.load(f / "exact_test_ckpt_2.npz")["bpd"].mean(axis=0) for f in folders)
     gap = other - first
     expected = [gap.mean(), gap.std(ddof=1) / len(gap) ** 0.5]
