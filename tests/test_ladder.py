@@ -19,6 +19,14 @@ TINY = {
     "eval.nodes": 4, "eval.bound_draws": 2, "training.batch_size": 4, "eval.probes": 1,
     "eval.bound_times": "log_snr",
 }  # fmt: skip
+CONFIG = """
+from scoremle.experiment.configs import NAMED_CONFIGS
+
+def get_config():
+    config = NAMED_CONFIGS["digits"].get_config()
+    config.model.skip_rescale = False
+    return config
+"""
 RUNGS = {
     "first": Rung(TINY, paper=(3.0, 3.1)),
     "other": Rung({}, {"eval.nodes": 5}, None, "first", paper=(2.9, 2.95)),
@@ -36,12 +44,18 @@ def test_it_goes_on_by_rung_and_by_budget(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(ladder, "FIRST", "first")
     monkeypatch.setattr(ladder, "STEPS", 5)
     # A step of the first: so five in a second, while others are timed.
-    paces, folder = {"first": {"seconds": 0.2, "MiB": 1.0}}, tmp_path / "digits"
+    paces = {"first": {"seconds": 0.2, "MiB": 1.0}}
+    config = tmp_path / "unscaled.py"
+    config.write_text(CONFIG)
+    folder = tmp_path / ladder.slug(str(config))
     folder.mkdir()
     (folder / "paces.json").write_text(json.dumps(paces))
 
     def climb(*arguments):
-        ladder.main([f"--workdir={tmp_path}", "--point=1", "--seeds=1", "--images=8", *arguments])
+        ladder.main([
+            f"--workdir={tmp_path}", f"--config={config}", "--point=1", "--seeds=1", "--images=8",
+            *arguments,
+        ])  # fmt: skip
         return capsys.readouterr().out
 
     out = climb("--budget=1", "--rungs", "first")
@@ -56,12 +70,14 @@ def test_it_goes_on_by_rung_and_by_budget(tmp_path, capsys, monkeypatch):
     }  # fmt: skip
     tuned = json.loads((folder / "later" / "0_2" / "config.json").read_text())
     assert tuned["training"]["n_iters"] >= 10 and tuned["training"]["log_freq"] == 3
+    assert tuned["model"]["skip_rescale"] is False
     rows = (folder / "later" / "0_2" / "metrics.jsonl").read_text().splitlines()
     assert json.loads(rows[0])["step"] > 5  # after the first's point
     assert (tmp_path / "ladder.png").stat().st_size > 10_000
     # Against the files: image by image.
     folders = [folder / "first" / "0" / f"exact_{name}_8" for name in ("first", "other")]
     first, other = (np.load(f / "exact_test_ckpt_2.npz")["bpd"].mean(axis=0) for f in folders)
+    assert len(first) == 8
     gap = other - first
     expected = [gap.mean(), gap.std(ddof=1) / len(gap) ** 0.5]
     assert found["differences"]["other"]["exact"] == pytest.approx(expected)

@@ -180,6 +180,7 @@ def test_what_writes_nothing_needs_no_folder(line):
         ("train digits", "missing WORKDIR"),
         ("train digits w x", "unexpected argument 'x': scoremle train takes"),
         ("decompress m x.bits -o w", "decompress takes file;"),
+        ("anomaly score d images x", "unexpected argument 'x';"),
         ("train digits w --mode=eval", "unknown flag --mode"),
         ("train digits w --json", "--json is for"),
         ("plan", "missing CONFIG"),

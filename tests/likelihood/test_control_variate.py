@@ -309,6 +309,23 @@ def test_density_follows_the_spread_that_is_left():
     np.testing.assert_allclose(others @ [1, 0, 0, 0], 1, atol=0.05)
 
 
+def test_the_draws_at_the_data_have_coefficients_of_their_own():
+    """A network that is right but at t = eps, where it predicts half of the noise, of images that
+    are zero: it leaves a quarter of the noise's square there, and nothing in the bins."""
+    sde, eps = SDES["vp"], 1e-3
+
+    def noise(x, t):
+        return jnp.where(t > 1.01 * eps, 1.0, 0.5)[:, None] * x / sde.sigma(t)[:, None]
+
+    gaussian = FittedGaussian(jnp.zeros(2), jnp.eye(2), jnp.ones(2))
+    x, z = jnp.zeros((256, 2)), jax.random.normal(jax.random.key(1), (256, 2))
+    known = fit_control(noise, sde, x, jax.random.key(0), eps=eps, gaussian=gaussian).at(x)
+    left = (jnp.sum(jnp.square(z), axis=1) - 2) / 8
+    np.testing.assert_allclose(known.draw_at_data(z), left, atol=0.02)
+    before = jnp.full(len(x), known.control.edges[0])
+    np.testing.assert_allclose(known.draw(before, z), 0, atol=0.02)
+
+
 def test_the_same_key_gives_the_same_control():
     jax.tree.map(np.testing.assert_array_equal, fit("vp"), fit.__wrapped__("vp"))
 
