@@ -69,7 +69,7 @@ def model(options: Any) -> None:
             raise no_chain(as_flag)
 
 
-def writable(flag: str, place: Path, *, force: bool = True) -> None:
+def writable(flag: str, place: Path, *, force: bool) -> None:
     """Raises UserError where no file can be written, or one is that ``force`` must write over.
 
     Args:

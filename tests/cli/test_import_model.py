@@ -185,7 +185,7 @@ def test_it_is_sampled(imported, tmp_path):
     arrays = []
     for place in (file, workdir):
         out = tmp_path / "x.npy"
-        assert run("sample", place, "-n", 2, "--steps=3", "-o", out) == 0
+        assert run("sample", place, "-n", 2, "--steps=3", "-o", out, "--force") == 0
         arrays.append(np.load(out))
     np.testing.assert_array_equal(*arrays)
     assert arrays[0].shape == (2, 8, 8, 3)

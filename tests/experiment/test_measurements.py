@@ -238,9 +238,10 @@ def test_samples_of_a_label_or_of_the_mean_over_all(tmp_path):
     z = np.random.default_rng(1).normal(size=100_000) * np.sqrt(0.3)
     grey = [127.5 * (1 + np.clip(z + label / 4, -1, 1).mean()) for label in range(3)]
     for label, expected in (("0", grey[0]), ("2", grey[2]), ("all", np.mean(grey))):
-        flags = ("-n", "100", "--steps=8", f"--label={label}", "-o", str(tmp_path / "x.npy"))
+        out = tmp_path / f"{label}.npy"
+        flags = ("-n", "100", "--steps=8", f"--label={label}", "-o", str(out))
         assert cli.main(["sample", f"{tmp_path / 'mine.py'}:labelled", *flags]) == 0
-        assert abs(np.load(tmp_path / "x.npy").mean() - expected) < 8  # 3 standard errors
+        assert abs(np.load(out).mean() - expected) < 8  # 3 standard errors
 
 
 def test_under_all_labels_the_pilot_goes_by_the_first(score, tmp_path):

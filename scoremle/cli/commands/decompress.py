@@ -25,6 +25,7 @@ def arguments(parser: Parser) -> None:
     add("-o --out", "a folder for pictures as PNG, or an array (.npy, .npz)", type=Path,
         required=True, metavar="PLACE")  # fmt: skip
     add("--model", "where the model is; unset: where it was, if that runs no code", default="")
+    add("--force", "write over an array", action="store_true")
     add("--checkpoint", "its number; unset: the newest", type=int)
 
 
@@ -32,7 +33,8 @@ def check(options: Any) -> None:
     checks.exists(options.file)
     if options.out.suffix.lower() not in ARRAYS and options.out.exists():
         raise UserError(f"-o {options.out} is there already: name a folder that is not")
-    checks.writable("-o ", options.out)
+    checks.different(options.file, options.out)
+    checks.writable("-o ", options.out, force=options.force)
 
 
 def run(options: Any) -> None:

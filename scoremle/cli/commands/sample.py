@@ -41,13 +41,14 @@ def arguments(parser: Parser) -> None:
         default="")  # fmt: skip
     add("--log-prob", "with log p of each sample in nats, and its errors, in a .npz; of the ODE",
         action="store_true")  # fmt: skip
+    add("--force", "write over the file", action="store_true")
     add("--checkpoint", "its number; unset: the newest", type=int)
 
 
 def check(options: Any) -> None:
     options.out = options.out or Path("samples.npz" if options.log_prob else "samples.png")
     checks.ending("-o ", options.out, ".png", ".npy", ".npz")
-    checks.writable("-o ", options.out)
+    checks.writable("-o ", options.out, force=options.force)
     if options.log_prob:
         checks.ending("--log-prob writes an array: -o ", options.out, ".npz")
         if options.sampler not in (None, "ode"):

@@ -28,10 +28,12 @@ def arguments(parser: Parser) -> None:
     add("--path", "folder of the data set, as data.path", default="")
     add("--split", "which images (train)", choices=SPLITS, default="train")
     add("--image-size", "pad with zeros, as data.image_size", type=int, default=0)
+    add("--force", "write over the file", action="store_true")
 
 
 def check(options: Any) -> None:
     checks.ending("--out=", options.out, ".npz")
+    checks.writable("--out=", options.out, force=options.force)
 
 
 def run(options: Any) -> None:
