@@ -132,7 +132,8 @@ def interpolate(z0: Data, z1: Data, weights: Float[Array, " n"]) -> Float[Array,
     """Latents on the way from ``z0`` to ``z1``, at these ``weights`` of ``z1`` from 0 to 1.
 
     Spherical: the direction turns evenly, so that the latents keep the norm that the prior's draws
-    have, which on a straight line they would lose.
+    have, which on a straight line they would lose. Between like or opposite latents, as two of one
+    dimension always are, the line is straight.
     """
     axes = tuple(range(1, z0.ndim))
     unit0, unit1 = (z / jnp.sqrt(jnp.sum(jnp.square(z), axes, keepdims=True)) for z in (z0, z1))
@@ -140,10 +141,10 @@ def interpolate(z0: Data, z1: Data, weights: Float[Array, " n"]) -> Float[Array,
     chord = jnp.sqrt(jnp.sum(jnp.square(unit1 - unit0), axes, keepdims=True))
     angle = 2 * jnp.arcsin(jnp.clip(chord / 2, 0, 1))
     w = jnp.reshape(weights, (-1,) + (1,) * z0.ndim)
-    small = angle < 1e-3
-    sine = jnp.where(small, 1, jnp.sin(angle))
-    share0 = jnp.where(small, 1 - w, jnp.sin((1 - w) * angle) / sine)
-    share1 = jnp.where(small, w, jnp.sin(w * angle) / sine)
+    straight = jnp.sin(angle) < 1e-3
+    sine = jnp.where(straight, 1, jnp.sin(angle))
+    share0 = jnp.where(straight, 1 - w, jnp.sin((1 - w) * angle) / sine)
+    share1 = jnp.where(straight, w, jnp.sin(w * angle) / sine)
     return share0 * z0 + share1 * z1
 
 

@@ -71,6 +71,20 @@ def test_features_of_one_s_own_have_p_values_that_hold():
     assert counts.sum() == 600 and np.square(counts - 600 / 21).sum() / (600 / 21) < 70
 
 
+@some("statistic", ["likelihood", "profile", "scoped"], quick=["likelihood", "scoped"])
+def test_an_image_has_its_features_wherever_it_stands(statistic):
+    """Those that are estimated by probes, which are drawn for each image."""
+    data = Gaussian.random(5, 36)
+    model = scoremle.ScoreModel(data.noise(SDE), SDE, EPS, (6, 6, 1), IMAGES.pixels)
+    images = np.asarray(model.pixels.decode(data.draw(6, 5).reshape(-1, 6, 6, 1)))
+
+    def of(images):
+        few = Examples(model, images, numbers_of(images), 0, "")
+        return STATISTICS[statistic].features(few)
+
+    np.testing.assert_allclose(of(images), of(images[::-1])[::-1], rtol=1e-4, atol=1e-5)
+
+
 def features(statistic, x):
     return STATISTICS[statistic].features(Examples(VECTORS, x, numbers_of(x), 0, ""))
 

@@ -49,6 +49,16 @@ def test_the_command_line_keeps_what_it_compiled(tmp_path):
     assert not (tmp_path / "off").exists()
 
 
+def test_each_kind_of_processor_has_its_programs(monkeypatch):
+    """Programs are for its instructions, which ARM lists by another name."""
+    monkeypatch.setattr(cache.importlib.metadata, "version", lambda name: "1")
+    folders = set()
+    for line in ("flags: sse2 avx2", "flags: sse2", "Features: fp sve", "Features: fp"):
+        monkeypatch.setattr(cache.Path, "read_text", lambda path, line=line: f"cpu: 0\n{line}")
+        folders.add(cache.programs_folder())
+    assert len(folders) == 4
+
+
 def before_jax(monkeypatch, **variables: str) -> None:
     """As in a process that has not loaded JAX, with no variables of its cache but these."""
     monkeypatch.delitem(sys.modules, "jax")

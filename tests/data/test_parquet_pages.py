@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from scoremle.data.readers.parquet import parquet_rows
-from scoremle.data.readers.parquet_pages import unpacked_bytes
+from scoremle.data.readers.parquet_pages import BadPage, unpacked_bytes
 from scoremle.errors import UserError
 
 pa = pytest.importorskip("pyarrow")
@@ -85,3 +85,17 @@ def test_writers_behind_whose_columns_more_may_lie(writer):
     old = content.replace(name, writer.encode().ljust(len(name)))
     with pytest.raises(UserError, match="parquet-mr"):
         list(parquet_rows(old, "here"))
+
+
+@pytest.mark.parametrize("place", [3, 5])
+def test_a_negative_size_is_refused(place):
+    """The header begins with the type and both sizes, here of a byte each, whose last bit is the
+    sign."""
+    table = pa.table({"flag": [True, False]})
+    content = bytearray(written(table, compression="none", use_dictionary=False))
+    known = metadata(bytes(content))
+    begin = known.row_group(0).column(0).data_page_offset
+    assert bytes(content[begin : begin + 6 : 2]) == b"\x15\x15\x15"
+    content[begin + place] |= 1
+    with pytest.raises(BadPage, match="size"):
+        unpacked_bytes(bytes(content), known)

@@ -73,6 +73,7 @@ def test_the_error_of_the_most_steps_is_that_from_the_solution_by_twice_as_many(
     x, noise = data.draw(7, 8).astype(np.float32), data.noise(sde)
     choice = choose_within(noise, sde, jnp.asarray(x), tolerance=1e-6, eps=1e-5)
     assert choice.solver.steps == STEPS[-1] and not choice.met
+    assert "more than was aimed at" in str(choice)
     result = ode_log_likelihood(
         noise, sde, jnp.asarray(x), jax.random.key(0), eps=1e-5, divergence=Exact(),
         solver=Multistep(STEPS[-1]),
@@ -85,6 +86,7 @@ def test_the_error_of_the_most_steps_is_that_from_the_solution_by_twice_as_many(
 def test_the_solver_stays_below_a_share_of_the_probes():
     choice = setting(Hutchinson())[-1].fewest()
     assert choice.solver.steps in STEPS and choice.met
+    assert "more than was aimed at" not in str(choice)
     assert [steps for steps, _ in choice.tried] == [n for n in STEPS if n <= choice.solver.steps]
     assert choice.tried[-1] == (choice.solver.steps, choice.solver_error)
     assert choice.solver_error <= min(LIMIT, HIDDEN * choice.probe_stderr)

@@ -8,7 +8,7 @@ from jax.tree_util import Partial
 from scipy import stats
 
 from scoremle.core.prediction import PREDICTIONS
-from scoremle.likelihood.skill import Node, certain, errors_of, without_one
+from scoremle.likelihood.skill import Errors, Node, certain, errors_of, without_one
 
 TIMES = np.linspace(0.02, 0.95, 12)
 SIGMA_DATA = 0.7
@@ -54,6 +54,14 @@ def test_no_output_has_no_skill_however_it_is_read():
     square = np.mean(np.square(gaussian.draw(0, 300)), axis=1)
     x_0 = (alpha / sigma) ** 2 * square  # the target x_0, in units of the noise
     np.testing.assert_allclose(found["x_0"].zero, x_0, rtol=1e-2, atol=1e-4)
+
+
+def test_where_all_is_zero_nothing_is_left_to_explain():
+    """As of black images, whose x_0 is 0: their log-SNR has no part in the skill."""
+    own, zero = np.full((3, 8), 0.25), np.ones((3, 8))
+    zero[1] = 0
+    assert Errors(own, zero, own).skill == pytest.approx(np.ones(8))
+    assert (Errors(own, 0 * zero, own).skill == 0).all()
 
 
 def test_what_is_no_number_is_worse_and_has_no_skill():

@@ -98,6 +98,13 @@ def test_the_moments_of_adam_are_those_of_the_file():
     assert counts == [3, 3]  # of Adam, and of the warm-up
 
 
+def test_a_state_is_written_as_it_was_read():
+    state, meta, _ = restore()
+    raw = flax.serialization.msgpack_restore(FILE.read_bytes())
+    kept = {"lr": float(raw["lr"]), "ema_rate": float(raw["ema_rate"]), "rng": meta["rng"]}
+    jax.tree.map(np.testing.assert_array_equal, published.published_tree(state, **kept), raw)
+
+
 def test_the_dequantizer_is_read_into_plain_trees():
     found, facts = published.read(DEQUANTIZER), expected()
     assert found.step == int(facts["dequantizer/step"])

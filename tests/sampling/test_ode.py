@@ -130,6 +130,7 @@ def test_encoding_is_the_likelihoods_latent_and_is_undone(name, x64):
 def test_the_way_between_latents_is_an_arc():
     rng = np.random.default_rng(5)
     z0, z1 = (jnp.asarray(rng.normal(size=(3, 4, 4, 2)), jnp.float32) for _ in range(2))
+    z1 = z1.at[2].add(-3 * z0[2])  # almost opposite
     weights = jnp.linspace(0, 1, 5)
     path = interpolate(z0, z1, weights)
     np.testing.assert_allclose(path[0], z0, atol=1e-6)
@@ -144,13 +145,16 @@ def test_the_way_between_latents_is_an_arc():
     np.testing.assert_allclose(turns, np.tile(turns[0], (4, 1)), rtol=1e-5)
 
 
-def test_the_way_between_like_latents_is_straight():
+def test_the_way_between_like_or_opposite_latents_is_straight():
     z = jnp.asarray(np.random.default_rng(6).normal(size=(2, 5)), jnp.float32)
     near = z + 1e-5 * jnp.ones_like(z)
     np.testing.assert_allclose(interpolate(z, z, jnp.asarray([0.3]))[0], z, rtol=1e-6)
     halfway = interpolate(z, near, jnp.asarray([0.5]))[0]
     np.testing.assert_allclose(halfway, (z + near) / 2, atol=1e-6)
     np.testing.assert_allclose(interpolate(z, 3 * z, jnp.asarray([0.5]))[0], 2 * z, rtol=1e-5)
+    numbers = jnp.asarray([[1.0], [-2.0]])
+    way = interpolate(numbers, -2 * numbers, jnp.asarray([0.25, 0.5]))
+    np.testing.assert_allclose(way, numbers * jnp.asarray([0.25, -0.5])[:, None, None], rtol=1e-6)
 
 
 @every_sde

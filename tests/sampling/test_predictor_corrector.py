@@ -20,6 +20,7 @@ from helpers.oracles import (
 )
 from scipy import stats
 
+from scoremle.core.keys import example_keys, split
 from scoremle.core.schedules import LinearBeta
 from scoremle.core.sde import SDE
 from scoremle.errors import UserError
@@ -337,11 +338,13 @@ def test_evaluations_are_counted(predictor, corrector):
         calls.append(t)
         return DATA.noise(sde)(x, t)
 
-    method = PredictorCorrector(2, predictor, corrector, corrector_steps=3)
+    method = PredictorCorrector(2, predictor, corrector, corrector_steps=3, denoise=False)
     with jax.disable_jit():
         x = pc_sample(noise, sde, jax.random.key(0), (3, 2), eps=1e-3, method=method)
     assert x.shape == (3, 2)
     assert len(calls) == method.evaluations
+    drawn = sde.prior_sample(split(example_keys(jax.random.key(0), 3))[0], (3, 2))
+    assert np.array_equal(x, drawn) == (predictor is corrector is None)
 
 
 def test_other_sdes_take_eulers_forward_step():
