@@ -9,6 +9,7 @@ import re
 import numpy as np
 import pytest
 from helpers.tiny_runs import TINY
+from matplotlib.figure import Figure
 
 from scoremle.cli.commands import compare, parser_of, score
 from scoremle.evaluation import pictures
@@ -192,6 +193,37 @@ CHARTS = {
 def test_charts_say_in_words_what_they_show(name):
     chart, words = CHARTS[name]
     assert chart().alt.endswith(words)
+
+
+AXES = {
+    "loss": ("step", "loss"),
+    "bits/dim": ("step", "bits/dim"),
+    "column": ("step", "norm"),
+    "rate": ("step", "learning rate"),
+    "histogram": ("bits/dim", "images"),
+    "profile": ("log signal-to-noise ratio: noise on the left, data on the right",
+                "bits/dim for each unit of log-SNR"),
+    "steps": ("steps", "error of an image, bits/dim"),
+    "latents": ("mean square of the latent", "correlation of neighbours"),
+    "estimators": ("bits/dim", ""),
+    "differences": ("difference, bits/dim", ""),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CHARTS)
+def test_axes_are_of_what_they_show(name):
+    axes = Figure().subplots()
+    CHARTS[name][0]().draw(axes)
+    (drawn,) = axes.figure.axes
+    assert (drawn.get_xlabel(), drawn.get_ylabel()) == AXES[name]
+
+
+def test_the_newest_samples_of_an_evaluation_are_shown(tmp_path):
+    for name in ("eval/samples_ckpt_11", "own/samples_ckpt_9", "own/samples_ckpt_10"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / f"{name}.png").touch()
+    found = Subject(Workdir(tmp_path), "own").final_samples()
+    assert found == tmp_path / "own/samples_ckpt_10.png"
 
 
 BPD = np.array([2.5, 1.0, 4.0, 3.0, 2.0])

@@ -218,8 +218,8 @@ def test_mistakes_in_commands(line, words, capsys):
     ["score digits x.npy --out=x.npz", "score digits x.npy --out=y.csv --page=x.html",
      "sample digits -o x.npz", "compress digits x.npy -o x.npz", "decompress x.bits -o x.npz",
      "anomaly fit digits x.npy --out=x.npz", "anomaly score x.npz x.npy --out=x.csv",
-     "export . x.safetensors", "stats digits --weights=w --out=x.npz",
-     "convert-inception x.npy x.npz"],
+     "anomaly score x.npz x.npy --out=y.csv --page=x.html", "export . x.safetensors",
+     "stats digits --weights=w --out=x.npz", "convert-inception x.npy x.npz"],
 )  # fmt: skip
 def test_a_file_is_written_over_by_force_alone(line, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -5,6 +5,7 @@ Tolerances are in units of the mean size of a feature. Rounding makes 4e-6 of it
 in averages 0.6, and an average in place of the last maximum 3.
 """
 
+import hashlib
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -160,6 +161,7 @@ def test_converting_a_file(torch_file, state, tmp_path, capsys):
     assert "23,8" in printed and "published weights" in printed
     extractor = load_inception(out)
     assert extractor.weights_sha256 in printed
+    assert extractor.weights_sha256 == hashlib.sha256(torch_file.read_bytes()).hexdigest()
     assert not extractor.is_published_inception
     with np.load(out, allow_pickle=False) as saved:
         kernel, bias = (saved[f"Mixed_6a/branch3x3/{part}"] for part in ("kernel", "bias"))
