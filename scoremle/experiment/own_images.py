@@ -52,7 +52,7 @@ def read_images(
     Raises UserError, after all reasons are listed, if an image can't be taken and is not skipped.
     """
     if path.suffix.lower() in ARRAYS:
-        return _of_arrays(path, levels, fit)
+        return _of_arrays(path, shape, levels, fit)
     with progress("reading", 1.0) as advance:
         reports, hidden = decode_folder(path, shape, fit, advance)
     if hidden:
@@ -64,7 +64,7 @@ def read_images(
     flags = SKIP + FIT * (of_size and not fit)
     refuse(path, bad, len(reports), skip_bad, remedy or flags)
     if len(bad) == len(reports):
-        raise UserError(f"{path} holds no picture that can be scored")
+        raise UserError(f"{path} holds no picture that can be used")
     changes = Counter(change for report in reports for change in report.changes)
     for what, count in changes.items():
         say(f"{count} of {len(reports) - len(bad)} pictures: {what}")
@@ -77,7 +77,7 @@ def read_images(
 def refuse(
     path: Path, bad: list[tuple[str, str]], total: int, skip_bad: bool, remedy: str = SKIP
 ) -> None:
-    """Lists the names of what can't be scored, each with its reason; unless skipped, UserError.
+    """Lists the names of what can't be used, each with its reason; unless skipped, UserError.
 
     Args:
         path: where they are.
@@ -88,18 +88,20 @@ def refuse(
     """
     if not bad:
         return
-    first = ": ".join(bad[0])
+    name, first = bad[0]
     if len(bad) > 1 or skip_bad:
-        first = f"{len(bad)} of {total} files can't be scored"
+        first = f"{len(bad)} of {total} files can't be used"
         for name, reason in bad:
             logger.warning("%s: %s", in_a_line(name), reason)
         first += ", for the reasons above"
+    elif name != path.name:
+        first = f"{name}: {first}"
     if not skip_bad:
         raise UserError(f"{path}: {first}; {remedy}")
 
 
 def _of_arrays(
-    path: Path, levels: int, fit: str
+    path: Path, shape: tuple[int, int, int], levels: int, fit: str
 ) -> tuple[list[ImageReport], UInt8[np.ndarray, "n h w c"]]:
     """Images by their numbers; those of several splits one split after the other."""
     reading = read_array_files(path, Options(fit=fit))
@@ -120,4 +122,7 @@ def _of_arrays(
     pairs = zip(splits, numbers, strict=True)
     names = [f"{split} {i}" if len(counts) > 1 else str(i) for split, i in pairs]
     images = np.concatenate([chunk.images for chunk in chunks])
+    if images.shape[1:] != shape:
+        own, wanted = ("x".join(map(str, each)) for each in (images.shape[1:], shape))
+        raise UserError(f"{path} has images of {own}, and the model is of {wanted}")
     return [ImageReport(name, image) for name, image in zip(names, images, strict=True)], images

@@ -143,9 +143,9 @@ def test_profiles_are_in_columns_and_on_the_page(tiny, model, tmp_path, capfd):
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
-        ("x.npy", np.zeros((2, 9, 9, 1), np.uint8), "uint8 of shape"),
         ("x.npy", np.zeros((2, 8, 8, 1)), "is float64"),
         ("x.npy", np.zeros((0, 8, 8, 1), np.uint8), "no images"),
+        ("x.npy", np.zeros((2, 8, 9, 3), np.uint8), "of 8x9x3, and the model is of 8x8x1"),
         ("missing", None, "folder or file"),
         ("a/x.txt", b"text", "of a picture"),
         ("x.npz", {"x": IMAGES, "levels": "many"}, "levels is many"),
