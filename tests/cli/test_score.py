@@ -307,6 +307,7 @@ def test_ranks_are_among_the_models_own_test_images(by_digits):
     np.testing.assert_allclose(ranks, expected, atol=0.01)
     assert (ranks[:6] > 0).all() and (ranks[:6] < 1).all()  # black: no rank tells it apart
     assert (ranks[6:] == 1).all()
+    assert (by_digits[0] / "p.html").read_text().count("; rank ") == len(ranks)
 
 
 @pytest.mark.parametrize(

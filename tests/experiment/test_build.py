@@ -225,6 +225,7 @@ def test_names_of_choices_in_upper_case():
     )  # fmt: skip
     assert (network.embedding_type, network.progressive_input) == ("fourier", "residual")
     assert network.progressive_combine == "cat"
+    assert digits("deq.variant=ImageNet32").flow.network.variant == "imagenet32"
 
 
 def test_estimators_and_solvers():
