@@ -21,7 +21,7 @@ from scoremle.core import schedules
 from scoremle.core.betas import betas
 from scoremle.core.prediction import RangedNoise, noise_fn
 from scoremle.core.sde import SDE
-from scoremle.likelihood.decoders import InformedDecoder
+from scoremle.likelihood.decoders import DiscreteDecoder, InformedDecoder
 from scoremle.likelihood.steps import chain_of
 
 pytest.importorskip("constriction")
@@ -158,6 +158,19 @@ def test_images_come_back_in_the_bits_that_the_terms_of_the_bound_are(case):
     assert coded.images == 101 and not coded.plain and len({b.images for b in coded.blocks}) > 3
     net, terms = 32 * len(coded.words) - coded.initial, nats.sum() / np.log(2)
     assert abs(net - terms) < 64 + 0.01 * terms  # words of 32 bits
+
+
+def test_a_flat_decoder_has_the_densities_around_the_grey_values():
+    model = model_of()
+    layers = layers_of(model, decoder=DiscreteDecoder(np.asarray(PIXELS.points)))
+    alpha, sigma = (float(each(layers.times[0])) for each in (model.sde.alpha, model.sde.sigma))
+    x = np.random.default_rng(2).uniform(-1, 1, (5, 6))
+    found = layers.decoded(np.rint(x / layers.cell[0]).astype(int))
+    distance = np.rint(x / layers.cell[0])[..., None] * layers.cell[0] - alpha * layers.points
+    expected = np.exp(-np.square(distance / sigma) / 2)
+    expected /= expected.sum(axis=2, keepdims=True)
+    np.testing.assert_allclose(found, expected, atol=2e-3)
+    assert 0.2 < expected.max(axis=2).min() < 0.9  # not all are certain
 
 
 def test_the_terms_of_the_bound_are_those_of_its_mean():
