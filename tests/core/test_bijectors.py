@@ -15,6 +15,7 @@ MAPS = {
     "affine of each dimension": Affine(np.arange(4.0), np.asarray([0.1, 1.0, 3.0, 20.0])),
     "standardizing": Affine.standardizing(X),
     "positive": Bounded(low=-8.0),
+    "below a bound": Bounded(high=50.0),
     "interval": Bounded(-8.0, 50.0),
     "one of each kind": MIXED,
     "chain": Chain((MIXED, Affine.standardizing(np.asarray(MIXED.forward(X)[0])))),

@@ -186,6 +186,19 @@ def test_few_steps_have_an_error_that_is_no_smaller_than_it_is(steps):
     assert np.isnan(stated) if steps == 1 else stated > 0.9 * error.std()
 
 
+def test_what_is_drawn_for_the_decoder_is_in_the_error():
+    """Nearly all of it is, from a noisy first layer to the integers."""
+    data, sde = Gaussian.of(np.full(6, 0.1), np.full(6, 0.09)), VP()
+    integers = np.repeat([[4, 4, 5, 4, 3, 4]], 512, axis=0)
+    decoder = InformedDecoder(np.asarray(PIXELS.points), 0.2)
+    found = step_bound(
+        data.noise(sde), sde, integers, KEY,
+        points=PIXELS.points, times=np.linspace(0.3, 1, 8), decoder=decoder,
+    )  # fmt: skip
+    assert 0.9 < np.std(found.log_prob) / np.sqrt(np.mean(found.stderr**2)) < 1.1
+    assert np.std(found.diffusion) < 0.1 * np.std(found.reconstruction)
+
+
 def test_vdm_of_t_steps_and_its_limit_in_continuous_time():
     """Its published loss is T/2 expm1(gamma_t - gamma_s) ||eps - z||^2 at a random step t."""
     sde, points = SDE("vp", schedules.LinearLogSNR(-8.0, 6.0), 1.0), Pixels(32).points
