@@ -111,6 +111,13 @@ def golden():
     return load_golden
 
 
+@pytest.fixture(autouse=True)
+def _numbers_of_each_test(request, monkeypatch):
+    """A module's RNG begins anew with each test: none depends on which ran before."""
+    if isinstance(getattr(request.module, "RNG", None), np.random.Generator):
+        monkeypatch.setattr(request.module, "RNG", np.random.default_rng(0))
+
+
 @pytest.fixture
 def x64():
     """JAX computes in float64 for the length of the test."""

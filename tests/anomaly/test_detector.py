@@ -18,7 +18,6 @@ from scoremle.files import SEAL, write_sealed
 
 SDE, EPS = SDES["vp"], 1e-3
 DATA = Gaussian.of([0.2, 0.2, 0.2, 0.2], np.square([0.15, 0.15, 0.15, 0.15]))
-RNG = np.random.default_rng(3)
 
 
 def of_pixels(x, t):
@@ -60,11 +59,11 @@ def test_vectors_have_the_same(statistic):
 
 def test_features_of_one_s_own_have_p_values_that_hold():
     """Over detectors of fresh normal vectors, with whole numbers, which tie."""
-    places = []
+    places, rng = [], np.random.default_rng(3)
     for seed in range(150):
-        x = RNG.integers(0, 3, (300, 9)).astype(np.float32)
+        x = rng.integers(0, 3, (300, 9)).astype(np.float32)
         x = x[np.unique(x, axis=0, return_index=True)[1]]
-        RNG.shuffle(x)
+        rng.shuffle(x)
         detector = Detector.fit(None, x[:40], seed=seed)
         places.append(detector.score(None, x[40:44]).p * 21)
     counts = np.bincount(np.round(np.ravel(places)).astype(int), minlength=22)[1:]
@@ -115,7 +114,7 @@ def test_statistics_are_those_of_the_closed_form():
 
 
 def test_both_ends_of_ranks_are_unusual_and_regression_takes_the_rest():
-    x = RNG.normal(size=(500, 2))
+    x = np.random.default_rng(9).normal(size=(5000, 2))
     x[:, 0] += 3 * x[:, 1]
     ranks = Ranks.fit(x)
     found = ranks(np.array([[0.0, 0.0], [30.0, 10.0], [9.0, 0.0], [-9.0, 0.0], [90.0, 0.0]]))
@@ -124,15 +123,19 @@ def test_both_ends_of_ranks_are_unusual_and_regression_takes_the_rest():
 
 def test_a_density_is_that_of_the_mixture():
     """The score is that of standardised features, up to a constant."""
-    x = np.concatenate([RNG.normal(-5, 1, (200, 1)), RNG.normal(5, 1, (200, 1))])
+    rng = np.random.default_rng(8)
+    x = np.concatenate([rng.normal(-5, 1, (2000, 1)), rng.normal(5, 1, (2000, 1))])
     density = Density.fit(x)
     assert len(density.weights) == 2
     at = np.array([[-5.0], [0.0], [6.0]])
     truth = -np.log(np.exp(-((at + 5) ** 2) / 2) + np.exp(-((at - 5) ** 2) / 2))[:, 0]
     found = density(at)
     np.testing.assert_allclose(found - found[0], truth - truth[0], atol=1.0)
-    one = Density.fit(x[:200], most=1)
+    one = Density.fit(x[:2000], most=1)
     np.testing.assert_allclose(np.diff(one(np.array([[-5.0], [-3.0]]))), 2, atol=0.5)
+    with_constant = np.column_stack([x, np.full(4000, 3.0)])
+    found = Density.fit(with_constant)(with_constant)
+    np.testing.assert_allclose(np.ptp(found - density(x)), 0, atol=0.1)
 
 
 def test_equal_normal_images_count_once():
@@ -143,7 +146,8 @@ def test_equal_normal_images_count_once():
 
 
 def test_it_says_how_many_references_it_takes():
-    detector = Detector.fit(None, RNG.normal(size=(60, 2)).astype(np.float32))
+    x = np.random.default_rng(10).normal(size=(60, 2))
+    detector = Detector.fit(None, x.astype(np.float32))
     assert detector.limits(3, 0.1) == ""
     told = detector.limits(100, 0.1)
     assert "for one it takes 999" in told and "only 33 or more together" in told

@@ -7,9 +7,9 @@ import pytest
 
 from scoremle.core.divergence import Exact, FixedProbe, Hutchinson, Orthogonal
 
-rng = np.random.default_rng(0)
-A = rng.normal(size=(4, 4)).astype(np.float32)
-X = rng.normal(size=(3, 4)).astype(np.float32)
+RNG = np.random.default_rng(0)
+A = RNG.normal(size=(4, 4)).astype(np.float32)
+X = RNG.normal(size=(3, 4)).astype(np.float32)
 
 
 def field(x):
@@ -44,7 +44,7 @@ def test_exact_is_the_trace(shape):
 
 @pytest.mark.parametrize(("dims", "block"), [*((5, b) for b in range(1, 7)), (65, 64)])
 def test_exact_is_the_trace_by_blocks_that_need_not_divide(dims, block):
-    x, matrix = rng.normal(size=(2, dims)), rng.normal(size=(dims, dims))
+    x, matrix = RNG.normal(size=(2, dims)), RNG.normal(size=(dims, dims))
     x, exact = jnp.asarray(x, jnp.float32), Exact(block)
     value, trace, _ = exact(lambda x: jnp.sin(x @ matrix), x, exact.draw(jax.random.key(0), x))
     np.testing.assert_allclose(value, np.sin(x @ matrix), atol=1e-4)
@@ -110,7 +110,7 @@ def test_more_orthogonal_probes_than_dimensions_are_refused():
 
 
 def test_fixed_probe_is_a_quadratic_form():
-    v = rng.normal(size=(2, 3, 4)).astype(np.float32)
+    v = RNG.normal(size=(2, 3, 4)).astype(np.float32)
     estimates, _ = divergence(FixedProbe(jnp.asarray(v)), X)
     expected = np.einsum("kbi,bij,kbj->kb", v, jacobians(X), v)
     np.testing.assert_allclose(estimates, expected, rtol=1e-4, atol=1e-5)

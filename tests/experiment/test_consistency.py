@@ -4,12 +4,12 @@ import numpy as np
 
 from scoremle.experiment.consistency import verdicts
 
-rng = np.random.default_rng(0)
-IMAGES = 3 + rng.normal(size=200)
+RNG = np.random.default_rng(0)
+IMAGES = 3 + RNG.normal(size=200)
 
 
 def judged(**shifts):
-    noise = {name: shift + 0.1 * rng.normal(size=200) for name, shift in shifts.items()}
+    noise = {name: shift + 0.1 * RNG.normal(size=200) for name, shift in shifts.items()}
     return {v.words: v for v in verdicts({name: IMAGES + n for name, n in noise.items()})}
 
 
@@ -47,7 +47,7 @@ def test_a_difference_of_corrected_means_by_hand():
 
 
 def test_the_correction_decides():
-    gap, exact = 0.1 + 0.01 * rng.normal(size=100), np.zeros(100)
+    gap, exact = 0.1 + 0.01 * RNG.normal(size=100), np.zeros(100)
     bpd = {"exact_trace": gap, "exact": exact}
     assert not verdicts(bpd)[0].holds
     assert verdicts(bpd, {"exact_trace": (-0.1, 1e-4)})[0].holds

@@ -56,6 +56,8 @@ def test_a_notebook_shows_both_ends():
     many = cells(scores(np.arange(40.0).reshape(1, 40))._repr_html_())
     assert [row[0] for row in many] == [*"01234", "...", *map(str, range(35, 40))]
     assert len({len(row) for row in many}) == 1
+    all_of_ten = cells(scores(np.arange(10.0).reshape(1, 10))._repr_html_())
+    assert [row[0] for row in all_of_ten] == [*"0123456789"]
 
 
 def test_text_of_others_is_escaped_in_a_table():
