@@ -23,6 +23,7 @@ from scoremle.core.arguments import as_array, as_data
 from scoremle.core.bijectors import AtTime
 from scoremle.core.keys import normal
 from scoremle.core.sde import SDE
+from scoremle.errors import UserError
 from scoremle.numerics import expand
 from scoremle.sampling.predictor_corrector import PredictorCorrector, pc_sample
 from scoremle.types import Data, Images, Keys, NoiseFn, PerExample, Times
@@ -51,9 +52,14 @@ def inpaint(
         known: where they are: booleans that broadcast against ``x``.
         eps: the time of the last step.
         method: which steps to take; a corrector improves the approximation.
+
+    Raises UserError where ``known`` does not broadcast against ``x``.
     """
-    known = as_array(known, "known")
-    x = jnp.where(known, as_array(x, "x"), 0)
+    known, x = as_array(known, "known"), as_array(x, "x")
+    try:
+        x = jnp.where(jnp.broadcast_to(known, x.shape), x, 0)
+    except ValueError:
+        raise UserError(f"known has shape {known.shape}, and x has {x.shape}") from None
     return _complete(noise, sde, key, x, known, np.eye(x.shape[-1]), eps, method)
 
 
@@ -75,8 +81,12 @@ def colourise(
         grey: the means.
         eps: the time of the last step.
         method: which steps to take; a corrector improves the approximation.
+
+    Raises UserError for means of another shape.
     """
     grey = as_data(grey, name="grey")
+    if grey.ndim != 4 or grey.shape[3] != 1:
+        raise UserError(f"grey must have shape (b, h, w, 1), not {grey.shape}")
     x = jnp.broadcast_to(grey, (*grey.shape[:-1], 3))
     return _complete(noise, sde, key, x, np.array([True, False, False]), COLOUR_AXES, eps, method)
 

@@ -7,6 +7,7 @@ import pytest
 from helpers.marks import some
 from helpers.oracles import SDES, Gaussian, Mixture, schedule
 
+from scoremle.errors import UserError
 from scoremle.sampling.conditional import colourise, guided, inpaint
 from scoremle.sampling.predictor_corrector import PredictorCorrector, langevin, reverse_diffusion
 
@@ -69,9 +70,19 @@ def test_a_mask_may_differ_between_images():
     x = jnp.asarray(np.random.default_rng(0).normal(size=(6, 2, 2, 1)), jnp.float32)
     known = np.random.default_rng(1).random(x.shape) < 0.5
     method = PredictorCorrector(30)
-    out = inpaint(data.noise(sde), sde, jax.random.key(0), x, known, eps=EPS, method=method)
+    given = jnp.where(known, x, jnp.nan)
+    out = inpaint(data.noise(sde), sde, jax.random.key(0), given, known, eps=EPS, method=method)
     np.testing.assert_array_equal(np.asarray(out)[known], np.asarray(x)[known])
     assert np.abs(out - x)[~known].min() > 1e-4
+
+
+def test_shapes_that_do_not_fit_are_named(unchecked):
+    sde, key, x = SDES["vp"], jax.random.key(0), jnp.zeros((2, 4, 4, 3))
+    with pytest.raises(UserError, match="known"):
+        inpaint(lambda x, t: x, sde, key, x, np.ones((2, 4)), eps=EPS)
+    for grey in (x[..., 0], x):
+        with pytest.raises(UserError, match="grey"):
+            colourise(lambda x, t: x, sde, key, grey, eps=EPS)
 
 
 @pytest.mark.parametrize("name", ["vp"])
