@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
-from scipy.special import log_softmax
+from scipy.special import log_softmax, logsumexp
 
 __all__ = ["class_score", "frechet_distance", "kernel_distance", "precision_recall"]
 
@@ -137,8 +137,8 @@ def class_score(logits: Float[np.ndarray, "n classes"], *, splits: int = SPLITS)
     log_p = log_softmax(logits.astype(np.float64), axis=1)
     scores = []
     for part in np.array_split(log_p, splits):
-        p = np.exp(part)
-        divergence = (p * (part - np.log(p.mean(axis=0)))).sum(axis=1)
+        of_part = logsumexp(part, axis=0) - np.log(len(part))
+        divergence = (np.exp(part) * (part - of_part)).sum(axis=1)
         scores.append(np.exp(divergence.mean()))
     return _mean(scores)
 
