@@ -55,11 +55,11 @@ def inpaint(
 
     Raises UserError where ``known`` does not broadcast against ``x``.
     """
-    known, x = as_array(known, "known"), as_array(x, "x")
+    known, given = as_array(known, "known"), as_array(x, "x")
     try:
-        x = jnp.where(jnp.broadcast_to(known, x.shape), x, 0)
+        x = jnp.where(jnp.broadcast_to(known, given.shape), given, 0)
     except ValueError:
-        raise UserError(f"known has shape {known.shape}, and x has {x.shape}") from None
+        raise UserError(f"known has shape {known.shape}, and x has {given.shape}") from None
     return _complete(noise, sde, key, x, known, np.eye(x.shape[-1]), eps, method)
 
 
