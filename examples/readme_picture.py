@@ -65,7 +65,7 @@ def draw_cost(axis: Any, text: str) -> None:
         points = [(cost, error) for name, _, cost, error in rows if name == who]
         axis.plot(*zip(*points, strict=True), marker, ms=4, label=who)
     axis.set(
-        xscale="log", yscale="log", title="Error of an image against its cost",
+        xscale="log", yscale="log", ylim=(0.01, 1), title="Error of an image against its cost",
         xlabel="cost, in forward passes of the network", ylabel="bits/dim, root mean square",
     )  # fmt: skip
     axis.legend(frameon=False)
