@@ -317,7 +317,8 @@ class Multistep:
 
     Args:
         steps: how many; the network is evaluated once more than that. The error of fewer than
-            four is NaN, not known.
+            four is NaN, not known. With fewer than 24 it may be stated too small, unless a pilot
+            calibrated it.
         calibration: the factor by which a pilot found the stated error too small
             (``ScoreModel.calibrated``).
         typical: its estimate for the pilot's examples, in nats.
