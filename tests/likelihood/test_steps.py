@@ -256,6 +256,7 @@ def test_the_estimator_takes_the_steps_of_the_model():
     np.testing.assert_allclose(of_noise_alone.bpd, small.bpd, rtol=1e-6)
     informed = BySteps(decoder=InformedDecoder(PIXELS.points, 1e-3))
     assert (model_of().score(INTEGERS, estimator=informed).bpd > small.bpd + 1).all()
+    assert BySteps(np.array([0.2, 0.4, 1.0])).first(sde_of()) == 0.2
 
 
 @pytest.mark.parametrize("steps", [2, 7, STEPS])
