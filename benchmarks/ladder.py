@@ -105,7 +105,7 @@ RUNGS = {
         NO_IS | INTEGERS | {"training.sde": "vdm", "model.schedule": "scalar"},
         TRUNCATED, DISCRETE, claim="VDM: 2.65 bound",
     ),
-    "variational": Rung({}, FLOW, FLOW, "LW+IS", (2.83, 2.92)),
+    "variational": Rung({}, FLOW, FLOW, "LW+IS", paper=(2.83, 2.92)),
     "10 samples": Rung(
         {}, {"eval.importance_samples": 10}, None, "LW+IS", claim="i-DODE: 20, part of 2.42 exact"
     ),
