@@ -14,20 +14,29 @@ from jaxtyping import Integer, UInt8
 
 from scoremle.data import Options
 from scoremle.data.readers.arrays import read_array_files
-from scoremle.data.readers.base import ImageReport, in_levels
+from scoremle.data.readers.base import ImageReport, by, in_levels
 from scoremle.data.readers.decoding import IMAGE_FORMATS
 from scoremle.data.readers.pictures import UNKNOWN, decode_folder
 from scoremle.errors import UserError, in_a_line
 from scoremle.progress import progress
 from scoremle.terminal import say
 
-__all__ = ["read_images", "refuse"]
+__all__ = ["are_arrays", "images_of_arrays", "read_images", "refuse"]
 
 logger = logging.getLogger(__name__)
 
 ARRAYS = (".npy", ".npz")
 SKIP = "--skip-bad goes on without such files"
 FIT = ", or --fit=crop, resize or pad where it is the size"
+
+
+def are_arrays(path: Path) -> bool:
+    """Whether a place is a file of arrays, by its name.
+
+    Args:
+        path: of arrays or of pictures.
+    """
+    return path.suffix.lower() in ARRAYS
 
 
 def read_images(
@@ -42,7 +51,7 @@ def read_images(
     """Reads images; returns a report of each, and the pixels of those that can be taken.
 
     Args:
-        path: of pictures, or of arrays, which are taken as they are.
+        path: of pictures, or of arrays.
         shape: of the model's images.
         levels: of the model's images.
         fit: how pictures of other sizes get there; "": they are refused.
@@ -51,8 +60,8 @@ def read_images(
 
     Raises UserError, after all reasons are listed, if an image can't be taken and is not skipped.
     """
-    if path.suffix.lower() in ARRAYS:
-        return _of_arrays(path, shape, levels, fit)
+    if are_arrays(path):
+        return images_of_arrays(path, shape, levels, fit=fit)
     with progress("reading", 1.0) as advance:
         reports, hidden = decode_folder(path, shape, fit, advance)
     if hidden:
@@ -91,8 +100,8 @@ def refuse(
     name, first = bad[0]
     if len(bad) > 1 or skip_bad:
         first = f"{len(bad)} of {total} files can't be used"
-        for name, reason in bad:
-            logger.warning("%s: %s", in_a_line(name), reason)
+        for each, reason in bad:
+            logger.warning("%s: %s", in_a_line(each), reason)
         first += ", for the reasons above"
     elif name != path.name:
         first = f"{name}: {first}"
@@ -100,10 +109,19 @@ def refuse(
         raise UserError(f"{path}: {first}; {remedy}")
 
 
-def _of_arrays(
-    path: Path, shape: tuple[int, int, int], levels: int, fit: str
+def images_of_arrays(
+    path: Path, shape: tuple[int, int, int] | None, levels: int, *, fit: str = ""
 ) -> tuple[list[ImageReport], UInt8[np.ndarray, "n h w c"]]:
-    """Images by their numbers; those of several splits one split after the other."""
+    """Reads images from arrays, by their numbers; those of several splits one after the other.
+
+    Args:
+        path: of a .npy or .npz.
+        shape: of all images; None: that of the first.
+        levels: of grey.
+        fit: how pictures of other sizes get there, which is not for arrays.
+
+    Raises UserError for what are no such images.
+    """
     reading = read_array_files(path, Options(fit=fit))
     if reading.levels not in (256, levels):  # 256 is also meant where none are stated
         raise UserError(
@@ -121,8 +139,9 @@ def _of_arrays(
     numbers = itertools.chain.from_iterable(map(range, counts.values()))
     pairs = zip(splits, numbers, strict=True)
     names = [f"{split} {i}" if len(counts) > 1 else str(i) for split, i in pairs]
+    for chunk in chunks:
+        own, wanted = chunk.images.shape[1:], shape or chunks[0].images.shape[1:]
+        if own != wanted:
+            raise UserError(f"{path} has images of {by(own)}, where {by(wanted)} is wanted")
     images = np.concatenate([chunk.images for chunk in chunks])
-    if images.shape[1:] != shape:
-        own, wanted = ("x".join(map(str, each)) for each in (images.shape[1:], shape))
-        raise UserError(f"{path} has images of {own}, and the model is of {wanted}")
     return [ImageReport(name, image) for name, image in zip(names, images, strict=True)], images

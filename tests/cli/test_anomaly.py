@@ -111,7 +111,8 @@ def test_features_of_one_s_own_come_from_an_array_or_an_encoder(tmp_path, capfd)
     out, encoder = tmp_path / "a.csv", f"{tmp_path / 'mine.py'}:means"
     detector, table = f"--out={tmp_path / 'd'}", f"--out={out}"
     fit = "fit", "gaussian", tmp_path / "x.npy", detector, f"--encoder={encoder}"
-    assert anomaly(capfd, *fit, "--size=6")[0] == 0
+    assert anomaly(capfd, *fit)[0] == 0  # arrays have their size
+    assert anomaly(capfd, *fit, "--size=6", "--force")[0] == 0
     score = "score", tmp_path / "d", tmp_path / "pictures", table, "--force"
     assert anomaly(capfd, *score, f"--page={tmp_path / 'p.html'}")[0] == 0
     black, usual = (float(row["p"]) for row in rows(out))

@@ -216,6 +216,7 @@ def test_mistakes_in_commands(line, words, capsys):
 @pytest.mark.parametrize(
     "line",
     ["score digits x.npy --out=x.npz", "score digits x.npy --out=y.csv --page=x.html",
+     "score digits x.npy", "sample digits", "sample digits --log-prob",
      "sample digits -o x.npz", "compress digits x.npy -o x.npz", "decompress x.bits -o x.npz",
      "anomaly fit digits x.npy --out=x.npz", "anomaly score x.npz x.npy --out=x.csv",
      "anomaly score x.npz x.npy --out=y.csv --page=x.html", "export . x.safetensors",
@@ -223,7 +224,8 @@ def test_mistakes_in_commands(line, words, capsys):
 )  # fmt: skip
 def test_a_file_is_written_over_by_force_alone(line, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for name in ("x.npy", "x.npz", "x.csv", "x.html", "x.bits", "x.safetensors"):
+    unset = "scores.csv", "samples.png", "samples.npz"
+    for name in ("x.npy", "x.npz", "x.csv", "x.html", "x.bits", "x.safetensors", *unset):
         (tmp_path / name).write_text("precious")
     command, *words = line.split()
     with pytest.raises(UserError, match="--force"):

@@ -140,12 +140,20 @@ def test_profiles_are_in_columns_and_on_the_page(tiny, model, tmp_path, capfd):
     assert page.read_text().count('class="strip"') == 3
 
 
+def test_a_file_that_is_no_picture_is_named_once(tiny, tmp_path, capfd):
+    (tmp_path / "x.txt").write_text("text")
+    code, _, told = score(capfd, tiny.workdir, tmp_path / "x.txt")
+    assert code == 2 and told.count("x.txt") == 1
+
+
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
         ("x.npy", np.zeros((2, 8, 8, 1)), "is float64"),
         ("x.npy", np.zeros((0, 8, 8, 1), np.uint8), "no images"),
-        ("x.npy", np.zeros((2, 8, 9, 3), np.uint8), "of 8x9x3, and the model is of 8x8x1"),
+        ("x.npy", np.zeros((2, 9, 9, 1), np.uint8), "of 9x9x1, where 8x8x1 is wanted"),
+        ("x.npy", np.zeros((2, 8, 8, 3), np.uint8), "of 8x8x3, where 8x8x1 is wanted"),
+        ("x.npz", {"train": IMAGES, "test": IMAGES[:, 1:], "levels": 17}, "of 7x8x1, where"),
         ("missing", None, "folder or file"),
         ("a/x.txt", b"text", "of a picture"),
         ("x.npz", {"x": IMAGES, "levels": "many"}, "levels is many"),

@@ -189,9 +189,14 @@ def _read(options: Any, facts: dict[str, str]) -> tuple[Any, list[Any], np.ndarr
     bad = {"fit": options.fit, "skip_bad": options.skip_bad}
     if "encoder" in facts:
         size = int(facts["size"])
-        if not size and options.images.suffix.lower() not in (".npy", ".npz"):
+        if own_images.are_arrays(options.images):
+            reports, images = own_images.images_of_arrays(
+                options.images, None, 256, fit=options.fit
+            )
+        elif not size:
             raise UserError("pictures for an encoder need a size: --size=224, say")
-        reports, images = own_images.read_images(options.images, (size, size, 3), 256, **bad)
+        else:
+            reports, images = own_images.read_images(options.images, (size, size, 3), 256, **bad)
         return model, reports, encoders.encoded(facts["encoder"], facts["encoder_sha256"], images)
     if model is None or model.pixels is None:
         points = read_points(options.images, None if model is None else model.shape)
