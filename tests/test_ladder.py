@@ -38,6 +38,12 @@ def test_the_first_rungs_have_nothing_of_the_best():
     assert configs.VELOCITY.keys() <= ladder.BASE.keys()
 
 
+def test_rungs_are_of_rungs():
+    for rung in ladder.RUNGS.values():
+        assert {rung.network, rung.begun} <= {"", *ladder.RUNGS}
+        assert rung.paper is None or len(rung.paper) == 2
+
+
 @pytest.mark.long
 def test_it_goes_on_by_rung_and_by_budget(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(ladder, "RUNGS", RUNGS)
