@@ -8,6 +8,11 @@ JSON.
     python benchmarks/ladder.py --config=fashion_mnist --budget=600 --point=600 --images=500
     python benchmarks/ladder.py --budget=60 --rungs plain LW LW+IS sub-VP --plot=ladder.png
     python benchmarks/ladder.py --budget=60 --rungs none # the table of what there is
+    python benchmarks/ladder.py --of=networks --config=fashion_mnist --budget=600 --images=250
+
+By ``--of=networks`` the rungs are networks and optimizers for one objective. What is chosen must
+not see the test images, so they are measured on every tenth training image, which is left out of
+their training.
 
 A run that was stopped goes on where it was, within a training, too, and a larger ``--budget`` goes
 on from the smaller one. A step's seconds are measured first, without compilation and in turns with
@@ -35,6 +40,8 @@ from jax.tree_util import Partial
 
 from scoremle.cli.cache import keep_programs
 from scoremle.data.feed import feed
+from scoremle.data.prepare import prepare
+from scoremle.data.readers.base import Chunk, Options, Reading
 from scoremle.devices import needs
 from scoremle.evaluation.figures import ABOVE, COLOURS, INK, drawn
 from scoremle.evaluation.result import Result
@@ -81,17 +88,13 @@ INTEGERS = {"data.bin_middles": True, "data.uniform_dequantization": False}
 TRUNCATED, DISCRETE, FLOW = (
     {"eval.dequantization": way} for way in ("truncated_normal", "none", "variational")
 )
-RUNGS = {
+OBJECTIVES = {
     "plain": Rung(NO_IS | {"training.likelihood_weighting": False}, paper=(3.16, 3.28)),
     "LW": Rung(NO_IS, paper=(3.06, 3.18)),
     "LW+IS": Rung(paper=(2.95, 3.08)),
     "sub-VP": Rung({"training.sde": "subvpsde"}, paper=(2.94, 3.05)),
     "velocity": Rung(VELOCITY, claim="i-DODE: 2.56 exact"),
     "velocity, batch 32": Rung(SMALL_BATCH),
-    "EMA 0.99": Rung(SMALL_BATCH | {"model.ema_rate": 0.99}),
-    "EMA 0.999": Rung(SMALL_BATCH | {"model.ema_rate": 0.999}),
-    "8 channels": Rung(SMALL_BATCH | {"model.nf": 8}),
-    "32 channels": Rung(SMALL_BATCH | {"model.nf": 32}),
     "straight": Rung(
         ALPHA_SQUARED | {"training.sde": "idode_straight", "model.parameterization": "unit_u"},
         claim="i-DODE: as VP",
@@ -122,7 +125,25 @@ RUNGS = {
         claim="i-DODE, part of 2.56 exact",
     ),
 }  # fmt: skip
-FIRST = next(iter(RUNGS))
+# Of one objective, beside the network and the optimizer of the config.
+NETWORKS = {
+    name: Rung(SMALL_BATCH | fields)
+    for name, fields in {
+        "config": {},
+        "8 channels": {"model.nf": 8},
+        "16 channels": {"model.nf": 16},
+        "32 channels": {"model.nf": 32},
+        "32 at each level": {"model.nf": 32, "model.ch_mult": (1, 1, 1)},
+        "2 levels": {"model.ch_mult": (1, 2), "model.attn_resolutions": (14,)},
+        "2 blocks": {"model.num_res_blocks": 2},
+        "batch 16": {"training.batch_size": 16},
+        "rate 5e-4": {"optim.lr": 5e-4},
+        "rate 2e-3": {"optim.lr": 2e-3},
+        "EMA 0.99": {"model.ema_rate": 0.99},
+        "EMA 0.999": {"model.ema_rate": 0.999},
+    }.items()
+}
+LADDERS = {"objectives": OBJECTIVES, "networks": NETWORKS}
 STEPS, ROUNDS = 20, 3  # so many are timed at once, so often
 KINDS = ("exact", "bound")
 
@@ -130,15 +151,25 @@ KINDS = ("exact", "bound")
 class Ladder(NamedTuple):
     """The trainings below ``workdir``, each for ``budget`` seconds with a point each so often.
 
-    So many ``images`` of the test split are measured; 0: all.
+    So many ``images`` of the test split are measured; 0: all. For networks, the test split is
+    every tenth training image.
     """
 
+    of: str
     workdir: Path
     config: str
     images: int
     budget: int
     point: int
     seeds: int
+
+    @property
+    def rungs(self) -> Mapping[str, Rung]:
+        return LADDERS[self.of]
+
+    @property
+    def first(self) -> str:
+        return next(iter(self.rungs))
 
     @property
     def points(self) -> int:
@@ -157,19 +188,19 @@ class Ladder(NamedTuple):
 
     def folder(self, name: str, seed: int) -> Path:
         """The working directory of a training."""
-        of_budget = f"_{self.points}" * bool(RUNGS[name].begun)
-        return self.workdir / slug(RUNGS[name].network or name) / f"{seed}{of_budget}"
+        of_budget = f"_{self.points}" * bool(self.rungs[name].begun)
+        return self.workdir / slug(self.rungs[name].network or name) / f"{seed}{of_budget}"
 
     def pace(self, name: str) -> float:
         """Seconds of a step: measured once, in turns with steps of the first rung."""
-        if name != FIRST:
-            self.pace(FIRST)
+        if name != self.first:
+            self.pace(self.first)
         known = self.paces
         if name not in known:
-            steps, memory = zip(*map(self.program, (FIRST, name)), strict=True)
+            steps, memory = zip(*map(self.program, (self.first, name)), strict=True)
             turns = [[timed(each)[1].computing for each in steps] for _ in range(ROUNDS + 1)]
             first, own = np.min(turns[1:], axis=0) / STEPS  # the first turn compiles
-            seconds = known[FIRST]["seconds"] * own / first if name != FIRST else own
+            seconds = known[self.first]["seconds"] * own / first if name != self.first else own
             write_json(
                 self.workdir / "paces.json", known | {name: {"seconds": seconds, "MiB": memory[1]}}
             )
@@ -178,7 +209,7 @@ class Ladder(NamedTuple):
     def program(self, name: str) -> tuple[Callable[[], Any], float]:
         """Some steps of a rung's training as a call, and the MiB that a step needs."""
         config, resolve = load_config(self.config)
-        config.update_from_flattened_dict(BASE | RUNGS[name].fields)
+        config.update_from_flattened_dict(BASE | self.rungs[name].fields)
         resolve(config)
         training = build(config).training
         images, state = feed(training.data), training.init_state()
@@ -203,20 +234,36 @@ class Ladder(NamedTuple):
 
     def train(self, name: str, seed: int) -> None:
         """Trains the network of a rung for the budget, and the flow for it where it has one."""
-        network, folder = RUNGS[name].network or name, self.folder(name, seed)
+        network, folder = self.rungs[name].network or name, self.folder(name, seed)
         flow = folder / f"deq_{self.points}"
         if self.points not in Workdir(folder).snapshots.numbers():
             steps = self.steps(network, self.points)
-            if begun := RUNGS[network].begun:
+            if begun := self.rungs[network].begun:
                 self.begin(begun, seed, folder)
                 steps = self.steps(begun, self.turn) + self.steps(name, self.points - self.turn)
             run(f"--config={self.config}", f"--workdir={folder}", "--mode=train", *flags({
                 "seed": seed, "training.n_iters": steps, "training.eval_freq": steps,
                 "training.snapshot_freq": steps // self.points,
-                "training.snapshot_sampling": False, **BASE, **RUNGS[network].fields,
+                "training.snapshot_sampling": False,
+                **BASE, **self.rungs[network].fields, **self.data(),
             }))  # fmt: skip
-        if RUNGS[name].exact == FLOW and not Workdir(flow).snapshots.numbers():
+        if self.rungs[name].exact == FLOW and not Workdir(flow).snapshots.numbers():
             run("train-deq", str(folder), f"--deq-folder={flow.name}")
+
+    def data(self) -> dict[str, str]:
+        """The fields of the images: those of the config, or for networks the training part."""
+        if self.of == "objectives":
+            return {}
+        folder = self.workdir / "training_images"
+        if not folder.exists():
+            config, resolve = load_config(self.config)
+            resolve(config)
+            data = build(config).training.data
+            held = np.arange(len(data.train)) % 10 == 9
+            chunks = [Chunk(data.train[~held], "train", 0.9), Chunk(data.train[held], "test", 1.0)]
+            reading = Reading(iter(chunks), lambda: "", data.levels)
+            prepare(reading, folder, name="images", source=config.data.dataset, options=Options())
+        return {"data.dataset": "images", "data.path": str(folder)}
 
     def begin(self, name: str, seed: int, folder: Path) -> None:
         """Copies a rung's checkpoint at the turn, unless a training was begun with it."""
@@ -227,7 +274,7 @@ class Ladder(NamedTuple):
 
     def measure(self, name: str, seed: int) -> None:
         """Measures the exact bits/dim at each point of its own curve, and the bound at the end."""
-        rung = RUNGS[name]
+        rung = self.rungs[name]
         exact, bound = ([r.checkpoint for r in self.results(name, seed, kind)] for kind in KINDS)
         begin = self.points if rung.network or rung.begun else max(exact, default=0) + 1
         fixed = {"eval.end_ckpt": self.points, "eval.solver": "multistep",
@@ -273,8 +320,11 @@ def difference(first: Mapping[int, Result], own: Mapping[int, Result]) -> tuple[
     return mean, float(np.hypot(error, spread))
 
 
-def draw(axes: Any, gains: Mapping[str, Any], curves: Mapping[str, Sequence[Any]]) -> None:
+def draw(
+    rungs: Mapping[str, Rung], axes: Any, gains: Mapping[str, Any], curves: Mapping[str, Any]
+) -> None:
     """Differences from the first rung beside the paper's, and curves over seconds and steps."""
+    first = next(iter(rungs))
     figure, names = axes.figure, list(gains)
     axes.remove()
     figure.set_size_inches(13, 4.8)
@@ -284,21 +334,22 @@ def draw(axes: Any, gains: Mapping[str, Any], curves: Mapping[str, Sequence[Any]
         here = [(*gains[n][kind], y + 0.2 * i) for y, n in enumerate(names) if kind in gains[n]]
         x, error, y = np.reshape(here, (-1, 3)).T
         left.errorbar(x, y, xerr=error, **style, capsize=2, label=f"{kind}, here")
-        of_paper = [(paper[i] - RUNGS[FIRST].paper[i], y)
-                for y, n in enumerate(names) if (paper := RUNGS[n].paper)]  # fmt: skip
-        left.plot(*np.reshape(of_paper, (-1, 2)).T, **style, fillstyle="none",
-                  label=f"{kind}, ScoreFlow on CIFAR-10")  # fmt: skip
+        of_paper = [(paper[i] - rungs[first].paper[i], y)
+                for y, n in enumerate(names) if (paper := rungs[n].paper)]  # fmt: skip
+        if of_paper:
+            left.plot(*np.transpose(of_paper), **style, fillstyle="none",
+                      label=f"{kind}, ScoreFlow on CIFAR-10")  # fmt: skip
     left.axvline(0, color=INK, linewidth=0.8)
     left.set_yticks(range(len(names)), names)
     left.invert_yaxis()
-    left.set_xlabel(f"bits/dim less those of {FIRST}")
+    left.set_xlabel(f"bits/dim less those of {first}")
     left.legend(**ABOVE, fontsize=8)
     for i, (name, rows) in enumerate(curves.items()):
         steps, seconds, bpd = np.transpose(rows)
         style = {"color": COLOURS[i % 6], "marker": "os^vDP"[i // 6], "markersize": 4}
         middle.plot(seconds, bpd, **style)
         right.plot(steps, bpd, **style, label=name)
-    middle.set(xlabel="seconds of a processor", ylabel="exact bits/dim of test images")
+    middle.set(xlabel="seconds of a processor", ylabel="exact bits/dim")
     right.set(xlabel="training steps")
     right.sharey(middle)
     figure.legend(*right.get_legend_handles_labels(), loc="outside right")
@@ -306,9 +357,9 @@ def draw(axes: Any, gains: Mapping[str, Any], curves: Mapping[str, Sequence[Any]
 
 def show(ladder: Ladder, plot: Path | None) -> None:
     """Prints the table of what there is, and draws it."""
-    first = {kind: ladder.ends(FIRST, kind) for kind in KINDS}
+    first = {kind: ladder.ends(ladder.first, kind) for kind in KINDS}
     rows, gains, curves = [], {}, {}
-    for name, rung in RUNGS.items():
+    for name, rung in ladder.rungs.items():
         found = {kind: ladder.ends(name, kind) for kind in KINDS}
         claim = "{:.2f} exact, {:.2f} bound".format(*rung.paper) if rung.paper else rung.claim
         if not found["exact"]:
@@ -317,7 +368,7 @@ def show(ladder: Ladder, plot: Path | None) -> None:
         pace, (one, *_) = ladder.paces[rung.network or name], found["exact"].values()
         gains[name], cells = {}, [name, str(len(found["exact"])), str(one.step)]
         for kind, own in found.items():
-            if name != FIRST and first[kind].keys() & own.keys():
+            if name != ladder.first and first[kind].keys() & own.keys():
                 gains[name][kind] = difference(first[kind], own)
             cells += [
                 f"{np.mean([r.mean for r in own.values()]):.3f}" if own else "",
@@ -330,12 +381,14 @@ def show(ladder: Ladder, plot: Path | None) -> None:
     if plot:
         # One that is a bit behind is far from trained, and would hide what the others are apart.
         others = {name: gain for name, gain in gains.items()
-                  if name != FIRST and max(mean for mean, _ in gain.values()) < 1}  # fmt: skip
-        near = {name: curve for name, curve in curves.items() if name in {FIRST, *others}}
-        plot.write_bytes(*drawn(partial(draw, gains=others, curves=near), "png"))
-    header = ("rung", "seeds", "steps", *(c for k in KINDS for c in (k, f"less {FIRST}'s")),
+                  if gain and max(mean for mean, _ in gain.values()) < 1}  # fmt: skip
+        near = {name: curve for name, curve in curves.items() if name in {ladder.first, *others}}
+        plot.write_bytes(*drawn(partial(draw, ladder.rungs, gains=others, curves=near), "png"))
+    header = ("rung", "seeds", "steps", *(c for k in KINDS for c in (k, f"less {ladder.first}'s")),
               "s/step", "MiB", "papers, CIFAR-10")  # fmt: skip
-    answer(header, rows, {"budget": ladder.budget, "differences": gains, "curves": curves})
+    used = slice(None if any(row[-1] for row in rows) else -1)
+    numbers = {"budget": ladder.budget, "differences": gains, "curves": curves}
+    answer(header[used], [row[used] for row in rows], numbers)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -346,13 +399,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--budget", type=int, default=180, help="seconds of a processor, each")
     parser.add_argument("--point", type=int, default=30, help="seconds between points of a curve")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--rungs", nargs="+", choices=[*RUNGS, "none"], default=list(RUNGS))
+    parser.add_argument("--of", choices=LADDERS, default="objectives", help="what rungs differ in")
+    parser.add_argument("--rungs", nargs="+", help="names, or none; all by default")
     parser.add_argument("--plot", type=Path, help="the picture to write")
     options = parser.parse_args(arguments)
-    options.workdir /= slug(options.config)
+    options.workdir /= slug(options.config) + f"_{options.of}" * (options.of == "networks")
     ladder = Ladder(*(getattr(options, field) for field in Ladder._fields))
     keep_programs()
-    names = [name for name in RUNGS if name in options.rungs]
+    if unknown := set(options.rungs or ()) - {*ladder.rungs, "none"}:
+        parser.error(f"no rung {unknown.pop()}; there are {', '.join(ladder.rungs)}")
+    names = [name for name in ladder.rungs if name in (options.rungs or ladder.rungs)]
     for seed, name in product(range(options.seeds), names):
         ladder.train(name, seed)
         ladder.measure(name, seed)

@@ -12,6 +12,7 @@ sys.path.append(str(ROOT / "benchmarks"))
 import ladder
 from ladder import Rung
 
+from scoremle.data.registry import load
 from scoremle.experiment import configs
 
 TINY = {
@@ -39,15 +40,26 @@ def test_the_first_rungs_have_nothing_of_the_best():
 
 
 def test_rungs_are_of_rungs():
-    for rung in ladder.RUNGS.values():
-        assert {rung.network, rung.begun} <= {"", *ladder.RUNGS}
+    for rungs in ladder.LADDERS.values():
+        assert {name for r in rungs.values() for name in (r.network, r.begun)} <= {"", *rungs}
+    for rung in ladder.OBJECTIVES.values():
         assert rung.paper is None or len(rung.paper) == 2
+
+
+def test_networks_are_measured_on_training_images_that_are_left_out(tmp_path):
+    of_config = ladder.Ladder("objectives", tmp_path, "digits", 0, 1, 1, 1)
+    assert of_config.data() == {}
+    fields = of_config._replace(of="networks").data()
+    own, part = load("digits"), load(fields["data.dataset"], path=fields["data.path"])
+    assert (part.levels, len(part.train), len(part.test)) == (17, 1294, 143)
+    assert np.array_equal(part.test, own.train[9::10])
+    assert np.array_equal(part.train[:9], own.train[:9])
+    assert np.array_equal(part.train[9:18], own.train[10:19])
 
 
 @pytest.mark.long
 def test_it_goes_on_by_rung_and_by_budget(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(ladder, "RUNGS", RUNGS)
-    monkeypatch.setattr(ladder, "FIRST", "first")
+    monkeypatch.setitem(ladder.LADDERS, "objectives", RUNGS)
     monkeypatch.setattr(ladder, "STEPS", 5)
     # A step of the first: so five in a second, while others are timed.
     paces = {"first": {"seconds": 0.2, "MiB": 1.0}}
