@@ -11,12 +11,10 @@ The parameter tree has the names and shapes of the published checkpoints.
 """
 
 import functools
-import itertools
 from collections.abc import Iterator
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
@@ -118,11 +116,12 @@ class DDPMpp(nn.Module):
         _check_fields(self)
         _check_images(x.shape, self.ch_mult)
         x, labels = x.astype(self._wide), labels.astype(self._wide)
-        embedding = self._embed(labels, shift)
+        blocks = len(self.ch_mult) * (2 * self.num_res_blocks + 3)  # no fewer than there are
+        keys = layers.dropout_keys(self, train, blocks)
         block = functools.partial(
             self._block,
-            embedding=embedding,
-            keys=self._keys(train),
+            embedding=self._embed(labels, shift),
+            keys=keys,
             remat=train and self.remat,
         )
         skips = self._down(x if self.centered else 2 * x - 1, block)
@@ -221,13 +220,6 @@ class DDPMpp(nn.Module):
         waves = waves if shift is None else waves + shift
         hidden = layers.dense(4 * self.nf, dtype=self.dtype)(waves)
         return layers.dense(4 * self.nf, dtype=self.dtype)(self._act(hidden))
-
-    def _keys(self, train: bool) -> Iterator[PRNGKey | None]:
-        """Dropout keys of the blocks in training; else None for each."""
-        if not (train and self.dropout):
-            return itertools.repeat(None)
-        blocks = len(self.ch_mult) * (2 * self.num_res_blocks + 3)  # no fewer than there are
-        return iter(jax.random.split(self.make_rng("dropout"), blocks))
 
     def _block(
         self,

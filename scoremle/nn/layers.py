@@ -11,9 +11,10 @@ is what convolutions compute in; normalisation, softmax and time embedding take 
 
 import dataclasses
 import functools
+import itertools
 import math
-from collections.abc import Callable
-from typing import ClassVar
+from collections.abc import Callable, Iterator
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -27,11 +28,13 @@ from scoremle.nn import resample
 from scoremle.types import Images, PRNGKey, Times
 
 __all__ = [
-    "MOST_CHANNELS", "MOST_LAYERS", "MOST_RESOLUTIONS", "Activation", "network_fields", "wide",
+    "MOST_CHANNELS", "MOST_LAYERS", "MOST_RESOLUTIONS", "Activation", "attend", "network_fields",
+    "wide",
 ]  # fmt: skip
 
 Activation = Callable[[Array], Array]
 Embedding = Float[Array, "b e"]
+Heads = Float[Array, "b pixels *head c"]
 FirKernel = tuple[float, ...] | None  # None: nearest neighbours and 2x2 means, no filter
 
 ACTIVATIONS: dict[str, Activation] = {
@@ -140,6 +143,22 @@ class NIN(nn.Module):
         return x.astype(self.dtype) @ w.astype(self.dtype) + b.astype(self.dtype)
 
 
+def attend(q: Heads, k: Heads, v: Heads, *, dtype: DTypeLike) -> Float[Array, "b pixels _c"]:
+    """Scaled dot-product attention between all pixels, head by head; the heads side by side.
+
+    Args:
+        q: queries, with an axis of heads or, of a single head, without.
+        k: keys.
+        v: values.
+        dtype: what to compute in; the softmax takes at least float32.
+    """
+    # Not jax.nn.dot_product_attention: its softmax is float32 where all else is float64, and the
+    # fused kernel behind it on a GPU has no forward-mode derivative.
+    logits = jnp.einsum("bq...c,bk...c->b...qk", q, k, preferred_element_type=wide(dtype))
+    weights = jax.nn.softmax(logits * q.shape[-1] ** -0.5, axis=-1).astype(dtype)
+    return jnp.einsum("b...qk,bk...c->bq...c", weights, v).reshape(*q.shape[:2], -1)
+
+
 class AttnBlockpp(nn.Module):
     """x + self-attention between all pixels, with a single head."""
 
@@ -152,13 +171,8 @@ class AttnBlockpp(nn.Module):
         b, height, width, c = x.shape
         h = group_norm(c, dtype=self.dtype)(x).reshape(b, height * width, c)
         q, k, v = (NIN(c, self.dtype)(h) for _ in range(3))
-        # Not jax.nn.dot_product_attention: its softmax is float32 where all else is float64, and
-        # the fused kernel behind it on a GPU has no forward-mode derivative.
-        logits = jnp.einsum("bqc,bkc->bqk", q, k, preferred_element_type=wide(self.dtype))
-        weights = jax.nn.softmax(logits * c**-0.5, axis=-1).astype(self.dtype)
-        h = jnp.einsum("bqk,bkc->bqc", weights, v)
-        h = NIN(c, self.dtype, self.init_scale)(h).reshape(x.shape)
-        return add_residual(x, h, rescale=self.skip_rescale)
+        h = NIN(c, self.dtype, self.init_scale)(attend(q, k, v, dtype=self.dtype))
+        return add_residual(x, h.reshape(x.shape), rescale=self.skip_rescale)
 
 
 class Combine(nn.Module):
@@ -254,6 +268,13 @@ def drop(h: Images, rate: float, key: PRNGKey | None) -> Images:
     kept = jax.random.bernoulli(key, 1 - rate, (h.size,)).reshape(h.shape)
     # A gradient keeps what has a name: this takes a quarter of the memory of what drew it.
     return jnp.where(checkpoint_name(kept, "kept"), h / (1 - rate), 0)
+
+
+def dropout_keys(network: Any, train: bool, blocks: int) -> Iterator[PRNGKey | None]:
+    """Dropout keys of a network's blocks in training; None for each without dropout."""
+    if not (train and network.dropout):
+        return itertools.repeat(None)
+    return iter(jax.random.split(network.make_rng("dropout"), blocks))
 
 
 class ResnetBlockBase(nn.Module):

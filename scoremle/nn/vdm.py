@@ -10,12 +10,10 @@ information c about the image: 0 unless it was augmented. The parameter tree has
 shapes of the published checkpoints.
 """
 
-import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
@@ -25,7 +23,9 @@ from scoremle.errors import UserError
 from scoremle.nn.layers import (
     MOST_CHANNELS,
     MOST_LAYERS,
+    attend,
     drop,
+    dropout_keys,
     fourier_features,
     positional_embedding,
     wide,
@@ -85,10 +85,7 @@ class SingleHeadAttention(nn.Module):
         channels, pixels = x.shape[-1], x.shape[1] * x.shape[2]
         h = _norm(self.dtype)(x).reshape(len(x), pixels, channels)
         q, k, v = (nn.Dense(channels, dtype=self.dtype, name=name)(h) for name in "qkv")
-        # Not jax.nn.dot_product_attention, for the reasons given in `layers`.
-        logits = jnp.einsum("bqc,bkc->bqk", q, k, preferred_element_type=wide(self.dtype))
-        weights = jax.nn.softmax(logits * channels**-0.5, axis=-1).astype(self.dtype)
-        h = jnp.einsum("bqk,bkc->bqc", weights, v)
+        h = attend(q, k, v, dtype=self.dtype)
         h = nn.Dense(channels, kernel_init=ZERO, dtype=self.dtype, name="proj_out")(h)
         return x + h.reshape(x.shape)
 
@@ -127,25 +124,26 @@ class _Blocks(nn.Module):
     ) -> tuple[Images, list[Images], Level]:
         """The output of the middle, the skips, and the function of a block by side and number."""
         self._check()
-        keys, condition = self._keys(train), self._condition(labels, c)
+        blocks, condition = 2 * self.num_res_blocks + 3, self._condition(labels, c)
+        keys = dropout_keys(self, train, blocks)
 
         def block(name: str, h: Images) -> Images:
             made = Block(self.nf, self.dropout, self.dtype, name=name)
             return compile_once(made, h, condition, next(keys), remat=train and self.remat)
 
-        def attend(name: str, h: Images) -> Images:
+        def attention(name: str, h: Images) -> Images:
             return compile_once(SingleHeadAttention(self.dtype, name=name), h)
 
         def level(side: str, i: int, h: Images) -> Images:
             h = block(f"{side}.block_{i}", h)
             everywhere = x.shape[1] in self.attn_resolutions
-            return attend(f"{side}.attn_{i}", h) if everywhere else h
+            return attention(f"{side}.attn_{i}", h) if everywhere else h
 
         seen = jnp.concatenate([x, fourier_features(x)], -1) if self.fourier_features else x
         skips = [nn.Conv(self.nf, (3, 3), dtype=self.dtype, name="conv_in")(seen)]
         for i in range(self.num_res_blocks):
             skips.append(level("down", i, skips[-1]))
-        h = block("mid.block_2", attend("mid.attn_1", block("mid.block_1", skips[-1])))
+        h = block("mid.block_2", attention("mid.attn_1", block("mid.block_1", skips[-1])))
         return h, skips, level
 
     def _last(self, h: Images, channels: int) -> Images:
@@ -160,12 +158,6 @@ class _Blocks(nn.Module):
         for name in ("dense0", "dense1"):
             h = nn.swish(nn.Dense(4 * self.nf, dtype=wide(self.dtype), name=name)(h))
         return h
-
-    def _keys(self, train: bool) -> Iterator[PRNGKey | None]:
-        """Dropout keys of the blocks in training; else None for each."""
-        if not (train and self.dropout):
-            return itertools.repeat(None)
-        return iter(jax.random.split(self.make_rng("dropout"), 2 * self.num_res_blocks + 3))
 
     def _check(self) -> None:
         check_count("num_res_blocks", self.num_res_blocks, most=MOST_LAYERS)

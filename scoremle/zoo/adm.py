@@ -27,6 +27,7 @@ from scoremle.nn.layers import (
     MOST_CHANNELS,
     MOST_LAYERS,
     MOST_RESOLUTIONS,
+    attend,
     network_fields,
     wide,
 )
@@ -38,7 +39,6 @@ from scoremle.zoo.blocks import (
     ResnetBlock,
     Times,
     TimestepEmbedding,
-    attend,
     check_image_shape,
     check_labels,
     conv,

@@ -13,7 +13,6 @@ from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
@@ -25,7 +24,6 @@ from scoremle.types import AnyArray, Images
 
 Times = Num[AnyArray, " b"]
 Embedding = Float[Array, "b _e"]
-Heads = Float[Array, "b pixels head c"]
 
 
 def conv(name: str, features: int, *, dtype: DTypeLike, size: int = 3, **options: Any) -> nn.Conv:
@@ -115,15 +113,6 @@ class ResnetBlock(nn.Module):
 
     def _norm(self, name: str, channels: int, groups: int) -> nn.GroupNorm:
         return torch_group_norm(name, channels, groups, self.eps, dtype=self.dtype)
-
-
-def attend(q: Heads, k: Heads, v: Heads, *, dtype: DTypeLike) -> Float[Array, "b pixels _c"]:
-    """Scaled dot-product attention between all pixels, head by head; the heads side by side."""
-    # Not jax.nn.dot_product_attention: its softmax is float32 where all else is float64, and the
-    # fused kernel behind it on a GPU has no forward-mode derivative.
-    logits = jnp.einsum("bqhc,bkhc->bhqk", q, k, preferred_element_type=wide(dtype))
-    weights = jax.nn.softmax(logits * q.shape[-1] ** -0.5, axis=-1).astype(dtype)
-    return jnp.einsum("bhqk,bkhc->bqhc", weights, v).reshape(*q.shape[:2], -1)
 
 
 def check_labels(labels: Any, wanted: bool) -> None:

@@ -21,7 +21,7 @@ from jaxtyping import Array, Num
 
 from scoremle.errors import UserError
 from scoremle.nn import resample
-from scoremle.nn.layers import Activation, network_fields, wide
+from scoremle.nn.layers import Activation, attend, network_fields, wide
 from scoremle.records import check_record
 from scoremle.xla import compile_once
 from scoremle.zoo.blocks import (
@@ -30,7 +30,6 @@ from scoremle.zoo.blocks import (
     ResnetBlock,
     Times,
     TimestepEmbedding,
-    attend,
     check_image_shape,
     check_labels,
     conv,

@@ -413,7 +413,8 @@ CHANGES: list[tuple[str, ...]] = [
      "self.predictor(sde, x, score / 2, t", "self.predictor(sde, x, score, t"),
     # Networks
     ("zoo/blocks.py", "timestep_embedding", "half - freq_shift", "half"),
-    ("zoo/blocks.py", "attend", "q.shape[-1] ** (-0.5)", "q.shape[-1] ** (-1)"),
+    ("nn/layers.py", "attend", "q.shape[-1] ** (-0.5)", "q.shape[-1] ** (-1)",
+     "zoo/test_adm.py zoo/test_unet2d.py published/test_networks.py"),
     ("zoo/blocks.py", "ResnetBlock.__call__", "norm(h) * (1 + scale) + shift",
      "norm(h) * scale + shift"),
     ("zoo/blocks.py", "ResnetBlock.__call__", "return (x + h) / self.divisor",
@@ -715,8 +716,8 @@ CHANGES: list[tuple[str, ...]] = [
     ("interop/torch.py", "_sde", "SDE('ve', schedule, schedule.sigma_max)",
      "SDE('ve', schedule, 1.0)", "interop/test_torch.py"),
     ("interop/by_torchax.py", "_convolve", "len(weight))", "2)", "interop/test_torch.py"),
-    ("nn/ddpmpp.py", "DDPMpp._keys", "iter(jax.random.split(self.make_rng('dropout'), blocks))",
-     "itertools.repeat(self.make_rng('dropout'))", "nn/test_ddpmpp.py"),
+    ("nn/layers.py", "dropout_keys", "iter(jax.random.split(network.make_rng('dropout'), blocks))",
+     "itertools.repeat(network.make_rng('dropout'))", "nn/test_ddpmpp.py"),
     # Files and trackers
     ("training/writers.py", "JsonLines.write", "files.sync(self._path)", "pass", "test_files.py"),
     ("training/writers.py", "TensorBoard.rewind", "purge_step=step + 1", "purge_step=step",
