@@ -20,16 +20,7 @@ from jaxtyping import Array, Float
 
 from scoremle.core.arguments import check_count
 from scoremle.errors import UserError
-from scoremle.nn.layers import (
-    MOST_CHANNELS,
-    MOST_LAYERS,
-    attend,
-    drop,
-    dropout_keys,
-    fourier_features,
-    positional_embedding,
-    wide,
-)
+from scoremle.nn import layers
 from scoremle.types import Images, PRNGKey, Times
 from scoremle.xla import compile_once
 
@@ -44,7 +35,7 @@ ZERO = nn.initializers.zeros
 
 def _norm(dtype: DTypeLike, name: str = "GroupNorm_0") -> nn.GroupNorm:
     return nn.GroupNorm(
-        GROUPS, epsilon=1e-6, dtype=wide(dtype), use_fast_variance=False, name=name
+        GROUPS, epsilon=1e-6, dtype=layers.wide(dtype), use_fast_variance=False, name=name
     )
 
 
@@ -61,11 +52,11 @@ class Block(nn.Module):
     ) -> Images:
         h = self._conv("conv1", nn.swish(_norm(self.dtype)(x)))
         bias = nn.Dense(
-            self.features, use_bias=False, kernel_init=ZERO, dtype=wide(self.dtype),
+            self.features, use_bias=False, kernel_init=ZERO, dtype=layers.wide(self.dtype),
             name="cond_proj",
         )(condition)  # fmt: skip
         h = h + bias[:, None, None].astype(h.dtype)
-        h = drop(nn.swish(_norm(self.dtype, "GroupNorm_1")(h)), self.dropout, dropout)
+        h = layers.drop(nn.swish(_norm(self.dtype, "GroupNorm_1")(h)), self.dropout, dropout)
         h = self._conv("conv2", h, kernel_init=ZERO)
         if x.shape[-1] != self.features:
             x = nn.Dense(self.features, dtype=self.dtype, name="nin_shortcut")(x)
@@ -85,7 +76,7 @@ class SingleHeadAttention(nn.Module):
         channels, pixels = x.shape[-1], x.shape[1] * x.shape[2]
         h = _norm(self.dtype)(x).reshape(len(x), pixels, channels)
         q, k, v = (nn.Dense(channels, dtype=self.dtype, name=name)(h) for name in "qkv")
-        h = attend(q, k, v, dtype=self.dtype)
+        h = layers.attend(q, k, v, dtype=self.dtype)
         h = nn.Dense(channels, kernel_init=ZERO, dtype=self.dtype, name="proj_out")(h)
         return x + h.reshape(x.shape)
 
@@ -125,7 +116,7 @@ class _Blocks(nn.Module):
         """The output of the middle, the skips, and the function of a block by side and number."""
         self._check()
         blocks, condition = 2 * self.num_res_blocks + 3, self._condition(labels, c)
-        keys = dropout_keys(self, train, blocks)
+        keys = layers.dropout_keys(self, train, blocks)
 
         def block(name: str, h: Images) -> Images:
             made = Block(self.nf, self.dropout, self.dtype, name=name)
@@ -139,7 +130,7 @@ class _Blocks(nn.Module):
             everywhere = x.shape[1] in self.attn_resolutions
             return attention(f"{side}.attn_{i}", h) if everywhere else h
 
-        seen = jnp.concatenate([x, fourier_features(x)], -1) if self.fourier_features else x
+        seen = jnp.concatenate([x, layers.fourier_features(x)], -1) if self.fourier_features else x
         skips = [nn.Conv(self.nf, (3, 3), dtype=self.dtype, name="conv_in")(seen)]
         for i in range(self.num_res_blocks):
             skips.append(level("down", i, skips[-1]))
@@ -147,21 +138,22 @@ class _Blocks(nn.Module):
         return h, skips, level
 
     def _last(self, h: Images, channels: int) -> Images:
-        last = nn.Conv(channels, (3, 3), kernel_init=ZERO, dtype=wide(self.dtype), name="conv_out")
+        wide = layers.wide(self.dtype)
+        last = nn.Conv(channels, (3, 3), kernel_init=ZERO, dtype=wide, name="conv_out")
         return last(nn.swish(_norm(self.dtype)(h)))
 
     def _condition(self, log_snr: Times, c: Float[Array, "b *m"] | None) -> Float[Array, "b e"]:
         share = (-log_snr - self.gamma_min) / (self.gamma_max - self.gamma_min)
-        waves = positional_embedding(1000 * share, self.nf)
+        waves = layers.positional_embedding(1000 * share, self.nf)
         beside = jnp.zeros((len(waves), 1)) if c is None else c.reshape(len(waves), -1)
         h = jnp.concatenate([waves, beside.astype(waves.dtype)], axis=1)
         for name in ("dense0", "dense1"):
-            h = nn.swish(nn.Dense(4 * self.nf, dtype=wide(self.dtype), name=name)(h))
+            h = nn.swish(nn.Dense(4 * self.nf, dtype=layers.wide(self.dtype), name=name)(h))
         return h
 
     def _check(self) -> None:
-        check_count("num_res_blocks", self.num_res_blocks, most=MOST_LAYERS)
-        check_count("nf", self.nf, GROUPS, MOST_CHANNELS)
+        check_count("num_res_blocks", self.num_res_blocks, most=layers.MOST_LAYERS)
+        check_count("nf", self.nf, GROUPS, layers.MOST_CHANNELS)
         if self.nf % GROUPS:
             raise UserError(f"nf must be a multiple of {GROUPS} here, not {self.nf}")
 
@@ -178,7 +170,7 @@ class VDMNet(_Blocks):
 
         ``labels`` are the log-SNR, and ``c`` the side information; None: 0.
         """
-        x = x.astype(wide(self.dtype))
+        x = x.astype(layers.wide(self.dtype))
         h, skips, level = self._down(x, labels, c, train)
         for i in range(self.num_res_blocks + 1):
             h = level("up", i, jnp.concatenate([h, skips.pop()], axis=-1))
@@ -197,7 +189,7 @@ class MuLANEncoder(_Blocks):
     @nn.compact
     def __call__(self, x: Images, *, train: bool = False) -> Float[Array, "b m"]:
         """The logits. With ``train`` it takes a "dropout" key."""
-        x = x.astype(wide(self.dtype))
+        x = x.astype(layers.wide(self.dtype))
         h, _, _ = self._down(x, jnp.full(len(x), -self.gamma_min), None, train)
         flat = nn.swish(self._last(h, 1)).reshape(len(x), -1)
-        return nn.Dense(self.logits, dtype=wide(self.dtype), name="dense_layer_final")(flat)
+        return nn.Dense(self.logits, dtype=layers.wide(self.dtype), name="dense_layer_final")(flat)
