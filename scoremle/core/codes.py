@@ -13,7 +13,6 @@ is that of Niepert et al. (arXiv 2106.01798).
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import comb, log
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -116,7 +115,4 @@ class Coder:
         Args:
             keys: one for each sample.
         """
-        def uniform(key: Any, shape: Any) -> Array:
-            return jax.random.uniform(key, shape)
-
-        return top_k(per_example(uniform, keys, (self.bits,)), self.on)
+        return top_k(per_example(jax.random.uniform, keys, (self.bits,)), self.on)
