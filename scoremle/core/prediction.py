@@ -153,9 +153,9 @@ class NetworkNoise:
 
     network: Callable[..., Data] = field(repr=False)
     sde: SDE
-    prediction: str = field(metadata={"static": True})
-    time_input: str | TimeInput = field(metadata={"static": True})
-    sigma_data: float = field(metadata={"static": True})
+    prediction: str = static()
+    time_input: str | TimeInput = static()
+    sigma_data: float = static()
 
     def __call__(self, x: Data, t: Times, condition: Any = None) -> Data:
         alpha, sigma = expand(self.sde.alpha(t), x), expand(self.sde.sigma(t), x)
@@ -250,15 +250,11 @@ def noise_fn(
     check_number("sigma_data", sigma_data, above=0)
     network = as_pytree(network, "network")
     if between is not None:
-        network = BetweenSteps(network, _count_of_steps(sde, time_input, between))
+        check_choice("between", between, ("interpolate",))
+        if time_input != "step" or not hasattr(sde.schedule, "steps"):
+            raise UserError("between is of networks with time_input='step' of a Discrete schedule")
+        network = BetweenSteps(network, sde.schedule.steps)
     return NetworkNoise(network, sde, prediction, time_input, sigma_data)
-
-
-def _count_of_steps(sde: SDE, time_input: str | TimeInput, between: str) -> int:
-    check_choice("between", between, ("interpolate",))
-    if time_input != "step" or not hasattr(sde.schedule, "steps"):
-        raise UserError("between is of networks with time_input='step' of a Discrete schedule")
-    return sde.schedule.steps
 
 
 @pytree
