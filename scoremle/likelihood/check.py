@@ -218,7 +218,8 @@ class _Trial:
             return reading, []
         pixels = declared if _are_near(declared, pixels) else pixels
         reading = replace(reading, scaling=pixels)
-        least, most = _log_snr_of_step(pixels), self.log_snr[-1]
+        # Where the noise is as large as a step from level to level.
+        least, most = -2 * pixels.log_det_per_dim, self.log_snr[-1]
         if least >= most:
             noise = math.exp(-most / 2)
             return reading, _hidden(pixels, f"the smallest noise, {noise:.2g}, hides")
@@ -367,11 +368,6 @@ def _hidden(pixels: Pixels, why: str) -> list[str]:
         f"{why} the grid of grey levels: if they are {_ends(points.points)}, say"
         f" pixels={_grids(pixels.levels)[points]}"
     ]
-
-
-def _log_snr_of_step(pixels: Pixels) -> float:
-    """The log-SNR at which the noise is as large as a step from level to level."""
-    return -2 * pixels.log_det_per_dim
 
 
 def _scaled(x: np.ndarray, scaling: Scaling) -> Data:
