@@ -28,7 +28,7 @@ a number, or the choices of `scales.py`.
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, cast
 
 import jax
@@ -36,7 +36,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from scoremle.core.pytree import pytree
+from scoremle.core.pytree import pytree, static
 from scoremle.core.sde import SDE
 from scoremle.errors import UserError
 from scoremle.likelihood.scales import LearnedScale, Scale
@@ -189,9 +189,7 @@ class InformedDecoder(Decoder):
 
     points: Float[Array | np.ndarray, " levels"]
     scale: float | Float[Array, "*d"] | Scale
-    log_mass: Callable[[Data, Data], Data] = field(
-        default=log_normal_mass, metadata={"static": True}
-    )
+    log_mass: Callable[[Data, Data], Data] = static(default=log_normal_mass)
 
     bounds: ClassVar[Literal["density", "probability"]] = "probability"
     random: ClassVar[bool] = True

@@ -26,7 +26,7 @@ from jaxtyping import Array, Float, Int
 
 from scoremle.core.arguments import as_data, check_choice, check_count
 from scoremle.core.keys import example_keys, fold_in, normal, per_example, split
-from scoremle.core.pytree import pytree
+from scoremle.core.pytree import pytree, static
 from scoremle.core.sde import SDE, check_eps
 from scoremle.core.times import TimeSampler, bin_of, log_snr_edges
 from scoremle.errors import UserError
@@ -69,7 +69,7 @@ class ELBO:
     stderr: PerExample
     evaluations: Int[Array, " b"]
     profile: Float[Array, "b bins"] | None = field(repr=False)
-    bounds: Literal["density", "probability"] = field(metadata={"static": True})
+    bounds: Literal["density", "probability"] = static()
 
 
 def prior_divergence(sde: SDE, x: Data, t: Scalar = 1.0) -> PerExample:
