@@ -28,10 +28,12 @@ from scoremle.zoo.adm import ADM, adm_params
 from scoremle.zoo.blocks import check_labels
 
 Arrays = Mapping[str, np.ndarray]
+# Way, size, kind and number of a part, as they are in names.
+Place = tuple[str, ...]
 # Way and kind, such as "dec.up", and tensors by their names in the part.
 Parts = list[tuple[str, dict[str, np.ndarray]]]
 
-NAME = re.compile(r"(enc|dec)\.(\d{1,5})x\d+_([a-z_]+?)(\d{0,4})")
+NAME = re.compile(r"(enc|dec)\.(\d{1,5})x\2_([a-z_]+?)(\d{0,4})")
 # The kinds of parts, in the order in which a level uses them.
 KINDS = (
     "conv", "in", "down", "up", "aux_down", "aux_skip", "aux_residual", "block", "aux_up",
@@ -76,32 +78,26 @@ def check_shape(name: str, found: Any, needed: Any) -> None:
 
 def parts_of(state: Arrays) -> Parts:
     """The parts of both ways in the order of use. Raises UserError for what is in none."""
-    parts: dict[str, dict[str, np.ndarray]] = {}
+    parts: dict[Place, dict[str, np.ndarray]] = {}
     for name, array in state.items():
         way, _, rest = name.partition(".")
         part, _, leaf = rest.partition(".")
         match = NAME.fullmatch(f"{way}.{part}")
         if not match or match[3] not in KINDS:
             raise UserError(f"the tensor {name} has no place in a network of EDM")
-        parts.setdefault(match[0], {})[leaf] = array
-    return [(_kind(name), parts[name]) for name in sorted(parts, key=_place)]
+        parts.setdefault(match.groups(), {})[leaf] = array
+    return [(_kind(place), parts[place]) for place in sorted(parts, key=_order)]
 
 
-def _kind(name: str) -> str:
-    way, _, kind, number = _match(name)
+def _kind(place: Place) -> str:
+    way, _, kind, number = place
     return f"{way}.{kind}" + (number if kind == "in" else "")
 
 
-def _place(name: str) -> tuple[bool, int, int, int]:
-    way, size, kind, number = _match(name)
+def _order(place: Place) -> tuple[bool, int, int, int]:
+    way, size, kind, number = place
     down = way == "enc"
     return not down, -int(size) if down else int(size), KINDS.index(kind), int(number or 0)
-
-
-def _match(name: str) -> tuple[str, ...]:
-    match = NAME.fullmatch(name)
-    assert match  # parts have names that did
-    return match.groups()
 
 
 def renamed(name: str, names: Mapping[str, str]) -> str:
