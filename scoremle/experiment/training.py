@@ -158,7 +158,7 @@ class Objective:
         model = self.model.at(params)
         by_loss = replace(self, model=model).by_loss
         noise, sde = model.noise_and_sde(params, model.noise(params), x)
-        return by_loss.losses(noise, sde, model.pixels, x, key) + self._of_codes(params)
+        return by_loss.drawn(noise, sde, model.pixels, x, key)[0] + self._of_codes(params)
 
     def _of_codes(self, params: Params) -> float:
         """The cost of a code in the published scaling, which is bits/dim; 0 without codes."""

@@ -60,21 +60,7 @@ class ByLoss:
     def __call__(
         self, model: ImageModel, dequantizer: Dequantizer, x: IntImages, keys: Key[Array, " b"]
     ) -> ImageValues:
-        return {"loss": self.losses(model.noise, model.sde, pixels_of(model), x, keys)}
-
-    def losses(
-        self, noise: NoiseFn, sde: SDE, pixels: Pixels, x: IntImages, key: Keys
-    ) -> PerExample:
-        """The loss of each image, by one key or one for each.
-
-        Args:
-            noise: eps(x, t).
-            sde: the SDE that it belongs to.
-            pixels: those of the images.
-            x: [b *d] integers.
-            key: one, or one for each image.
-        """
-        return self.drawn(noise, sde, pixels, x, key)[0]
+        return {"loss": self.drawn(model.noise, model.sde, pixels_of(model), x, keys)[0]}
 
     def drawn(
         self, noise: NoiseFn, sde: SDE, pixels: Pixels, x: IntImages, key: Keys,
