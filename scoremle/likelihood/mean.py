@@ -130,11 +130,8 @@ class Mean:
 
     def to_json(self) -> dict[str, Any]:
         """The fields by their names, those of ``columns`` among them; without what it lacks."""
-        of_mean = {name: getattr(self, name) for name in MEAN}
-        if self.errors:
-            of_mean |= {name: getattr(self, name) for name in CORRECTED}
-            of_mean["errors"] = asdict(self.errors)
-        return of_mean | dict(self.columns)
+        known, found = (*MEAN, *CORRECTED) if self.errors else MEAN, asdict(self)
+        return {name: found[name] for name in known} | dict(self.columns)
 
     @staticmethod
     def of_json(facts: Mapping[str, Any]) -> "Mean":
