@@ -21,15 +21,7 @@ from scoremle_conformance.checks import (
 )
 from scoremle_conformance.signatures import Signature, diagnose
 
-__all__ = [
-    "Report",
-    "as_issue",
-    "as_markdown",
-    "as_record",
-    "as_table",
-    "examined",
-    "write_json",
-]
+__all__ = ["Report", "as_issue", "as_markdown", "as_record", "as_table", "examined", "write_json"]
 
 
 @dataclass(frozen=True)

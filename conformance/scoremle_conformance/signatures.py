@@ -373,11 +373,7 @@ SIGNATURES = (
         "a bound from K draws is off by log K",
         _would_be(_no_log_draws, "images"),
     ),
-    Signature(
-        "last batch dropped",
-        "there are as many values as full batches hold",
-        _fewer,
-    ),
+    Signature("last batch dropped", "there are as many values as full batches hold", _fewer),
     Signature(
         "labels off by one",
         "values under a class are those under the class beside it",

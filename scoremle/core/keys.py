@@ -52,9 +52,7 @@ def image_keys(key: PRNGKey, index: Integer[np.ndarray, " n"]) -> Key[Array, " n
 
 
 @jax.jit
-def _folded(
-    key: PRNGKey, high: UInt32[Array, " n"], low: UInt32[Array, " n"]
-) -> Key[Array, " n"]:
+def _folded(key: PRNGKey, high: UInt32[Array, " n"], low: UInt32[Array, " n"]) -> Key[Array, " n"]:
     """One program, where each operation by itself would be one."""
     return fold_in(fold_in(jnp.broadcast_to(key, len(high)), high), low)
 

@@ -118,9 +118,7 @@ class Pixels:
         dtype = jnp.uint8 if self.levels <= 256 else jnp.uint16
         return jnp.clip(k, 0, self.levels - 1).astype(dtype)
 
-    def checked(
-        self, images: ArrayLike, shape: tuple[int, ...]
-    ) -> Integer[np.ndarray, "n h w c"]:
+    def checked(self, images: ArrayLike, shape: tuple[int, ...]) -> Integer[np.ndarray, "n h w c"]:
         """Images of this shape as [n h w c]; those of one channel may lack its axis.
 
         Args:
@@ -139,9 +137,7 @@ class Pixels:
                 f"not {images.dtype} of shape {images.shape}{_remedy(images, shape, self.levels)}"
             )
         if images.size and images.max() >= self.levels:
-            raise UserError(
-                f"pixels must lie in 0..{self.levels - 1}, but one is {images.max()}"
-            )
+            raise UserError(f"pixels must lie in 0..{self.levels - 1}, but one is {images.max()}")
         return images
 
     @property

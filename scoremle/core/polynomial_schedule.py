@@ -111,12 +111,8 @@ class CodedPolynomial(_SharedEnds):
         h = code
         for name in ("dense_1", "dense_2"):
             h = jax.nn.swish(self._dense(name, h))
-        a, b, c = (
-            self._dense(f"dense_out_{name}", h).reshape(-1, *self.shape) for name in "abc"
-        )
-        return Polynomial(
-            a, b, LEAST + jax.nn.softplus(c), self.log_snr_min, self.log_snr_max
-        )
+        a, b, c = (self._dense(f"dense_out_{name}", h).reshape(-1, *self.shape) for name in "abc")
+        return Polynomial(a, b, LEAST + jax.nn.softplus(c), self.log_snr_min, self.log_snr_max)
 
     def _dense(self, name: str, h: Float[Array, "b n"]) -> Float[Array, "b m"]:
         layer = self.params[name]

@@ -206,7 +206,6 @@ class RangedNoise:
         return prediction, behind[0]
 
 
-
 def noise_fn(
     network: Callable[..., Data],
     sde: SDE,

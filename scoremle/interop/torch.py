@@ -187,11 +187,7 @@ def from_velocity(
 
 
 def from_azula(
-    denoiser: Any,
-    *,
-    shape: tuple[int, ...],
-    pixels: Pixels | None = None,
-    by: "By | None" = None,
+    denoiser: Any, *, shape: tuple[int, ...], pixels: Pixels | None = None, by: "By | None" = None
 ) -> ScoreModel:
     """The model of a ``Denoiser`` of azula, from t = 0 to t = 1 of its schedule.
 
@@ -272,8 +268,6 @@ def _sde(schedule: str | Schedule | SDE) -> SDE:
     if sde.schedule.per_dimension:
         raise UserError("a PyTorch module needs a schedule that all dimensions share")
     return sde
-
-
 
 
 def _examples(

@@ -32,14 +32,7 @@ from scoremle.core.times import TimeSampler, bin_of, log_snr_edges
 from scoremle.errors import UserError
 from scoremle.likelihood.control_variate import Control
 from scoremle.likelihood.decoders import Decoder, GaussianDecoder
-from scoremle.numerics import (
-    dims_of,
-    expand,
-    predict_ranged,
-    sum_data,
-    sum_over,
-    within_forms,
-)
+from scoremle.numerics import dims_of, expand, predict_ranged, sum_data, sum_over, within_forms
 from scoremle.types import Data, IntImages, Keys, NoiseFn, PerExample, Scalar, Times
 
 __all__ = ["ELBO", "elbo"]
@@ -100,9 +93,7 @@ def sliced(
     """1/2 (eps^2 + 1) - sigma w Jw with random signs w: in expectation the denoising one."""
     w = per_example(jax.random.rademacher, keys, x_t.shape[1:], x_t.dtype)
     noise = within_forms(noise)
-    prediction, jw, v = jax.jvp(
-        lambda y: predict_ranged(noise, y, t), (x_t,), (w,), has_aux=True
-    )
+    prediction, jw, v = jax.jvp(lambda y: predict_ranged(noise, y, t), (x_t,), (w,), has_aux=True)
     form = expand(sde.sigma(t), w) * w * jw
     return (prediction, v), (jnp.square(prediction) + 1) / 2 - form
 

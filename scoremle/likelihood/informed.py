@@ -30,9 +30,7 @@ BATCH_SIZE = 64
 SMALLEST = 1e-2
 
 
-def fitted_scale(
-    model: ImageModel, images: Shaped[np.ndarray, "n h w c"], key: PRNGKey
-) -> float:
+def fitted_scale(model: ImageModel, images: Shaped[np.ndarray, "n h w c"], key: PRNGKey) -> float:
     """The scale of `InformedDecoder` under which the integers of these images are likeliest.
 
     By one network evaluation for each image, and a search in one dimension; a hundred images are

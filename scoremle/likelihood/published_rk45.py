@@ -24,7 +24,6 @@ from scoremle.xla import compiled
 __all__ = ["PublishedRK45"]
 
 
-
 def published_rates(
     noise: NoiseFn, sde: SDE, x: Data, t: Times, probe: Data
 ) -> tuple[Data, PerExample]:

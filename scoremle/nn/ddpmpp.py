@@ -206,9 +206,7 @@ class DDPMpp(nn.Module):
     def _fir_kernel(self) -> layers.FirKernel:
         return tuple(self.fir_kernel) if self.fir else None
 
-    def _embed(
-        self, labels: Times, shift: Embedding
-    ) -> Float[Array, "b features"] | None:
+    def _embed(self, labels: Times, shift: Embedding) -> Float[Array, "b features"] | None:
         if self.embedding_type == "positional":
             waves = layers.positional_embedding(labels, self.nf)
         else:

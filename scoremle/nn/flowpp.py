@@ -117,9 +117,7 @@ class FlowPP(nn.Module):
 
 def _check(flow: FlowPP, shape: tuple[int, ...]) -> None:
     if flow.variant not in VARIANTS:
-        raise UserError(
-            f"variant is {flow.variant!r}: choose one of {', '.join(VARIANTS)}"
-        )
+        raise UserError(f"variant is {flow.variant!r}: choose one of {', '.join(VARIANTS)}")
     check_count("blocks", flow.blocks, most=MOST_LAYERS)
     check_count("couplings", flow.couplings, most=MOST_LAYERS)
     if shape[2] % 2:

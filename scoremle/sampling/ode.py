@@ -29,12 +29,7 @@ __all__ = ["euler_sample", "ode_draw", "ode_encode", "ode_sample"]
 
 
 def ode_sample(
-    noise: NoiseFn,
-    sde: SDE,
-    z: Data,
-    *,
-    eps: float,
-    solver: Solver = Multistep(),
+    noise: NoiseFn, sde: SDE, z: Data, *, eps: float, solver: Solver = Multistep()
 ) -> Data:
     """Takes latents at t = 1 to samples at t = ``eps``: the way back from ``ode_encode``.
 
@@ -58,12 +53,7 @@ def ode_sample(
 
 
 def ode_encode(
-    noise: NoiseFn,
-    sde: SDE,
-    x: Data,
-    *,
-    eps: float,
-    solver: Solver = Multistep(),
+    noise: NoiseFn, sde: SDE, x: Data, *, eps: float, solver: Solver = Multistep()
 ) -> Data:
     """Takes data at t = ``eps`` to their latents at t = 1, those of ``ode_log_likelihood``.
 

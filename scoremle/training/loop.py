@@ -369,9 +369,7 @@ def _stack(batch: Batch, steps: range) -> Batches:
     batches = jax.tree.map(lambda *each: np.stack(each), *[batch(i) for i in steps])
     size = jax.tree.leaves(batches)[0].shape[1]
     if size % jax.device_count():
-        raise UserError(
-            f"batch_size={size} does not divide over {jax.device_count()} devices"
-        )
+        raise UserError(f"batch_size={size} does not divide over {jax.device_count()} devices")
     return devices.split_rows(batches, axis=1)
 
 
