@@ -397,9 +397,7 @@ class ScoreModel:
         )  # fmt: skip
         return replace(self, solver=found.solver, divergence=found.divergence), found
 
-    def elbo(
-        self, x: Data, key: Keys, *, condition: Condition = None, draws: int = 1000
-    ) -> ELBO:
+    def elbo(self, x: Data, key: Keys, *, condition: Condition = None, draws: int = 1000) -> ELBO:
         """The ELBO, a lower bound on log p(x) in nats of real data, by random times.
 
         Args:
@@ -641,10 +639,7 @@ class ScoreModel:
         return replace(self, decoder_scale=scale)
 
     def check(
-        self,
-        data: Data | Integer[Array | np.ndarray, "n *d"],
-        *,
-        condition: Condition = None,
+        self, data: Data | Integer[Array | np.ndarray, "n *d"], *, condition: Condition = None
     ) -> list[str]:
         """Lists likely mistakes in the declaration, a line each; none if all is well.
 

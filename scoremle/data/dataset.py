@@ -63,8 +63,7 @@ class Dataset:
         """Finds its files: at ``path``, where the system installs them, or fetched; else None."""
         if path and self.packaged:
             raise UserError(
-                f"path is {path!r}, but {self.name} comes with {self.packaged};"
-                " leave it empty"
+                f"path is {path!r}, but {self.name} comes with {self.packaged}; leave it empty"
             )
         if not path and not (self.place and Path(self.place).exists()):
             return fetched(self.name)
@@ -106,9 +105,7 @@ class Dataset:
     def _checked(self, prepared: Prepared, options: Options) -> Prepared:
         meta, place = prepared.meta, prepared.folder
         if meta["name"] != self.name:
-            raise UserError(
-                f"{place} holds {meta['name']}, not {self.name}: load it by that name"
-            )
+            raise UserError(f"{place} holds {meta['name']}, not {self.name}: load it by that name")
         given = {"levels": options.levels, "fit": options.fit}
         made = {"levels": meta["levels"], "fit": meta["options"]["fit"]}
         for name, value in given.items():

@@ -162,9 +162,7 @@ def piece_images(
         yield Image(index, name, pixels, report.reason)
 
 
-def _contents(
-    piece: Piece, kind: ImageKind
-) -> Iterator[tuple[str, Path | bytes | np.ndarray]]:
+def _contents(piece: Piece, kind: ImageKind) -> Iterator[tuple[str, Path | bytes | np.ndarray]]:
     """Names of images, and their files, contents or pixels, in order."""
     if piece.kind == PICTURES:
         yield from ((file, inside(piece.folder, file)) for file in piece.files)

@@ -162,9 +162,7 @@ class _Writer:
             )
         return images
 
-    def _divided(
-        self, split: str | None, words: np.ndarray
-    ) -> Iterator[tuple[str, np.ndarray]]:
+    def _divided(self, split: str | None, words: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
         if split is not None:
             yield split, np.arange(len(words))
             return
@@ -277,9 +275,7 @@ def _hashes(images: np.ndarray) -> np.ndarray:
     return np.frombuffer(b"".join(digests), ">u8").astype(np.uint64)
 
 
-def _check_counts(
-    found: dict[str, int], counts: tuple[int, int] | None, where: str
-) -> None:
+def _check_counts(found: dict[str, int], counts: tuple[int, int] | None, where: str) -> None:
     if counts and (found["train"], found["test"]) != counts:
         raise UserError(
             f"{where} has {found['train']} training and {found['test']} test images, not"

@@ -129,9 +129,7 @@ def _line(grid: Image.Image, texts: Sequence[str], cells: int) -> Image.Image:
     return strip
 
 
-def _enlarged(
-    images: UInt8[np.ndarray, "n h w c"], levels: int, columns: int
-) -> Image.Image:
+def _enlarged(images: UInt8[np.ndarray, "n h w c"], levels: int, columns: int) -> Image.Image:
     grid = image_grid(images, levels, columns)
     factor = max(1, -(-MIN_SIDE // grid.shape[1]))
     return Image.fromarray(grid.repeat(factor, axis=0).repeat(factor, axis=1).squeeze())

@@ -266,4 +266,3 @@ def _in_a_line(ray: Any) -> Iterator[None]:
         while (inner := getattr(cause, "cause", None) or cause.__cause__) is not None:
             cause = inner
         raise UserError(f"a worker failed: {first_line(cause)}") from error
-

@@ -125,8 +125,7 @@ def images_of_arrays(
     reading = read_array_files(path, Options(fit=fit))
     if reading.levels not in (256, levels):  # 256 is also meant where none are stated
         raise UserError(
-            f"{path} has images of {reading.levels} grey levels, and the model is of"
-            f" {levels}"
+            f"{path} has images of {reading.levels} grey levels, and the model is of {levels}"
         )
     chunks = list(reading.chunks)
     splits = [chunk.split or "" for chunk in chunks for _ in chunk.images]

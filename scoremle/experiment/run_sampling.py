@@ -46,9 +46,7 @@ class Judge:
     extractor: Extractor
     reference: Reference
 
-    def __call__(
-        self, samples: np.ndarray, levels: int, parts: Path, name: str
-    ) -> dict[str, Any]:
+    def __call__(self, samples: np.ndarray, levels: int, parts: Path, name: str) -> dict[str, Any]:
         """The quality of samples; finished parts of their features are kept in ``parts``."""
         of_extractor = self.extractor.identity
         features = extract(

@@ -172,9 +172,7 @@ def learning_rate(
     return Chart("learning_rate", "Learning rate", caption, words, draw)
 
 
-def histogram(
-    name: str, bpd: Float[np.ndarray, " n"], baselines: Mapping[str, float]
-) -> Chart:
+def histogram(name: str, bpd: Float[np.ndarray, " n"], baselines: Mapping[str, float]) -> Chart:
     """bits/dim of the images of a split; lines where simple densities lie in the mean."""
 
     def draw(axes: Any) -> None:
@@ -326,9 +324,7 @@ def differences(found: Mapping[str, tuple[float, float]]) -> Chart:
     )  # fmt: skip
 
 
-def _draw_intervals(
-    axes: Any, rows: Mapping[str, tuple[float, float, bool]], label: str
-) -> None:
+def _draw_intervals(axes: Any, rows: Mapping[str, tuple[float, float, bool]], label: str) -> None:
     """A row for each name: its mean with a 95 % interval, as a triangle if it is a bound."""
     for i, (mean, stderr, bound) in enumerate(rows.values()):
         axes.errorbar(mean, i, xerr=Z95 * stderr, fmt="o<"[bound], color=COLOURS[bound], capsize=3)

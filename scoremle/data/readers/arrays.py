@@ -16,7 +16,7 @@ from scoremle.bounded import MAX_ARRAYS, MAX_FILE, File, npy_header
 from scoremle.bounded import read_arrays as arrays_of
 from scoremle.core.pixels import as_uint8
 from scoremle.data.archive import Source, hash_files, listing
-from scoremle.data.readers.base import Chunk, Options, Reading, as_labels
+from scoremle.data.readers.base import Chunk, Options, Reading, as_labels, by
 from scoremle.errors import UserError, damaged
 from scoremle.files import named, opened
 
@@ -85,8 +85,7 @@ def _check_options(images: np.ndarray, options: Options, path: Path) -> None:
     size = options.size or height
     if (height, width) != (size, options.size or width) or options.channels not in (0, channels):
         raise UserError(
-            f"{path}: arrays are taken as they are, and its images are"
-            f" {height}x{width}x{channels}"
+            f"{path}: arrays are taken as they are, and its images are {by(images.shape[1:])}"
         )
 
 

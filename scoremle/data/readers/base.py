@@ -101,9 +101,7 @@ def as_labels(labels: Any, count: int, where: str) -> np.ndarray:
     return found.astype(int) if whole else found
 
 
-def in_levels(
-    pixels: UInt8[np.ndarray, "*n h w c"], levels: int, own: int = 256
-) -> np.ndarray:
+def in_levels(pixels: UInt8[np.ndarray, "*n h w c"], levels: int, own: int = 256) -> np.ndarray:
     """Pixels of so many grey levels of their own, as those of a model with ``levels``.
 
     Args:

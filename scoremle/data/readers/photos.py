@@ -69,9 +69,7 @@ def _hash(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def patches(
-    pixels: UInt8[np.ndarray, "h w c"], size: int
-) -> UInt8[np.ndarray, "n size size c"]:
+def patches(pixels: UInt8[np.ndarray, "h w c"], size: int) -> UInt8[np.ndarray, "n size size c"]:
     """The whole squares of the centred grid, row by row."""
     rows, columns = pixels.shape[0] // size, pixels.shape[1] // size
     top, left = ((n % size) // 2 for n in pixels.shape[:2])
