@@ -75,20 +75,19 @@ def _columns(rows: Sequence[LogRow], *names: str) -> list[Float[np.ndarray, " n"
     return list(np.array(complete, float).reshape(-1, 1 + len(names)).T)
 
 
-def _smooth(values: Float[np.ndarray, " n"], half: int) -> Float[np.ndarray, " n"]:
-    """The mean of each value and of ``half`` neighbours on each side; fewer at the ends."""
-    window = np.ones(2 * half + 1)
-    return _same(values, window) / _same(np.ones(len(values)), window)
+def _window(count: int) -> Float[np.ndarray, " rows"]:
+    """Weights of a row and of its neighbours on both sides, of so many rows."""
+    return np.ones(2 * min(MOST_NEIGHBOURS, count // ROWS_FOR_A_NEIGHBOUR) + 1)
 
 
-def _same(values: Float[np.ndarray, " n"], window: np.ndarray) -> Float[np.ndarray, " n"]:
-    if not len(values):  # which numpy refuses
-        return values
-    return np.convolve(values, window, "full")[len(window) // 2 :][: len(values)]
+def _sums(values: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
+    """The sum of each value and its neighbours, of which there are fewer at the ends."""
+    return np.convolve(values, _window(len(values)), "same") if len(values) else values
 
 
-def _half(count: int) -> int:
-    return min(MOST_NEIGHBOURS, count // ROWS_FOR_A_NEIGHBOUR)
+def _smooth(values: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
+    """The mean of each value and its neighbours."""
+    return _sums(values) / _sums(np.ones_like(values))
 
 
 def columns(
@@ -103,8 +102,7 @@ def columns(
         for i, ((steps, values), label) in enumerate(zip(found, labels.values(), strict=True)):
             if len(steps):
                 axes.plot(steps, values, ".", color=COLOURS[i], alpha=0.25, markersize=3)
-                line = _smooth(values, _half(len(values)))
-                axes.plot(steps, line, ("-", "--")[i], color=COLOURS[i], label=label)
+                axes.plot(steps, _smooth(values), ("-", "--")[i], color=COLOURS[i], label=label)
         axes.set(xlabel="step", ylabel=title.lower())
         if log:
             axes.set_yscale("log")
@@ -127,13 +125,10 @@ def training_bpd(rows: Sequence[LogRow], uniform: float) -> Chart:
     nothing.
     """
     steps, values, errors = _columns(rows, "eval_bpd", "eval_bpd_stderr")
-    known = np.flatnonzero(values < uniform)
-    first = known[0] if len(known) else len(values)
-    steps, values, errors = (column[first:] for column in (steps, values, errors))
-    half = _half(len(values))
-    mean, window = _smooth(values, half), np.ones(2 * half + 1)
-    averaged = _same(np.ones(len(values)), window)
-    band = Z95 * np.sqrt(_same(np.square(errors), window)) / averaged
+    told = np.maximum.accumulate(values < uniform)
+    steps, values, errors = (column[told] for column in (steps, values, errors))
+    mean, averaged = _smooth(values), len(_window(len(values)))
+    band = Z95 * np.sqrt(_sums(np.square(errors))) / _sums(np.ones_like(values))
 
     def draw(axes: Any) -> None:
         if not len(mean):
@@ -150,7 +145,7 @@ def training_bpd(rows: Sequence[LogRow], uniform: float) -> Chart:
     return Chart(
         "training_bpd", "Bits/dim while training",
         "The variational bound on a window of test images that moves, few draws each. Points: one"
-        f" logged row each. Line: the mean of {2 * half + 1} neighbouring rows. Band: its 95 %"
+        f" logged row each. Line: the mean of {averaged} neighbouring rows. Band: its 95 %"
         " interval. Rows before the averaged parameters beat a uniform distribution are left out.",
         f"bits/dim of test images over the steps: {final}.",
         draw,
