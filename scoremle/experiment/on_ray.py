@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import UInt64
 
 from scoremle.bounded import MAX_FILE
-from scoremle.data.pieces import MOST_ROWS, Image, ImageKind, Piece, piece_images
+from scoremle.data.pieces import MOST_ROWS, ImageKind, Piece, piece_images
 from scoremle.errors import UserError, first_line, needing
 from scoremle.files import inside, opened, read_sealed, write_atomically, write_sealed
 from scoremle.likelihood.scores import INDEX, SCORE_COLUMNS
@@ -59,13 +59,12 @@ class Table:
             write_sealed(path, facts)
             return
         found = read_sealed(path, f"move {self.folder} away")
-        different = [name for name in facts if found.get(name) != facts[name]]
-        if different:
-            name = different[0]
-            raise UserError(
-                f"{self.folder} holds scores with {name} {found.get(name)!r}, not {facts[name]!r}:"
-                " name another --out"
-            )
+        for name, value in facts.items():
+            if found.get(name) != value:
+                raise UserError(
+                    f"{self.folder} holds scores with {name} {found.get(name)!r}, not {value!r}:"
+                    " name another --out"
+                )
 
     def write(self, columns: Batch) -> None:
         """Writes a file of rows.
@@ -86,19 +85,13 @@ class Table:
         Args:
             name: of the column.
         """
-        return self._read([INDEX, name])[name]
-
-    def index(self) -> UInt64[np.ndarray, " n"]:
-        """Indices of the finished images, sorted."""
-        return self._read([INDEX])[INDEX]
-
-    def _read(self, names: list[str]) -> Batch:
-        tables = [_columns(file, names) for file in sorted(self.folder.glob("*.parquet"))]
+        files = sorted(self.folder.glob("*.parquet"))
+        tables = [_columns(file, [*{INDEX, name}]) for file in files]
         if not tables:
-            return {name: np.zeros(0, np.uint64) for name in names}
-        columns = {name: np.concatenate([table[name] for table in tables]) for name in names}
-        _, once = np.unique(columns[INDEX], return_index=True)
-        return {name: column[once] for name, column in columns.items()}
+            return np.zeros(0, np.uint64)
+        index, column = (np.concatenate([table[n] for table in tables]) for n in (INDEX, name))
+        _, once = np.unique(index, return_index=True)
+        return column[once]
 
 
 def _columns(file: Path, names: list[str]) -> Batch:
@@ -144,14 +137,14 @@ def score_on_ray(
     Raises UserError without Ray, for a cluster that is too small, and for what a worker can't do.
     """
     ray = ray_data()
-    done = table.index()
+    done = table.column(INDEX)
     left = [(piece, _within(piece, done)) for piece in pieces]
     left = [(piece, there) for piece, there in left if len(there) != piece.count]
     if not left:
         return
     with _running(ray, address, workers) as (there, gpus), _in_a_line(ray):
         items = ray.data.from_items(left, override_num_blocks=len(left))
-        read = items.map_batches(_Read(*images), batch_size=1, num_cpus=1)
+        read = items.map_batches(_read, fn_args=images, batch_size=1, num_cpus=1)
         rows = read.map_batches(
             _Work, fn_constructor_args=(scorer, table), batch_size=batch_size,
             batch_format="numpy", compute=ray.data.ActorPoolStrategy(size=there),
@@ -171,27 +164,17 @@ def _within(piece: Piece, done: UInt64[np.ndarray, " n"]) -> UInt64[np.ndarray, 
     return done[first:stop]
 
 
-@dataclass(frozen=True)
-class _Read:
-    """Reads the images of a piece that are not there yet."""
-
-    kind: ImageKind
-    fit: str
-
-    def __call__(self, batch: Batch) -> Iterator[Batch]:
-        for piece, there in batch["item"]:
-            images = list(piece_images(piece, self.kind, self.fit, set(there.tolist())))
-            if images:
-                yield self._columns(images)
-
-    def _columns(self, images: list[Image]) -> Batch:
-        nothing = np.zeros(self.kind.shape, np.uint8 if self.kind.levels <= 256 else np.uint16)
-        return {
-            INDEX: np.asarray([image.index for image in images], np.uint64),
-            "name": np.asarray([image.name for image in images]),
-            "image": np.stack([nothing if i.pixels is None else i.pixels for i in images]),
-            "reason": np.asarray([image.reason for image in images]),
-        }
+def _read(batch: Batch, kind: ImageKind, fit: str) -> Iterator[Batch]:
+    """Reads the images of pieces that are not there yet."""
+    nothing = np.zeros(kind.shape, np.uint8 if kind.levels <= 256 else np.uint16)
+    for piece, there in batch["item"]:
+        if images := list(piece_images(piece, kind, fit, set(there.tolist()))):
+            yield {
+                INDEX: np.asarray([image.index for image in images], np.uint64),
+                "name": np.asarray([image.name for image in images]),
+                "image": np.stack([nothing if i.pixels is None else i.pixels for i in images]),
+                "reason": np.asarray([image.reason for image in images]),
+            }
 
 
 class _Work:

@@ -54,9 +54,9 @@ class Serial:
         self.batches = [{"item": np.fromiter([item], object)} for item in items]
         return self
 
-    def map_batches(self, work, *, batch_size, fn_constructor_args=(), **_):
+    def map_batches(self, work, *, batch_size, fn_args=(), fn_constructor_args=(), **_):
         if not fn_constructor_args:
-            self.batches = [found for batch in self.batches for found in work(batch)]
+            self.batches = [found for batch in self.batches for found in work(batch, *fn_args)]
             return self
         names = self.batches[0]
         rows = {name: np.concatenate([batch[name] for batch in self.batches]) for name in names}
@@ -99,7 +99,7 @@ def test_killed_and_stopped(engine, request, tmp_path):
     good = np.arange(20) != BAD
 
     def check():
-        np.testing.assert_array_equal(table.index(), np.arange(20))
+        np.testing.assert_array_equal(table.column("index"), np.arange(20))
         np.testing.assert_allclose(table.column("bpd")[good], expected.bpd[good], rtol=1e-5)
         assert np.isnan(table.column("bpd")[BAD])
         assert "can't be decoded" in table.column("reason")[BAD]
@@ -141,8 +141,8 @@ def test_a_file_of_other_columns_is_named(tmp_path):
 
     table, index = Table(tmp_path), np.arange(3, dtype=np.uint64)
     table.write({"index": index, "name": index.astype(str)})
-    np.testing.assert_array_equal(table.index(), index)
+    np.testing.assert_array_equal(table.column("index"), index)
     for column in (["a"], [0.5], [None], [[1]], [-1]):
         pq.write_table(pa.table({"index": column}), tmp_path / "other.parquet")
         with pytest.raises(UserError, match=r"other\.parquet is damaged"):
-            table.index()
+            table.column("index")
