@@ -21,7 +21,7 @@ working directory like any other.
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -237,34 +237,16 @@ class Workdir:
             what: is to be gone on with, one of ``record.KINDS``. A model that was imported is
                 measured on whatever images it is made for.
         """
-        if self.imported:
+        # What was begun without a checkpoint left nothing that could be mixed up.
+        if self.imported or not self.begun:
             return
-        self._check(experiment, *record.KINDS[what])
-        for name, value in self._stated().items() if what == "training" else ():
-            if (given := _field(experiment, name)) != value:
-                logger.warning(
-                    "%s was trained with %s=%s, as its name says, and goes on with %s",
-                    self.folder, name, value, given,
-                )  # fmt: skip
-
-    def _stated(self) -> dict[str, object]:
-        """Fields that the name of a published folder states."""
-        published = self.snapshots.published() or self.preemption.published()
-        known = origin(self.folder.resolve()) if published else None
-        return flat(known.sections) if known else {}
-
-    def _check(
-        self, experiment: Recorded, matters: Callable[[str], bool], of_data: tuple[str, ...]
-    ) -> None:
-        stated = {n: value for n, value in self._stated().items() if of_the_network(n)}
-        if flags := [f"{n}={v}" for n, v in stated.items() if _field(experiment, n) != v]:
+        differs = {n: v for n, v in self._stated().items() if _field(experiment, n) != v}
+        if flags := [f"{n}={v}" for n, v in differs.items() if of_the_network(n)]:
             raise UserError(
                 f"{self.folder} holds a model of {', '.join(flags)}, as its name says, and the "
                 f"config says otherwise: set --config.{' --config.'.join(flags)}"
             )
-        # What was begun without a checkpoint left nothing that could be mixed up.
-        if not self.begun:
-            return
+        matters, of_data = record.KINDS[what]
         path, meta = next(self._notes(), (self.folder, {}))
         self._compare(meta, path)
         old = meta.get(record.CONFIG, {}) | flat(self._read_config())
@@ -281,6 +263,17 @@ class Workdir:
                 f"{self.folder} holds another experiment: {_differences(different, old, new)}; "
                 "use another --workdir, or the config it was begun with"
             )
+        for name, value in differs.items() if what == "training" else ():
+            logger.warning(
+                "%s was trained with %s=%s, as its name says, and goes on with %s",
+                self.folder, name, value, _field(experiment, name),
+            )  # fmt: skip
+
+    def _stated(self) -> dict[str, object]:
+        """Fields that the name of a published folder states."""
+        published = self.snapshots.published() or self.preemption.published()
+        known = origin(self.folder.resolve()) if published else None
+        return flat(known.sections) if known else {}
 
     def _notes(self) -> Iterator[tuple[Path, dict[str, Any]]]:
         """The notes of our own checkpoints, the newest first, for going on and then snapshots."""
@@ -299,13 +292,12 @@ class Workdir:
             (self.data_path, self.data_facts(), meta.get(record.DATA, {})),
         )
         for file, stated, known in files:
-            different = [n for n in known if record.disagree(n, known[n], stated.get(n, known[n]))]
-            if different:
-                name = different[0]
-                raise UserError(
-                    f"{file} says {name}={stated[name]!r}, but {path} was trained with"
-                    f" {known[name]!r}: {REMEDY}"
-                )
+            for name, value in known.items():
+                if record.disagree(name, value, stated.get(name, value)):
+                    raise UserError(
+                        f"{file} says {name}={stated[name]!r}, but {path} was trained with"
+                        f" {value!r}: {REMEDY}"
+                    )
 
     def _read_config(self) -> dict[str, Any]:
         return read_sealed(self.config_path, REMEDY) if self.config_path.exists() else {}
