@@ -148,8 +148,7 @@ class Plan:
 
         def run(batch: int) -> Callable[[], Any]:
             images = self._images(batch)[None]
-            template = self.experiment.training.template
-            state = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), template)
+            state = jax.tree.map(jnp.zeros_like, self.experiment.training.template)
 
             def call() -> Any:
                 nonlocal state
@@ -188,8 +187,7 @@ class Plan:
 
         def run(batch: int) -> Callable[[], Any]:
             x = jnp.asarray(self._images(batch), jnp.float32) / 255
-            shapes = self.experiment.training.template.params
-            params = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
+            params = jax.tree.map(jnp.zeros_like, self.experiment.training.template.params)
             return lambda: program(params, x, jnp.full(batch, 0.5))
 
         return self._pace(run)
