@@ -130,14 +130,9 @@ def _is_touched(path: Path) -> bool:
 
 def _touched_at(path: Path) -> int | None:
     # Opened anew: a network file system queries its server then, and not before.
-    try:
-        handle = handle_of(path, os.O_RDONLY)
-        try:
-            return os.fstat(handle).st_mtime_ns
-        finally:
-            os.close(handle)
-    except FileNotFoundError:
-        return None
+    with contextlib.suppress(FileNotFoundError), open(path, opener=handle_of) as file:
+        return os.fstat(file.fileno()).st_mtime_ns
+    return None
 
 
 def _beat(path: Path, ended: threading.Event) -> None:
