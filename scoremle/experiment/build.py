@@ -156,8 +156,11 @@ def build(
     fixed = FrozenConfigDict(config)
     sampler, evaluation = sampler_of(config, model.sde), fixed.eval
     objective = Objective(trained, fixed.training, fixed.data)
-    training = _training(fixed, images, objective)
-    flow = _flow(config, trained)
+    training, flow = _training(fixed, images, objective), _flow(config, trained)
+    flow_training = replace(  # as the score model's, of another network
+        training, objective=flow, ema_rate=config.deq.ema_rate,
+        schedule=replace(training.schedule, n_iters=config.deq.n_iters),
+    )  # fmt: skip
     if not imported and levels is None:
         with as_fields("model"):
             _ = training.template  # the network checks its fields and the size of the images
@@ -169,7 +172,7 @@ def build(
         flow=flow,
         objective=objective,
         training=training,
-        flow_training=_flow_training(config, training, flow),
+        flow_training=flow_training,
         evaluation=evaluation,
         by_ode=_by_ode(evaluation, model.dims),
         by_elbo=_by_bound(evaluation),
@@ -253,16 +256,6 @@ def _flow(config: Any, model: Any) -> FlowObjective:
     network = FlowPP(**{name: lowered(config.deq[name]) for name in FLOW_FIELDS})
     decoder = GaussianDecoder() if config.deq.offset else Entropy()
     return FlowObjective(model, network, config.training.stratified, decoder)
-
-
-def _flow_training(config: Any, training: Training, flow: FlowObjective) -> Training:
-    """The flow's training: as the score model's, with another network and objective."""
-    return replace(
-        training,
-        objective=flow,
-        ema_rate=config.deq.ema_rate,
-        schedule=replace(training.schedule, n_iters=config.deq.n_iters),
-    )
 
 
 def _by_ode(evaluation: Any, dims: int) -> ByOde:
