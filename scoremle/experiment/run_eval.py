@@ -141,7 +141,7 @@ class EvaluationRun:
 
     @cached_property
     def images(self) -> np.ndarray:
-        return self._split[: self._evaluation.num_images or None]
+        return self._splits[0][: self._evaluation.num_images or None]
 
     @cached_property
     def _flags(self) -> dict[str, Any]:
@@ -157,9 +157,10 @@ class EvaluationRun:
         return {name: value for name, value in changed.items() if name != "batch_size"}
 
     @property
-    def _split(self) -> np.ndarray:
-        data = self.experiment.data
-        return data.train if self._evaluation.dataset == "train" else data.test
+    def _splits(self) -> tuple[np.ndarray, np.ndarray]:
+        """The images of the split that is measured, and those of the other."""
+        train, test = self.experiment.data.train, self.experiment.data.test
+        return (train, test) if self._evaluation.dataset == "train" else (test, train)
 
     def trainings(self, *, flow: bool) -> dict[str, Any]:
         """The steps of the trainings so far: the model's, and the flow's if it counts."""
@@ -199,8 +200,7 @@ class EvaluationRun:
     @cached_property
     def _others(self) -> np.ndarray:
         """A few images of the other split."""
-        data = self.experiment.data
-        others = data.test if self._evaluation.dataset == "train" else data.train
+        _, others = self._splits
         return others[permutation(len(others), self.experiment.seed, PILOT)[:PILOT_IMAGES]]
 
     def _written(
@@ -271,7 +271,7 @@ class EvaluationRun:
             **data.facts,
             "split": self._evaluation.dataset,
             "data_hash": content_hash(self.images),
-            "full_pass": len(self.images) == len(self._split),
+            "full_pass": len(self.images) == len(self._splits[0]),
             "augmentation": "horizontal flip" if data.random_flip else "none",
             "eps": model.eps,
             "precision": self.experiment.precision,
