@@ -79,13 +79,9 @@ class Dataset:
         options = self._of_use(options)
         reading = self.read(place or Path(), options)
         prepare(
-            reading,
-            folder,
-            name=self.name,
-            source=str(place or self.packaged),
-            options=options,
+            reading, folder, name=self.name, source=str(place or self.packaged), options=options,
             counts=self.counts.get(reading.version),
-        )
+        )  # fmt: skip
 
     @property
     def _needs(self) -> str:
@@ -117,15 +113,9 @@ class Dataset:
 
     def _in_cache(self, options: Options) -> Prepared:
         """The one with these options that was prepared before."""
-        found = [
-            prepared
-            for prepared in map(Prepared, sorted(cache_folder().glob(f"{self.name}-*")))
-            if is_prepared(prepared.folder)
-            and all(
-                prepared.meta["options"][name] == getattr(options, name)
-                for name in ("levels", *ANY_SIZE)
-            )
-        ]
+        wanted = {name: getattr(options, name) for name in ("levels", *ANY_SIZE)}.items()
+        there = map(Prepared, filter(is_prepared, sorted(cache_folder().glob(f"{self.name}-*"))))
+        found = [prepared for prepared in there if wanted <= prepared.meta["options"].items()]
         if len(found) > 1:
             listing = ", ".join(str(prepared.folder) for prepared in found)
             raise UserError(
