@@ -7,6 +7,7 @@ code evaluates; partition 2 is left out.
 
 from collections.abc import Iterator
 from pathlib import Path
+from posixpath import basename
 
 import numpy as np
 from PIL import Image
@@ -34,7 +35,7 @@ def read_celeba(path: Path, options: Options) -> Reading:
 
     def reports() -> Iterator[tuple[str, str, ImageReport]]:
         for name, content in source.files(is_picture, MAX_PICTURE):
-            file = name.rsplit("/", 1)[-1]
+            file = basename(name)
             if file not in partition:
                 raise UserError(f"{path}: {name} is not in {PARTITION}")
             if split := SPLITS.get(partition[file]):
@@ -53,7 +54,7 @@ def _face(name: str, content: bytes, size: int) -> ImageReport:
 
 
 def _partition(path: Path) -> dict[str, str]:
-    file = next(iter(sorted(path.rglob(PARTITION))), None)
+    file = min(path.rglob(PARTITION), default=None)
     if file is None:
         raise UserError(f"{path}: no {PARTITION} in it, which says what is for training")
     content = read_bytes(inside(path, str(file.relative_to(path))), MAX_PARTITION)
@@ -61,4 +62,4 @@ def _partition(path: Path) -> dict[str, str]:
     lines = [line.split() for line in text.splitlines() if line]
     if not lines or any(len(line) != 2 or line[1] not in "012" for line in lines):
         raise UserError(f"{file}: not lines of a file's name and 0, 1 or 2; fetch it again")
-    return dict((line[0], line[1]) for line in lines)
+    return dict(lines)

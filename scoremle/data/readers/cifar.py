@@ -6,6 +6,7 @@ green and blue, 1024 bytes each, row by row. The Python version has the same row
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from posixpath import basename
 from typing import Any
 
 import numpy as np
@@ -36,12 +37,8 @@ def _read(path: Path, names: Mapping[str, str], *, label_bytes: int) -> Reading:
 def _chunks(source: Source, names: Mapping[str, str], label_bytes: int) -> Iterator[Chunk]:
     # All of it before the first is given: archives hold the batches in any order.
     binary, python = [f"{name}.bin" for name in names], list(names)
-    found = {
-        name.rsplit("/", 1)[-1]: content
-        for name, content in source.files(
-            lambda n: n.rsplit("/", 1)[-1] in {*binary, *python}, MAX_BATCH
-        )
-    }
+    batches = source.files(lambda name: basename(name) in {*binary, *python}, MAX_BATCH)
+    found = {basename(name): content for name, content in batches}
     files = next((kind for kind in (binary, python) if found.keys() >= set(kind)), None)
     if files is None:
         likely = binary if any(name in found for name in binary) else python

@@ -11,6 +11,7 @@ import itertools
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from posixpath import basename
 
 from scoremle.data.archive import Source
 from scoremle.data.readers.arrays import load_npz
@@ -42,7 +43,7 @@ def read_imagenet(path: Path, options: Options) -> Reading:
 
 
 def _is_batch(name: str) -> bool:
-    return BATCH.fullmatch(name.rsplit("/", 1)[-1]) is not None
+    return BATCH.fullmatch(basename(name)) is not None
 
 
 def _of_version(files: Files, version: str, path: Path) -> Files:
@@ -69,7 +70,7 @@ def _new(files: Files, source: Source) -> Iterator[Chunk]:
             images, labels = rows_and_labels(load_npz(io.BytesIO(content), where), where)
         else:
             images, labels = unpickle_rows(content, where)
-        split = "train" if name.rsplit("/", 1)[-1].startswith("train") else "test"
+        split = "train" if basename(name).startswith("train") else "test"
         yield Chunk(images, split, source.done, labels)
 
 

@@ -9,6 +9,7 @@ import hashlib
 import io
 from collections.abc import Iterator
 from pathlib import Path
+from posixpath import basename
 
 from scoremle.bounded import MAX_BATCH
 from scoremle.data.archive import Source
@@ -27,8 +28,8 @@ def _chunks(source: Source) -> Iterator[Chunk]:
 
     published = ORIGINS["svhn"].files
     missing = set(published)
-    for name, content in source.files(lambda n: n.rsplit("/", 1)[-1] in published, MAX_BATCH):
-        file = name.rsplit("/", 1)[-1]
+    for name, content in source.files(lambda name: basename(name) in published, MAX_BATCH):
+        file = basename(name)
         missing.remove(file)
         if hashlib.sha256(content).hexdigest() != published[file][1]:
             raise UserError(
