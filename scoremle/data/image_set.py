@@ -102,9 +102,5 @@ def pad_to(images: np.ndarray, size: int) -> np.ndarray:
         )
     if size == height == width:
         return images  # without a copy, which would read all of a mapped file
-    margins = [_halves(size - height), _halves(size - width)]
+    margins = [((size - side) // 2, (size - side + 1) // 2) for side in (height, width)]
     return np.pad(images, [(0, 0), *margins, (0, 0)])
-
-
-def _halves(margin: int) -> tuple[int, int]:
-    return margin // 2, margin - margin // 2
