@@ -14,6 +14,11 @@ def in_a_line(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+def by(shape: Iterable[int]) -> str:
+    """Sizes as they are read: 32x32x3."""
+    return "x".join(map(str, shape))
+
+
 class UserError(ValueError):
     """A mistake that the user can correct: what was wrong, where, what to do, in one line.
 

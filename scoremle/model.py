@@ -40,7 +40,7 @@ from scoremle.core.pytree import known, pytree, static
 from scoremle.core.sde import SDE, check_eps, with_schedule
 from scoremle.core.times import UniformLogSNR, log_snr_range
 from scoremle.devices import replicate, round_up, split_rows, to_numpy, within_memory
-from scoremle.errors import UserError
+from scoremle.errors import UserError, by
 from scoremle.likelihood.check import check_declaration
 from scoremle.likelihood.decoders import InformedDecoder
 from scoremle.likelihood.elbo import ELBO, elbo
@@ -191,7 +191,7 @@ class ScoreModel:
         """Facts of the model by name: shape, SDE, grey levels, network, data set and step."""
         network = getattr(self.noise, "network", self.noise)
         count = sum(np.size(leaf) for leaf in jax.tree.leaves(network))
-        facts = {"shape": "x".join(map(str, self.shape)), "SDE": repr(self.sde)}
+        facts = {"shape": by(self.shape), "SDE": repr(self.sde)}
         facts |= {"grey levels": f"{self.pixels.levels} levels"} if self.pixels else {}
         words = [f"{count:,} parameters"] * bool(count)
         words += [network.way] if hasattr(network, "way") else []  # a module's way to JAX

@@ -19,10 +19,10 @@ from jaxtyping import Integer, UInt8
 from scoremle.bounded import MAX_FILE, MAX_PICTURE
 from scoremle.data.archive import Source, is_archive, is_hidden, listing
 from scoremle.data.readers.arrays import check_images, load_npy
-from scoremle.data.readers.base import ImageReport, by, in_levels
+from scoremle.data.readers.base import ImageReport, in_levels
 from scoremle.data.readers.decoding import decode_image, is_picture
 from scoremle.data.readers.parquet import count_rows, is_parquet, parquet_rows
-from scoremle.errors import UserError
+from scoremle.errors import UserError, by
 from scoremle.files import inside, named, read_bytes
 
 __all__ = ["MOST_ROWS", "Image", "ImageKind", "Piece", "piece_images", "pieces_of"]

@@ -21,8 +21,8 @@ import numpy as np
 
 import scoremle
 from scoremle.data.prepared import FORMAT, META, made_whole
-from scoremle.data.readers.base import Chunk, ImageReport, Options, Reading, by, in_levels
-from scoremle.errors import UserError
+from scoremle.data.readers.base import Chunk, ImageReport, Options, Reading, in_levels
+from scoremle.errors import UserError, by
 from scoremle.files import write_sealed, writing
 from scoremle.progress import progress
 
@@ -142,7 +142,9 @@ class _Writer:
         words = _hashes(images)
         self._constant += int((images == images[:, :1, :1]).all(axis=(1, 2, 3)).sum())
         self._ways.add(split is None)
-        for part, chosen in self._divided(split, words):
+        for_test = words < np.uint64(self._options.test_fraction * 2.0**64)
+        parts: dict[str, Any] = {"train": ~for_test, "test": for_test}
+        for part, chosen in ({split: slice(None)} if split else parts).items():
             reduced = in_levels(images[chosen], self._levels, self._own_levels)
             of_these = None if labels is None else labels[chosen]
             self._split(part).add(reduced, words[chosen], of_these)
@@ -161,14 +163,6 @@ class _Writer:
                 f" 0 to {self._own_levels - 1}"
             )
         return images
-
-    def _divided(self, split: str | None, words: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
-        if split is not None:
-            yield split, np.arange(len(words))
-            return
-        for_test = words < np.uint64(self._options.test_fraction * 2.0**64)
-        yield "train", np.flatnonzero(~for_test)
-        yield "test", np.flatnonzero(for_test)
 
     def _split(self, name: str) -> _Split:
         if name not in self._splits:

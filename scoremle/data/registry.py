@@ -29,7 +29,7 @@ from scoremle.data.readers.photos import read_photos
 from scoremle.data.readers.pictures import read_pictures
 from scoremle.data.readers.svhn import read_svhn
 from scoremle.data.readers.synthetic import read_synthetic
-from scoremle.errors import UserError, choose
+from scoremle.errors import UserError, by, choose
 from scoremle.files import for_this_process
 from scoremle.terminal import say
 
@@ -103,10 +103,9 @@ def load(
     """
     check_count("batch_size", batch_size)
     check_seed(seed)
-    for what, number in (
-        ("image_size", image_size), ("num_channels", num_channels), ("levels", levels)
-    ):  # fmt: skip
-        check_count(what, number, least=0)
+    check_count("image_size", image_size, least=0)
+    check_count("num_channels", num_channels, least=0)
+    check_count("levels", levels, least=0)
     dataset = lookup(name)
     if fit and "fit" not in dataset.options:
         raise UserError(f"fit is {fit!r}, but {name} has no images of other sizes")
@@ -124,7 +123,7 @@ def load(
     if num_channels and num_channels != train.shape[3]:
         raise UserError(f"num_channels is {num_channels}, but {name} has {train.shape[3]}")
     if image_size and train.shape[1:3] != (image_size, image_size):
-        say(f"{name}: images of {'x'.join(map(str, train.shape[1:3]))} are padded with zeros to"
+        say(f"{name}: images of {by(train.shape[1:3])} are padded with zeros to"
             f" {image_size}x{image_size} (image_size); bits/dim are of the padded images,"
             " whose border costs next to nothing")  # fmt: skip
     return ImageSet(

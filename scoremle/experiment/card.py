@@ -8,7 +8,7 @@ from pathlib import Path
 import jax
 
 import scoremle
-from scoremle.errors import in_a_line
+from scoremle.errors import by, in_a_line
 from scoremle.evaluation.result import Result
 from scoremle.experiment.build import Experiment
 from scoremle.experiment.workdir import Workdir
@@ -59,7 +59,7 @@ def _facts(
 ) -> Iterator[tuple[str, str]]:
     model, data, config = experiment.model, experiment.data, experiment.config
     training, of_model = config["training"], config["model"]
-    yield "data", f"{data.name}: {'x'.join(map(str, model.shape))}, {data.levels} grey levels"
+    yield "data", f"{data.name}: {by(model.shape)}, {data.levels} grey levels"
     facts = place.data_facts()
     for name in ("data_version", "train_sha256"):
         if name in facts:

@@ -14,10 +14,10 @@ from jaxtyping import Integer, UInt8
 
 from scoremle.data import Options
 from scoremle.data.readers.arrays import read_array_files
-from scoremle.data.readers.base import ImageReport, by, in_levels
+from scoremle.data.readers.base import ImageReport, in_levels
 from scoremle.data.readers.decoding import IMAGE_FORMATS
 from scoremle.data.readers.pictures import UNKNOWN, decode_folder
-from scoremle.errors import UserError, in_a_line
+from scoremle.errors import UserError, by, in_a_line
 from scoremle.progress import progress
 from scoremle.terminal import say
 

@@ -15,7 +15,7 @@ from jax.tree_util import Partial
 
 from scoremle import data, devices, xla
 from scoremle.core.keys import example_keys
-from scoremle.errors import UserError
+from scoremle.errors import UserError, by
 from scoremle.evaluation import pictures, tables
 from scoremle.experiment.build import Experiment, logged_by
 from scoremle.experiment.config import as_fields
@@ -89,12 +89,10 @@ def _first_state(experiment: Experiment, training: Training, place: Workdir) -> 
     """
     images, there, template = training.data, jax.devices(), training.template
     parameters = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(template.params))
-    shape = "x".join(map(str, images.shape))
-    words = (
-        f"{images.name}: {len(images.train):,} training images of {shape}; {parameters:,}"
-        f" parameters; {experiment.model.sde}; {len(there)} {there[0].device_kind}"
-    )
-    say(*tables.wrapped(words))
+    say(*tables.wrapped(
+        f"{images.name}: {len(images.train):,} training images of {by(images.shape)};"
+        f" {parameters:,} parameters; {experiment.model.sde}; {len(there)} {there[0].device_kind}"
+    ))  # fmt: skip
     found = place.snapshot_state(template)
     if found or place.preemption.numbers():
         return found or template

@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 from scoremle.bounded import MAX_MODEL
 from scoremle.core.pixels import Pixels
 from scoremle.core.sde import SDE
-from scoremle.errors import UserError, first_line
+from scoremle.errors import UserError, by, first_line
 from scoremle.files import inside, named, opened, read_json
 from scoremle.likelihood.steps import BySteps
 from scoremle.model import Origin, ScoreModel
@@ -177,7 +177,7 @@ def published_model(
     Raises UserError for a shape that no image has.
     """
     if not all(0 < side <= LARGEST_SIDE for side in shape):
-        size = "x".join(map(str, shape))
+        size = by(shape)
         raise UserError(f"the model's config says that images are {size}: correct their size")
     origin = Origin(published=True, chain=chain, classes=classes, middles=middles)
     return ScoreModel(noise, sde, eps, shape, pixels, origin=origin)

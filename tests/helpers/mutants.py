@@ -456,7 +456,7 @@ CHANGES: list[tuple[str, ...]] = [
     ("data/feed.py", "feed", "lambda other: other.rows", "lambda other: images.rows"),
     ("data/prepare.py", "_Writer._checked", "images.max() >= self._own_levels",
      "images.max() > self._own_levels"),
-    ("data/prepare.py", "_Writer._divided", "words < np.uint64(", "words > np.uint64("),
+    ("data/prepare.py", "_Writer._add", "words < np.uint64(", "words > np.uint64("),
     ("data/prepare.py", "_Writer.finish", "np.isin(words[1], words[0]).sum()",
      "np.isin(words[1], words[1]).sum()"),
     ("data/readers/arrays.py", "_levels", "stated.dtype.kind not in 'iu'",

@@ -13,7 +13,7 @@ from typing import Any
 import scoremle
 from scoremle.cli import checks
 from scoremle.cli.parser import FITS, Parser
-from scoremle.errors import UserError, as_flag, named_as
+from scoremle.errors import UserError, as_flag, by, named_as
 from scoremle.evaluation.tables import table
 from scoremle.terminal import say
 
@@ -159,7 +159,7 @@ def _rows(prepared: "scoremle.data.Prepared") -> list[tuple[str, str]]:
     rows = [
         ("version", meta["version"]),
         ("images", f"{counts['train']} for training, {counts['test']} for testing"),
-        ("shape", "x".join(map(str, shape))),
+        ("shape", by(shape)),
         ("levels", f"{levels} ({math.log2(levels):.4g} bits){reduced}"),
         ("split", meta["split"]),
         ("labels", "none" if labels is None else f"{len({*labels.tolist()})} different"),

@@ -16,8 +16,8 @@ from scoremle.bounded import MAX_ARRAYS, MAX_FILE, File, npy_header
 from scoremle.bounded import read_arrays as arrays_of
 from scoremle.core.pixels import as_uint8
 from scoremle.data.archive import Source, hash_files, listing
-from scoremle.data.readers.base import Chunk, Options, Reading, as_labels, by
-from scoremle.errors import UserError, damaged
+from scoremle.data.readers.base import Chunk, Options, Reading, as_labels
+from scoremle.errors import UserError, by, damaged
 from scoremle.files import named, opened
 
 __all__ = ["load_npy", "read_array_files"]

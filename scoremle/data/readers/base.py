@@ -113,8 +113,3 @@ def in_levels(pixels: UInt8[np.ndarray, "*n h w c"], levels: int, own: int = 256
         return pixels
     dtype = np.uint8 if levels <= 256 else np.uint16
     return (pixels.astype(np.uint32) * levels // own).astype(dtype)
-
-
-def by(shape: Sequence[int]) -> str:
-    """Sizes as they are read: 32x32x3."""
-    return "x".join(map(str, shape))

@@ -16,9 +16,9 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from scoremle.bounded import MAX_PIXELS, MAX_SCANNED
-from scoremle.data.readers.base import ImageReport, UnusableImage, by
+from scoremle.data.readers.base import ImageReport, UnusableImage
 from scoremle.data.readers.fits import ENLARGED, FITS, Changes
-from scoremle.errors import first_line
+from scoremle.errors import by, first_line
 
 __all__ = ["IMAGE_FORMATS"]
 

@@ -6,8 +6,8 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from scoremle.data.readers.base import Options, by
-from scoremle.errors import UserError
+from scoremle.data.readers.base import Options
+from scoremle.errors import UserError, by
 
 CROPPED, SHRUNK, ENLARGED = "cropped to its centre", "shrunk", "enlarged"
 PADDED = "padded with black"

@@ -16,7 +16,7 @@ from scoremle.bounded import MAX_FILE, check_size
 from scoremle.data.archive import hash_files, read_start
 from scoremle.data.readers.base import Chunk, Options, Reading
 from scoremle.data.readers.fits import fitted
-from scoremle.errors import UserError
+from scoremle.errors import UserError, by
 from scoremle.files import inside
 
 IMAGES, LABELS = 0x803, 0x801
@@ -107,7 +107,7 @@ def _content(file: Path, magic: int) -> np.ndarray:
     if len(content) != expected or 0 in shape:
         state = "truncated" if len(content) < expected else "inconsistent"
         holds = f"{len(content)}" if len(content) <= expected else "more"
-        size = "".join(f" of {'x'.join(map(str, shape[1:]))}" for _ in shape[1:2])
+        size = f" of {by(shape[1:])}" * (len(shape) > 1)
         raise UserError(
             f"{file}: {state}: its header promises {shape[0]} {what}{size}, {expected} bytes,"
             f" but it holds {holds}; fetch the file again"

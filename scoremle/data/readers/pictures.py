@@ -14,10 +14,10 @@ import numpy as np
 
 from scoremle.bounded import MAX_PICTURE
 from scoremle.data.archive import Source
-from scoremle.data.readers.base import NO_IMAGES, Chunk, ImageReport, Options, Reading, by
+from scoremle.data.readers.base import NO_IMAGES, Chunk, ImageReport, Options, Reading
 from scoremle.data.readers.decoding import decode_image, is_picture, not_enlarged
 from scoremle.data.readers.fits import FITS
-from scoremle.errors import UserError
+from scoremle.errors import UserError, by
 
 __all__ = ["UNKNOWN", "decode_folder"]
 
