@@ -25,7 +25,7 @@ from scoremle.data.readers.parquet import count_rows, is_parquet, parquet_rows
 from scoremle.errors import UserError, by
 from scoremle.files import inside, named, read_bytes
 
-__all__ = ["MOST_ROWS", "Image", "ImageKind", "Piece", "piece_images", "pieces_of"]
+__all__ = ["MOST_ROWS", "ImageKind", "Piece", "piece_images", "pieces_of"]
 
 PICTURES, ARCHIVES = "pictures", "archives of pictures"
 ARRAYS, PARQUET = "arrays (.npy)", "parquet files"
