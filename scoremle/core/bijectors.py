@@ -215,12 +215,12 @@ class AtTime:
         return self.sde.log_alpha(jnp.full(len(x), self.t, x.dtype))
 
     def forward(self, x: Data) -> tuple[Data, PerExample]:
-        x = jnp.asarray(x)
+        _, x = _like(x)
         log_alpha = self._log_alpha(x)
         return expand(jnp.exp(log_alpha), x) * x, sum_over(log_alpha, x)
 
     def inverse(self, z: Data) -> Data:
-        z = jnp.asarray(z)
+        _, z = _like(z)
         return z / expand(jnp.exp(self._log_alpha(z)), z)
 
 
@@ -232,6 +232,13 @@ def _next(bound: Array, sign: int) -> Array:
 
 
 def _like(x: Data, *numbers: ArrayLike) -> tuple[list[Array], Array]:
-    """Numbers in the precision of ``x``, and ``x`` as an array of JAX."""
+    """Numbers for an example, in the precision of ``x``, and ``x`` as an array of JAX."""
     x = floating(as_array(x, "x"))
-    return [jnp.asarray(as_array(number, "a bound"), x.dtype) for number in numbers], x
+    found = [jnp.asarray(as_array(number, "a bound"), x.dtype) for number in numbers]
+    try:  # x is never broadcast: it would have another number of dimensions
+        return [jnp.broadcast_to(number, (1, *x.shape[1:])) for number in found], x
+    except ValueError:
+        shapes = " and ".join(str(number.shape) for number in found)
+        raise UserError(
+            f"data of shape {x.shape} take a number, or one for each dimension, not {shapes}"
+        ) from None

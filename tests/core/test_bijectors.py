@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scoremle import Affine, Bounded, Chain, UserError
+from scoremle import VP, Affine, Bounded, Chain, UserError
+from scoremle.core.bijectors import AtTime
 
 inf = np.inf
 MIXED = Bounded(np.asarray([-inf, 0.0, -inf, -2.0]), np.asarray([inf, inf, 1.0, 3.0]))
@@ -61,6 +62,26 @@ def test_images_are_vectors_with_more_axes():
     """A number for all dimensions counts once for each."""
     x = jnp.ones((2, 3, 4, 1))
     np.testing.assert_allclose(Affine(0.0, 2.0).forward(x)[1], -12 * np.log(2), rtol=1e-6)
+
+
+@pytest.mark.parametrize("way", ["forward", "inverse"])
+@pytest.mark.parametrize(
+    "bijector",
+    [
+        Affine(np.zeros(3), 2.0), Affine(0.0, np.ones(3)), Affine(np.zeros((2, 1)), 1.0),
+        Bounded(np.zeros(3)), Chain((Bounded(high=np.full(3, 2.0)),)),
+    ],
+)  # fmt: skip
+def test_data_are_not_broadcast(bijector, way):
+    """Each example would have three dimensions, or a map of its own."""
+    with pytest.raises(UserError, match="each dimension"):
+        getattr(bijector, way)(np.ones((2, 1), np.float32))
+
+
+def test_whole_numbers_are_at_the_same_time_as_reals(unchecked):
+    at, x = AtTime(VP(), 0.5), np.asarray([[1, 2]])
+    for way in (lambda x: at.forward(x)[0], lambda x: at.forward(x)[1], at.inverse):
+        np.testing.assert_array_equal(way(x), way(x.astype(np.float32)))
 
 
 def test_standardized_data_have_mean_0_and_standard_deviation_1():
