@@ -123,13 +123,18 @@ def interpolate(z0: Data, z1: Data, weights: Float[Array, " n"]) -> Float[Array,
 
     Spherical: the direction turns evenly, so that the latents keep the norm that the prior's draws
     have, which on a straight line they would lose. Between like or opposite latents, as two of one
-    dimension always are, the line is straight.
+    dimension always are, and from or to a latent that is 0, the line is straight.
+
+    Raises UserError for what are not finite reals.
     """
-    axes = tuple(range(1, z0.ndim))
-    unit0, unit1 = (z / jnp.sqrt(jnp.sum(jnp.square(z), axes, keepdims=True)) for z in (z0, z1))
-    # By half the chord: accurate for small angles, where the cosine is not.
-    chord = jnp.sqrt(jnp.sum(jnp.square(unit1 - unit0), axes, keepdims=True))
-    angle = 2 * jnp.arcsin(jnp.clip(chord / 2, 0, 1))
+    z0, z1 = as_data(z0, name="z0"), as_data(z1, name="z1")
+
+    def norm(z: Data) -> Data:
+        return jnp.sqrt(jnp.sum(jnp.square(z), axis=tuple(range(1, z.ndim)), keepdims=True))
+
+    # Accurate for all angles, as the cosine is not; and 0 where a latent is.
+    turned0, turned1 = norm(z1) * z0, norm(z0) * z1
+    angle = 2 * jnp.arctan2(norm(turned1 - turned0), norm(turned1 + turned0))
     w = jnp.reshape(weights, (-1,) + (1,) * z0.ndim)
     straight = jnp.sin(angle) < 1e-3
     sine = jnp.where(straight, 1, jnp.sin(angle))
@@ -139,7 +144,11 @@ def interpolate(z0: Data, z1: Data, weights: Float[Array, " n"]) -> Float[Array,
 
 
 def denoise(noise: NoiseFn, sde: SDE, x: Data, *, eps: float) -> Data:
-    """E[x_0 | x_eps]: what samples at t = ``eps`` are without the noise of that time."""
+    """E[x_0 | x_eps]: what samples at t = ``eps`` are without the noise of that time.
+
+    Raises UserError for what are not finite reals.
+    """
+    x = as_data(x)
     return data_of(noise, sde)(x, jnp.full(x.shape[0], eps, x.dtype))
 
 

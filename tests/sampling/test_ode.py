@@ -11,6 +11,7 @@ from scipy import stats
 
 from scoremle.core.divergence import Exact
 from scoremle.core.keys import example_keys, split
+from scoremle.errors import UserError
 from scoremle.likelihood.ode import ode_log_likelihood
 from scoremle.sampling.ode import denoise, euler_sample, interpolate, ode_encode, ode_sample
 from scoremle.solvers.multistep import Multistep
@@ -155,6 +156,20 @@ def test_the_way_between_like_or_opposite_latents_is_straight():
     numbers = jnp.asarray([[1.0], [-2.0]])
     way = interpolate(numbers, -2 * numbers, jnp.asarray([0.25, 0.5]))
     np.testing.assert_allclose(way, numbers * jnp.asarray([0.25, -0.5])[:, None, None], rtol=1e-6)
+    # The latent of the mean of Gaussian data is 0.
+    for ends in ((0 * z, z), (z, 0 * z)):
+        np.testing.assert_allclose(interpolate(*ends, jnp.asarray([0.5]))[0], z / 2, rtol=1e-6)
+
+
+def test_whole_numbers_are_no_latents_and_no_samples(unchecked):
+    """Their type is not that of times: these would be rounded."""
+    x = np.ones((1, 2), int)
+    for call in (
+        lambda: denoise(DATA.noise(SDES["vp"]), SDES["vp"], x, eps=0.5),
+        lambda: interpolate(x, x, jnp.asarray([0.5])),
+    ):
+        with pytest.raises(UserError, match="reals"):
+            call()
 
 
 @every_sde
