@@ -262,9 +262,11 @@ def _identity(model: ScoreModel | None) -> str:
     if model is None:
         return ""
     return fingerprint({
-        "model": tree_hash((model.noise, model.bijector)), "sde": model.sde.describe(),
-        "eps": model.eps, "shape": list(model.shape), "pixels": describe(model.pixels),
-        "solver": describe(model.solver),
+        "model": tree_hash((model.noise, model.bijector, model.coder)),
+        "sde": model.sde.describe(), "eps": model.eps, "shape": list(model.shape),
+        "pixels": describe(model.pixels), "solver": describe(model.solver),
+        "divergence": describe(model.divergence), "decoder": describe(model.decoder_scale),
+        "middles": model.origin.middles,
     })  # fmt: skip
 
 

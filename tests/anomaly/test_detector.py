@@ -15,6 +15,7 @@ from scoremle.anomaly.normality import Density, Ranks
 from scoremle.anomaly.statistics import LEVELS, POWERS, STATISTICS, STEPS, Examples, numbers_of
 from scoremle.errors import UserError
 from scoremle.files import SEAL, write_sealed
+from scoremle.model import Origin
 
 SDE, EPS = SDES["vp"], 1e-3
 DATA = Gaussian.of([0.2, 0.2, 0.2, 0.2], np.square([0.15, 0.15, 0.15, 0.15]))
@@ -187,6 +188,9 @@ def test_another_model_and_other_images_are_refused(detector):
     found = Detector.read(detector)
     others = [
         None, VECTORS, scoremle.ScoreModel(of_pixels, SDE, 2 * EPS, (2, 2, 1), IMAGES.pixels),
+        dataclasses.replace(IMAGES, decoder_scale=0.5),
+        dataclasses.replace(IMAGES, divergence=scoremle.Exact()),
+        dataclasses.replace(IMAGES, origin=Origin(middles=True)),
     ]  # fmt: skip
     for model in others:
         with pytest.raises(UserError, match=r"not the model.*mine.py:model"):
