@@ -796,6 +796,11 @@ class ScoreModel:
         """The solver; None if it is the default one, which is refined row by row."""
         return None if self.solver == Multistep() else self.solver
 
+    @property
+    def _solver_of_states(self) -> Solver:
+        """The solver of latents and samples without log p, which the published one finds alone."""
+        return Multistep() if isinstance(self.solver, PublishedRK45) else self.solver
+
     def _plain(self, noise: NoiseFn | None = None) -> "ScoreModel":
         """The model without its origin and its decoder: programs do not depend on these."""
         return ScoreModel(
@@ -901,13 +906,15 @@ def _profile(
 def _encode(rows: tuple[Data, Condition], model: ScoreModel) -> Data:
     x, condition = rows
     z, _ = AtTime(model.sde, model.eps).forward(x)
-    return ode_encode(model.condition_on(condition).noise, model.sde, z, eps=model.eps)
+    noise, solver = model.condition_on(condition).noise, model._solver_of_states
+    return ode_encode(noise, model.sde, z, eps=model.eps, solver=solver)
 
 
 @Programs
 def _decode(rows: tuple[Data, Condition], model: ScoreModel) -> Data:
     z, condition = rows
-    x = ode_sample(model.condition_on(condition).noise, model.sde, z, eps=model.eps)
+    noise, solver = model.condition_on(condition).noise, model._solver_of_states
+    x = ode_sample(noise, model.sde, z, eps=model.eps, solver=solver)
     return model._outside(x, model.eps)
 
 
@@ -920,8 +927,11 @@ def draw_samples(
         model: down to whose smallest time the sampler goes.
         keys: one for each sample.
         condition: what the noise prediction takes, a row for each sample or one for all.
-        sampler: with its options bound.
+        sampler: with its options bound; the ODE's without any has the model's solver.
     """
+    if sampler is ode_draw:
+        transport = partial(ode_sample, solver=model._solver_of_states)
+        sampler = partial(ode_draw, transport=transport)
     if model.coder:
         model = model.under(model.coder.drawn(fold_in(keys, CODES)))
     noise, shape = model.condition_on(condition).noise, (len(keys), *model.shape)

@@ -19,10 +19,11 @@ from scipy.stats import norm
 import scoremle
 from scoremle import Doubling, Exact, Hutchinson, Multistep, Pixels, ScoreModel, UserError, devices
 from scoremle.core.dequantize import TruncatedNormal, truncation_start
+from scoremle.core.keys import image_keys
 from scoremle.likelihood.decoders import DiscreteDecoder
 from scoremle.likelihood.images import ByElbo, ByOde
 from scoremle.likelihood.published_rk45 import PublishedRK45
-from scoremle.sampling.ode import euler_sample
+from scoremle.sampling.ode import euler_sample, ode_encode, ode_sample
 
 KEY = jax.random.key(0)
 VP = SDES["vp"]
@@ -137,6 +138,19 @@ def test_latents_and_back():
     z = model.encode(x)
     np.testing.assert_allclose(z, data.flow(VP, np.asarray(x, np.float64), 1e-5)[0], atol=1e-2)
     np.testing.assert_allclose(model.decode(z), x, atol=1e-2)
+
+
+def test_latents_and_samples_are_by_the_solver_of_the_model():
+    data, few = Mixture.in_plane(), Multistep(3)
+    model, x = reals(data, solver=few), data.draw(1, 4).astype(np.float32)
+    alpha, eps = np.float32(VP.alpha(EPS["vp"])), EPS["vp"]
+    z = ode_encode(model.noise, VP, alpha * x, eps=eps, solver=few)
+    np.testing.assert_allclose(model.encode(x), z, rtol=1e-4, atol=1e-4)
+    z = VP.prior_sample(image_keys(KEY, np.arange(4)), (4, 2))
+    drawn = ode_sample(model.noise, VP, z, eps=eps, solver=few) / alpha
+    for found in (model.decode(z), model.sample(4, KEY)):
+        np.testing.assert_allclose(found, drawn, rtol=1e-4, atol=1e-4)
+    assert np.abs(reals(data).decode(z) - drawn).max() > 0.01
 
 
 def test_samples_have_the_moments_and_keys_of_their_own():
