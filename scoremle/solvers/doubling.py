@@ -9,10 +9,10 @@ from jaxtyping import Array, Float
 
 from scoremle.core.arguments import check_count, check_number
 from scoremle.errors import UserError
-from scoremle.numerics import dims_of, expand, sum_data
+from scoremle.numerics import dims_of, expand, mean_square, sum_data
 from scoremle.solvers.base import ONE_DRAW, Problem, Solution, mean_integral
 from scoremle.solvers.multistep import Planned
-from scoremle.types import Data, Scalar
+from scoremle.types import Data, PerExample, Scalar
 
 __all__ = ["Doubling"]
 
@@ -39,7 +39,9 @@ class Doubling:
     that there is no derivative in reverse mode: UserError.
 
     Args:
-        tolerance: how far a result may still move, in nats for each dimension of the state.
+        tolerance: how far a result may still move, in nats for each dimension of the state; of
+            samples and latents without log p it is their root mean square, where data have a
+            standard deviation of about one.
         fewest: the steps to begin with.
         most: the steps not to exceed.
 
@@ -79,15 +81,22 @@ class Doubling:
         def run(level: Array) -> Solution:
             return jax.tree.map(lambda a: a[level], levels).solve(one_draw, state)
 
+        def change_of(old: Solution, new: Solution) -> PerExample:
+            moved = new.state - old.state
+            if not len(new.integrals):
+                return dims_of(state) * jnp.sqrt(mean_square(moved))
+            gradient = sensitivity(end, new.state, field(end, new.state, ONE_DRAW)[0])
+            integral = mean_integral(new.integrals - old.integrals)
+            return jnp.abs(sum_data(gradient * moved) + integral)
+
         def refine(carry: tuple[Array, _Best]) -> tuple[Array, _Best]:
             level, best = carry
             old, new = best.solution, run(level)
-            gradient = sensitivity(end, new.state, field(end, new.state, ONE_DRAW)[0])
-            shift = sum_data(gradient * (new.state - old.state))
-            change = jnp.abs(shift + mean_integral(new.integrals - old.integrals))
+            change = change_of(old, new)
             change = jnp.where(jnp.isnan(change), jnp.inf, change)  # one of the two is not finite
-            moved = MARGIN * jnp.maximum(change, best.change / 2)
-            error = jnp.where(level == 1, new.error, jnp.minimum(moved, new.error))
+            error = MARGIN * jnp.maximum(change, best.change / 2)
+            if len(new.integrals):
+                error = jnp.where(level == 1, new.error, jnp.minimum(error, new.error))
             new = new._replace(error=error, evaluations=old.evaluations + new.evaluations + 1)
             keep = best.running
             at_end = jnp.where(expand(keep, state), new.state, old.state)
