@@ -9,14 +9,6 @@ from scoremle.data.readers.base import Options
 from scoremle.data.registry import DATASETS, load, lookup
 
 __all__ = [
-    "DATASETS",
-    "Dataset",
-    "ImageSet",
-    "Options",
-    "Prepared",
-    "feed",
-    "fetch",
-    "is_prepared",
-    "load",
-    "lookup",
-]
+    "DATASETS", "Dataset", "ImageSet", "Options", "Prepared", "feed", "fetch", "is_prepared",
+    "load", "lookup",
+]  # fmt: skip

@@ -20,17 +20,7 @@ from operator import attrgetter
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
-from scoremle.bounded import (
-    MAX_ARRAYS,
-    MAX_FILE,
-    MAX_HEADER,
-    MAX_XZ,
-    check_ratio,
-    check_size,
-    open_zip,
-    read_member,
-    read_no_further,
-)
+from scoremle import bounded
 from scoremle.errors import UserError, damaged
 from scoremle.files import inside, named, opened, read_bytes, sha256_of
 
@@ -72,13 +62,13 @@ class Source:
     def sha256(self) -> str:
         """SHA-256 of the one file; of several files, that of their names and hashes."""
         if not self.path.is_dir():
-            return sha256_of(named(self.path), MAX_ARRAYS)
+            return sha256_of(named(self.path), bounded.MAX_ARRAYS)
         return self._hash.hexdigest()
 
     def files(
         self,
         wanted: Callable[[str], bool],
-        limit: int = MAX_FILE,
+        limit: int = bounded.MAX_FILE,
         unreadable: Callable[[str, str], None] | None = None,
     ) -> Iterator[tuple[str, bytes]]:
         """Name and content of the files whose name is wanted; others are counted.
@@ -109,14 +99,14 @@ class Source:
         unread: list[str] = []
         if self.path.is_dir():
             prefix = f"{name}/"
-            self._note(prefix, sha256_of(archive, MAX_ARRAYS))
+            self._note(prefix, sha256_of(archive, bounded.MAX_ARRAYS))
         members = _zip_members if name.lower().endswith(".zip") else _tar_members
         for name, share, length, read in members(archive):
             self._passed = before + share * size
             if read is None:
                 unread = [*unread[:SHOWN], name]
             elif self._wanted(prefix + name, wanted):
-                check_size(f"{archive}: {name!r}", length, limit)
+                bounded.check_size(f"{archive}: {name!r}", length, limit)
                 with damaged(archive, DAMAGED):
                     content = read()
                 yield prefix + name, content
@@ -192,7 +182,7 @@ def hash_files(folder: Path, wanted: Callable[[str], bool]) -> str:
     source = Source(folder)
     for name, file in source._files.items():
         if source._wanted(name, wanted):
-            source._note(name, sha256_of(file, MAX_ARRAYS))
+            source._note(name, sha256_of(file, bounded.MAX_ARRAYS))
     return source.sha256()
 
 
@@ -212,8 +202,10 @@ Member = tuple[str, float, int, Callable[[], bytes] | None]
 
 def _zip_members(path: Path) -> Iterator[Member]:
     with (
-        damaged(path, DAMAGED), opened(path, MAX_ARRAYS) as file, open_zip(file, path) as archive
-    ):  # fmt: skip
+        damaged(path, DAMAGED),
+        opened(path, bounded.MAX_ARRAYS) as file,
+        bounded.open_zip(file, path) as archive,
+    ):
         plain = (info for info in archive.infolist() if not info.is_dir())
         infos = sorted(plain, key=attrgetter("filename"))
         unpacked, passed = sum(info.file_size for info in infos), 0
@@ -221,19 +213,19 @@ def _zip_members(path: Path) -> Iterator[Member]:
             _check_name(path, info.filename)
             passed += info.file_size
             is_link = (info.external_attr >> 16) & 0o170000 == 0o120000
-            content = None if is_link else partial(read_member, archive, info)
+            content = None if is_link else partial(bounded.read_member, archive, info)
             yield info.filename, passed / max(unpacked, 1), info.file_size, content
 
 
 def _tar_members(path: Path) -> Iterator[Member]:
     size = path.stat().st_size
-    with damaged(path, DAMAGED), opened(path, MAX_ARRAYS) as raw:
+    with damaged(path, DAMAGED), opened(path, bounded.MAX_ARRAYS) as raw:
         stream: Any = _Unpacked(path, raw)
         with tarfile.open(fileobj=stream, mode="r|") as archive:
             while member := archive.next():
                 _check_name(path, member.name)
                 # Every member is checked: the next one begins behind its claimed size.
-                check_size(f"{path}: {member.name!r}", member.size, MAX_FILE)
+                bounded.check_size(f"{path}: {member.name!r}", member.size, bounded.MAX_FILE)
                 stream.next_header = archive.offset
                 # A sparse file is small in the archive and may be of any size outside.
                 plain = member.isfile() and not member.issparse()
@@ -247,7 +239,7 @@ def _tar_members(path: Path) -> Iterator[Member]:
 
 def _content(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
     file = archive.extractfile(member)
-    content = read_no_further(file, member.size) if file else b""
+    content = bounded.read_no_further(file, member.size) if file else b""
     if len(content) < member.size:
         raise EOFError(f"{member.name} is cut off")
     return content
@@ -272,11 +264,11 @@ class _Unpacked:
     def read(self, size: int) -> bytes:
         content = self._stream.read(size)
         self._place += len(content)
-        check_ratio(self._path, self._place, self._raw.tell())
-        if self._place > self.next_header + MAX_HEADER:
+        bounded.check_ratio(self._path, self._place, self._raw.tell())
+        if self._place > self.next_header + bounded.MAX_HEADER:
             raise UserError(
                 f"{self._path}: refused: the header of a member, {self.next_header} bytes from the"
-                f" start of what it unpacks to, has more than {MAX_HEADER} bytes"
+                f" start of what it unpacks to, has more than {bounded.MAX_HEADER} bytes"
             )
         return content
 
@@ -286,7 +278,7 @@ class _Xz:
 
     def __init__(self, raw: IO[bytes]) -> None:
         self._raw = raw
-        self._unpack = lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=MAX_XZ)
+        self._unpack = lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=bounded.MAX_XZ)
 
     def read(self, size: int) -> bytes:
         content = b""
@@ -307,8 +299,8 @@ def _check_name(path: Path, name: str) -> None:
 def read_start(file: Path, limit: int) -> bytes:
     """The first ``limit`` bytes of a file, or all; of what it unpacks to, if it ends in .gz."""
     packed = file.suffix == ".gz"
-    with damaged(file, "truncated or damaged gzip"), opened(file, MAX_ARRAYS) as raw:
+    with damaged(file, "truncated or damaged gzip"), opened(file, bounded.MAX_ARRAYS) as raw:
         if packed:
-            check_ratio(file, limit, os.fstat(raw.fileno()).st_size)
+            bounded.check_ratio(file, limit, os.fstat(raw.fileno()).st_size)
         with gzip.open(raw) if packed else nullcontext(raw) as stream:
-            return read_no_further(stream, limit)
+            return bounded.read_no_further(stream, limit)

@@ -25,20 +25,9 @@ from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 
+from scoremle import files
 from scoremle.data.readers.arrays import map_npy
 from scoremle.errors import UserError, first_line
-from scoremle.files import (
-    inside,
-    is_abandoned,
-    make_folder,
-    read_json,
-    read_sealed,
-    sync,
-    sync_all,
-    temporary_beside,
-    write_json,
-    writing,
-)
 from scoremle.records import GreyLevels, check_record
 
 __all__ = ["cache_folder"]
@@ -97,7 +86,7 @@ class Prepared:
 
     @cached_property
     def meta(self) -> dict[str, Any]:
-        meta = read_sealed(inside(self.folder, META), self._remedy)
+        meta = files.read_sealed(files.inside(self.folder, META), self._remedy)
         if meta.get("format") != FORMAT:
             raise UserError(
                 f"{self.folder / META} is not of a data set that this version prepared;"
@@ -126,7 +115,7 @@ class Prepared:
         return f"remove {self.folder} and prepare it again"
 
     def _array(self, name: str, *, always: bool = False) -> np.ndarray:
-        path, split = inside(self.folder, f"{name}.npy"), name.removesuffix("_labels")
+        path, split = files.inside(self.folder, f"{name}.npy"), name.removesuffix("_labels")
         of_one, kind = (self.meta["shape"], np.uint8) if name == split else ([], np.int32)
         shape = (self.meta["counts"][split], *of_one)
         try:
@@ -152,11 +141,11 @@ class Prepared:
         if hashlib.sha256(np.ascontiguousarray(array).data).hexdigest() != sha256:
             raise UserError(f"{path} is damaged (its checksum differs); {self._remedy}")
         with suppress(UserError):  # where nothing can be written, it is compared each time
-            write_json(self.folder / VERIFIED, {**verified, path.name: version})
+            files.write_json(self.folder / VERIFIED, {**verified, path.name: version})
 
     def _verified(self) -> dict[str, Any]:
         try:
-            return read_json(inside(self.folder, VERIFIED))
+            return files.read_json(files.inside(self.folder, VERIFIED))
         except UserError:
             return {}
 
@@ -179,21 +168,21 @@ def made_whole(folder: Path) -> Iterator[Path]:
 
     If another process was first, its folder stays and this one is removed.
     """
-    temporary = temporary_beside(folder)
-    with writing(folder):
-        make_folder(folder.parent)
+    temporary = files.temporary_beside(folder)
+    with files.writing(folder):
+        files.make_folder(folder.parent)
         _remove_abandoned(folder)
         temporary.mkdir()
     try:
         yield temporary
-        with writing(folder):
-            sync_all(temporary)
+        with files.writing(folder):
+            files.sync_all(temporary)
             try:
                 temporary.rename(folder)
             except OSError:
                 if not is_prepared(folder):
                     raise
-            sync(folder.parent)
+            files.sync(folder.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -201,5 +190,5 @@ def made_whole(folder: Path) -> Iterator[Path]:
 def _remove_abandoned(folder: Path) -> None:
     """Removes what killed processes left that were to make this folder."""
     for left in folder.parent.glob(f".{folder.name}.*"):
-        if is_abandoned(left):
+        if files.is_abandoned(left):
             shutil.rmtree(left, ignore_errors=True)

@@ -362,7 +362,7 @@ def test_a_folder_that_can_not_be_written_to_is_read_each_time(tmp_path, monkeyp
     def refused(*_):
         raise UserError("can't write: Read-only file system")
 
-    monkeypatch.setattr("scoremle.data.prepared.write_json", refused)
+    monkeypatch.setattr("scoremle.data.prepared.files.write_json", refused)
     assert len(found.images("train")) == 30 and not (found.folder / folders.VERIFIED).exists()
 
 
