@@ -80,8 +80,8 @@ def sent(images: data.ImageSet, on_device: str) -> Callable[[int], object]:
     """A batch as a step has it: on the device."""
     feed = data.feed(images, on_device)
     resident = jax.device_put(feed.resident)
-    gather = jax.jit(feed.gather)
-    return lambda step: gather(resident, jax.device_put(feed.batch(step)))
+    gather, batch = jax.jit(feed.gather), feed.batch_of(images)
+    return lambda step: gather(resident, jax.device_put(batch(step)))
 
 
 def seconds_a_step(experiment: Experiment, few: int) -> float:

@@ -25,12 +25,11 @@ AHEAD = 8
 
 
 class Feed(NamedTuple):
-    """``gather(resident, batch(step))`` are the images of a step; ``gather`` runs within it.
+    """``gather(resident, batch_of(images)(step))`` are the images of a step; it runs within it.
 
-    ``batch_of(images)`` is the ``batch`` of the same images in another order.
+    They are the images that the feed was made for, or the same in another order.
     """
 
-    batch: Callable[[int], Any]
     resident: Any
     gather: Callable[[Any, Any], Array]
     batch_of: Callable[[ImageSet], Callable[[int], Any]]
@@ -38,17 +37,11 @@ class Feed(NamedTuple):
 
 def feed(images: ImageSet, on_device: str = "auto") -> Feed:
     """Makes a Feed: on the device if ``on_device`` is "true", or "auto" and the images fit."""
-    fits = images.train.nbytes <= SHARE * _memory()
+    memory = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit", MEMORY)
+    fits = images.train.nbytes <= SHARE * memory
     if on_device == "true" or (on_device == "auto" and fits):
-        return Feed(images.rows, images.train, _gather, lambda other: other.rows)
-    return Feed(
-        Prefetch(images.batch), (), lambda _, batch: batch, lambda other: Prefetch(other.batch)
-    )
-
-
-def _memory() -> int:
-    stats = jax.local_devices()[0].memory_stats() or {}
-    return stats.get("bytes_limit", MEMORY)
+        return Feed(images.train, _gather, lambda ordered: ordered.rows)
+    return Feed((), lambda _, batch: batch, lambda ordered: Prefetch(ordered.batch))
 
 
 def _gather(images: AnyArray, rows: BatchRows) -> Array:

@@ -173,19 +173,17 @@ def test_training_is_the_same_to_the_last_bit_wherever_its_images_lie(
 
 def test_images_lie_on_the_device_if_they_fit_and_are_wanted(monkeypatch):
     images = numbered(10, **SETTINGS)
-    assert isinstance(data.feed(images, "false").batch, feeds.Prefetch)
+    assert isinstance(data.feed(images, "false").batch_of(images), feeds.Prefetch)
     assert data.feed(images, "auto").resident is images.train
     monkeypatch.setattr(feeds, "MEMORY", 159)  # of which the images need more than 1/4
-    assert isinstance(data.feed(images, "auto").batch, feeds.Prefetch)
+    assert isinstance(data.feed(images, "auto").batch_of(images), feeds.Prefetch)
     assert data.feed(images, "true").resident is images.train
     for mode in ("true", "false"):
         feed = data.feed(images, mode)
         for step in (0, 7):
-            found = feed.gather(feed.resident, feed.batch(step))
-            np.testing.assert_array_equal(found, images.batch(step))
-            other = images.reordered(1)
-            found = feed.gather(feed.resident, feed.batch_of(other)(step))
-            np.testing.assert_array_equal(found, other.batch(step))
+            for ordered in (images, images.reordered(1)):
+                found = feed.gather(feed.resident, feed.batch_of(ordered)(step))
+                np.testing.assert_array_equal(found, ordered.batch(step))
 
 
 def test_another_order_of_the_same_images():
@@ -229,7 +227,7 @@ everywhere = devices.replicated()
 assert jax.device_count() == 2 and jax.process_count() == count
 for mode in ("true", "false"):
     feed = data.feed(images, mode)
-    batches = loop._stack(feed.batch, range(9, 12))
+    batches = loop._stack(feed.batch_of(images), range(9, 12))
     one_by_one = jax.jit(jax.vmap(feed.gather, (None, 0)), out_shardings=everywhere)
     found = one_by_one(jax.device_put(feed.resident, everywhere), batches)
     print(hashlib.sha256(np.asarray(found)).hexdigest())

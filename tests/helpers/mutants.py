@@ -453,7 +453,7 @@ CHANGES: list[tuple[str, ...]] = [
     ("data/image_set.py", "ImageSet.reordered", "times * STRIDE", "STRIDE"),
     ("data/feed.py", "_gather", "rows.flipped[:, None, None, None]",
      "~rows.flipped[:, None, None, None]"),
-    ("data/feed.py", "feed", "lambda other: other.rows", "lambda other: images.rows"),
+    ("data/feed.py", "feed", "lambda ordered: ordered.rows", "lambda ordered: images.rows"),
     ("data/prepare.py", "_Writer._checked", "images.max() >= self._own_levels",
      "images.max() > self._own_levels"),
     ("data/prepare.py", "_Writer._add", "words < np.uint64(", "words > np.uint64("),
