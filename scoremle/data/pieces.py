@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Integer, UInt8
+from jaxtyping import UInt8
 
 from scoremle.bounded import MAX_FILE, MAX_PICTURE
 from scoremle.data.archive import Source, is_archive, is_hidden, listing
@@ -70,23 +70,6 @@ class ImageKind(NamedTuple):
     levels: int = 256
 
 
-@dataclass(frozen=True)
-class Image:
-    """An image, or the reason why there is none.
-
-    Args:
-        index: its number in the source.
-        name: that of its file, or its number.
-        pixels: None if it can't be used.
-        reason: why it can't.
-    """
-
-    index: int
-    name: str
-    pixels: Integer[np.ndarray, "h w c"] | None
-    reason: str = ""
-
-
 def pieces_of(path: Path) -> list[Piece]:
     """The pieces of a file, or of a folder that holds files of one kind.
 
@@ -136,8 +119,8 @@ def _kind(file: str) -> str:
 
 def piece_images(
     piece: Piece, kind: ImageKind, fit: str = "", without: Container[int] = ()
-) -> Iterator[Image]:
-    """The images of a piece without those of some indices, as a model takes them.
+) -> Iterator[tuple[int, ImageReport]]:
+    """Indices and reports of the images of a piece, but for some, as a model takes them.
 
     Args:
         piece: where they are.
@@ -151,15 +134,16 @@ def piece_images(
         if index in without:
             continue
         if isinstance(content, np.ndarray):
-            yield Image(index, name, content)
+            yield index, ImageReport(name, content)
             continue
         try:
             content = read_bytes(content, MAX_PICTURE) if isinstance(content, Path) else content
             report = decode_image(name, content, kind.shape, fit)
         except UserError as error:  # too large, or gone: the others may do
             report = ImageReport(name, reason=str(error))
-        pixels = None if report.pixels is None else in_levels(report.pixels, kind.levels)
-        yield Image(index, name, pixels, report.reason)
+        if report.pixels is not None:
+            report = report._replace(pixels=in_levels(report.pixels, kind.levels))
+        yield index, report
 
 
 def _contents(piece: Piece, kind: ImageKind) -> Iterator[tuple[str, Path | bytes | np.ndarray]]:

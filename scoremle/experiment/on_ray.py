@@ -168,12 +168,13 @@ def _read(batch: Batch, kind: ImageKind, fit: str) -> Iterator[Batch]:
     """Reads the images of pieces that are not there yet."""
     nothing = np.zeros(kind.shape, np.uint8 if kind.levels <= 256 else np.uint16)
     for piece, there in batch["item"]:
-        if images := list(piece_images(piece, kind, fit, set(there.tolist()))):
+        if images := dict(piece_images(piece, kind, fit, set(there.tolist()))):
+            reports = images.values()
             yield {
-                INDEX: np.asarray([image.index for image in images], np.uint64),
-                "name": np.asarray([image.name for image in images]),
-                "image": np.stack([nothing if i.pixels is None else i.pixels for i in images]),
-                "reason": np.asarray([image.reason for image in images]),
+                INDEX: np.asarray([*images], np.uint64),
+                "name": np.asarray([report.name for report in reports]),
+                "image": np.stack([nothing if r.pixels is None else r.pixels for r in reports]),
+                "reason": np.asarray([report.reason for report in reports]),
             }
 
 

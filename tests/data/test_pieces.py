@@ -62,11 +62,12 @@ def test_each_image_once(make, tmp_path, monkeypatch):
     monkeypatch.setattr(pieces, "RUN", 2)
     monkeypatch.setattr(pieces, "ROWS", 2)
     order, index = make(tmp_path)
-    found = [image for piece in pieces_of(tmp_path)[::-1] for image in piece_images(piece, SIZE)]
-    found.sort(key=lambda image: image.index)
-    assert [image.index for image in found] == index
-    np.testing.assert_array_equal([image.pixels for image in found], PIXELS[order])
-    assert len({image.name for image in found}) == 7
+    found = [each for piece in pieces_of(tmp_path)[::-1] for each in piece_images(piece, SIZE)]
+    assert len(found) == 7
+    found = dict(found)
+    assert sorted(found) == index
+    np.testing.assert_array_equal([found[i].pixels for i in index], PIXELS[order])
+    assert len({image.name for image in found.values()}) == 7
 
 
 def test_indices_do_not_depend_on_what_is_bad_or_left_out(tmp_path):
@@ -74,10 +75,9 @@ def test_indices_do_not_depend_on_what_is_bad_or_left_out(tmp_path):
     (tmp_path / "a" / "3.png").write_bytes(b"no picture")
     Image.new("L", (5, 4)).save(tmp_path / "b" / "1.png")
     (piece,) = pieces_of(tmp_path)
-    found = list(piece_images(piece, SIZE, without=range(0, 7, 2)))
-    assert [(image.index, image.name) for image in found] == [
-        (1, "a/3.png"), (3, "b/1.png"), (5, "c/2.png"),
-    ]  # fmt: skip
+    index, found = zip(*piece_images(piece, SIZE, without=range(0, 7, 2)), strict=True)
+    assert index == (1, 3, 5)
+    assert [image.name for image in found] == ["a/3.png", "b/1.png", "c/2.png"]
     assert found[0].pixels is None and "can't be decoded" in found[0].reason
     assert found[1].pixels is None and "4x5, not 4x4" in found[1].reason
     np.testing.assert_array_equal(found[2].pixels, PIXELS[2])
@@ -86,7 +86,7 @@ def test_indices_do_not_depend_on_what_is_bad_or_left_out(tmp_path):
 def test_a_single_file(tmp_path):
     np.save(tmp_path / "x.npy", PIXELS)
     (piece,) = pieces_of(tmp_path / "x.npy")
-    assert [image.index for image in piece_images(piece, SIZE)] == list(range(7))
+    assert [index for index, _ in piece_images(piece, SIZE)] == list(range(7))
 
 
 def test_what_is_refused(tmp_path):

@@ -81,7 +81,7 @@ def dataset(name: str, place: str = "", **options: Any) -> Callable[[Path], None
 def check_pieces(folder: Path) -> None:
     """Every image of a source has pixels as a model takes them, or a reason."""
     for piece in pieces_of(folder / "source"):
-        for image in piece_images(piece, ImageKind((32, 32, 3)), "crop"):
+        for _, image in piece_images(piece, ImageKind((32, 32, 3)), "crop"):
             check_taken(image.pixels, image.reason)
 
 

@@ -67,8 +67,8 @@ def _first(
     pieces: Sequence[Piece], kind: ImageKind, options: Any
 ) -> Integer[np.ndarray, "n h w c"]:
     images = chain.from_iterable(piece_images(piece, kind, options.fit) for piece in pieces)
-    seen = list(islice(images, FIRST))
-    good = [image.pixels for image in seen if image.pixels is not None]
+    seen = [report for _, report in islice(images, FIRST)]
+    good = [report.pixels for report in seen if report.pixels is not None]
     if not good:
         raise UserError(
             f"none of the first {len(seen)} images can be scored; {seen[0].name}: {seen[0].reason}"
