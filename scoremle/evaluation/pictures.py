@@ -96,11 +96,7 @@ def write_parts(path: Path, parts: Sequence[Panel], levels: int, columns: int) -
         rows = [*_rows(part, levels, columns)]
         gap = [Image.new(rows[0].mode, (rows[0].width, PART_GAP), "white")] if blocks else []
         blocks += gap + rows
-    height = sum(block.height for block in blocks)
-    picture, top = Image.new(blocks[0].mode, (blocks[0].width, height)), 0
-    for block in blocks:
-        picture.paste(block, (0, top))
-        top += block.height
+    picture = Image.fromarray(np.concatenate([np.asarray(block) for block in blocks]))
     with write_atomically(path) as temporary:
         picture.save(temporary, format="PNG")
 
