@@ -53,6 +53,7 @@ RULES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
     )),
     ("at least 4", lambda v: v >= 4, ("eval.nodes",)),  # fewer give no error of the solver
     ("at most 65,536", lambda v: v <= 1 << 16, ("data.image_size", "data.num_channels")),
+    ("0 or from 2 to 256", lambda v: v == 0 or 2 <= v <= 256, ("data.levels",)),
     ("at least 0", lambda v: v >= 0, (
         "eval.num_images", "eval.bound_steps", "optim.warmup", "optim.weight_decay",
         "training.rollbacks",
@@ -100,8 +101,6 @@ def _of_training(config: Any) -> Iterator[tuple[bool, str]]:
     training, data, model = config.training, config.data, config.model
     density, learned = training.time_density, model.schedule != "fixed"
     yield model.sigma_min >= model.sigma_max, "model.sigma_min must be below model.sigma_max"
-    yield (data.levels != 0 and not 2 <= data.levels <= 256,
-           f"data.levels must be 0 or from 2 to 256, not {data.levels}")  # fmt: skip
     yield (training.batch_size % training.accumulate > 0,
            f"training.batch_size {training.batch_size} does not divide into"
            f" training.accumulate={training.accumulate} parts")  # fmt: skip
