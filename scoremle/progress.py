@@ -87,7 +87,7 @@ class Progress:
         times, speed = self._pace(done, now)
         ended = done >= self._total and bool(self._unit)
         if self._bar:
-            self._show(self._bar, done, times, speed)
+            self._bar.show(done, [self._place(done), *times, *self._facts, *speed])
         elif ended or now - self._printed >= self._every:
             self._printed = now
             self._print(self._place(done), *self._facts, *speed, *times[::-1])
@@ -95,10 +95,10 @@ class Progress:
     def move(self, done: float) -> None:
         """Sets the amount done, and nothing else: a bar moves, and no line is printed."""
         now = time.monotonic()
-        pace = self._pace(done, now)
+        times, speed = self._pace(done, now)
         if self._bar and now - self._shown >= BAR_EVERY:
             self._shown = now
-            self._show(self._bar, done, *pace)
+            self._bar.show(done, [self._place(done), *times, *self._facts, *speed])
 
     def doing(self, done: float, what: str) -> None:
         """Shows what is done now. The first time compiles: it has a line, and leaves the speed."""
@@ -119,11 +119,6 @@ class Progress:
         """Ends compilation: the line that would announce it is not printed."""
         if self._late:
             self._late.cancel()
-
-    def _show(
-        self, bar: "_LiveBar | _LiveLine", done: float, times: list[str], speed: list[str]
-    ) -> None:
-        bar.show(done, [self._place(done), *times, *self._facts, *speed])
 
     def _print(self, *words: str) -> None:
         say("  ".join(filter(None, [self._label, *words])))
