@@ -52,7 +52,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Measurement", "prepared"]
 
-ESTIMATORS = ("ode", "bound", "steps")
 # Bits/dim that the solver may add to the standard error of a mean, as in an evaluation.
 TOLERANCE = 5e-4
 # Draws of the importance-weighted bound of the suite.

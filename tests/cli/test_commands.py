@@ -21,12 +21,11 @@ from scoremle.cli.commands import COMMANDS, parser_of
 from scoremle.cli.commands.anomaly import STATISTIC_NAMES
 from scoremle.cli.commands.data import DATASETS
 from scoremle.cli.commands.sample import SAMPLERS
-from scoremle.cli.commands.score import ESTIMATORS
 from scoremle.cli.flags import MEANINGS
 from scoremle.cli.parser import FITS
 from scoremle.data.readers import fits
 from scoremle.errors import UserError
-from scoremle.experiment import measurements, samplers
+from scoremle.experiment import samplers
 from scoremle.experiment.configs import NAMED_CONFIGS
 
 
@@ -48,7 +47,6 @@ def test_help_fits_one_screen_and_names_all_there_is(capsys):
 def test_names_that_are_in_two_places():
     assert tuple(data.DATASETS) == DATASETS
     assert tuple(fits.FITS) == FITS
-    assert measurements.ESTIMATORS == ESTIMATORS
     assert {*samplers.SAMPLERS} == {*SAMPLERS}
     assert tuple(statistics.STATISTICS) == STATISTIC_NAMES
 
