@@ -157,7 +157,10 @@ def within_memory(program: Any) -> Callable[..., Any]:
         if shapes not in known and jax.default_backend() == "cpu":
             if shapes not in needed:
                 needed[shapes] = needs(program.lower(*arguments, **static))
-            _check_room(needed[shapes])
+            wanted, there = needed[shapes], memory()
+            if there and wanted and wanted.work > there.free:
+                text = f"{in_gib(wanted.work)} are needed, {in_gib(there.free)} are free"
+                raise MemoryError(text)
             known.add(shapes)
         return program(*arguments, **static)
 
@@ -166,12 +169,6 @@ def within_memory(program: Any) -> Callable[..., Any]:
 
 # By program and shapes: XLA has to compile for it.
 NEEDED: WeakKeyDictionary[Any, dict[Any, Needs | None]] = WeakKeyDictionary()
-
-
-def _check_room(wanted: Needs | None) -> None:
-    there = memory()
-    if there and wanted and wanted.work > there.free:
-        raise MemoryError(f"{in_gib(wanted.work)} are needed, {in_gib(there.free)} are free")
 
 
 def to_numpy(tree: Any) -> Any:
