@@ -19,10 +19,10 @@ logger = logging.getLogger(__name__)
 # Sub-VP is published with a later start: its noise at t is of order t, not of order sqrt(t).
 # The last three have a finite log-SNR at 0.
 FROM_ZERO = {"vdm": 0.0, "idode": 0.0, "idode_straight": 0.0}
-TRAINING_SMALLEST_TIME = {"subvpsde": 1e-2, **FROM_ZERO}
-SAMPLING_SMALLEST_TIME = {"subvpsde": 1e-2, **FROM_ZERO}
+SMALLEST_TIME = {"subvpsde": 1e-2, **FROM_ZERO}
 SAMPLING_STEPS = {"ddim": 100, "dpm_solver": 20}
 
+SECTIONS = ("training", "devices", "deq", "sampling", "eval", "data", "model", "optim")
 # Names that are compared as they are, wherever they were typed in upper case.
 LOWERED = (
     ("eval", "dequantization"), ("eval", "bound_times"), ("eval", "label"), ("eval", "solver"),
@@ -32,11 +32,10 @@ LOWERED = (
 
 
 def get_config() -> ml_collections.ConfigDict:
-    config = ml_collections.ConfigDict()
+    config = ml_collections.ConfigDict({section: {} for section in SECTIONS})
     config.seed = 42  # seed of everything random
     config.logging = ""  # where numbers go besides: tensorboard, wandb, trackio, mlflow; commas
 
-    config.training = ml_collections.ConfigDict()
     config.training.sde = "vpsde"  # or subvpsde, vesde, linearvesde, vdm, idode, idode_straight
     config.training.continuous = True  # continuous time; False is refused
     config.training.batch_size = 128  # images per optimisation step
@@ -58,10 +57,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.training.reduce_mean = True  # loss: mean over dimensions; False: half their sum
     config.training.smallest_time = placeholder(float)  # least t of training; from the SDE
 
-    config.devices = ml_collections.ConfigDict()
     config.devices.fsdp = False  # training: parameters, EMA and optimizer split over the devices
 
-    config.deq = ml_collections.ConfigDict()
     config.deq.n_iters = 300_001  # optimisation steps of the flow dequantizer
     config.deq.ema_rate = 0.99  # EMA decay of the flow dequantizer
     config.deq.dropout = 0.0  # unused: only this value
@@ -73,7 +70,6 @@ def get_config() -> ml_collections.ConfigDict:
     config.deq.couplings = 4  # couplings, which change the even and the odd columns in turn
     config.deq.heads = 4  # attention heads of its couplings
 
-    config.sampling = ml_collections.ConfigDict()
     config.sampling.method = "ode"  # ode, ddim or dpm_solver (flow); pc or euler (reverse SDE)
     config.sampling.steps = placeholder(int)  # steps of the method; from the method
     config.sampling.predictor = "euler_maruyama"  # or reverse_diffusion, ancestral_sampling, none
@@ -84,7 +80,6 @@ def get_config() -> ml_collections.ConfigDict:
     config.sampling.noise_removal = True  # end without the noise of smallest_time
     config.sampling.smallest_time = placeholder(float)  # t where sampling ends; from the SDE
 
-    config.eval = ml_collections.ConfigDict()
     config.eval.begin_ckpt = placeholder(int)  # first checkpoint; unset: end_ckpt alone
     config.eval.end_ckpt = placeholder(int)  # last checkpoint; unset: the newest in the workdir
     config.eval.wait = False  # wait for checkpoints up to end_ckpt that are not there yet
@@ -124,7 +119,6 @@ def get_config() -> ml_collections.ConfigDict:
     # Of auto, what the solver adds to the mean's standard error; of doubling, an image's error.
     config.eval.tolerance = placeholder(float)  # bits/dim of the solver's error; from the solver
 
-    config.data = ml_collections.ConfigDict()
     config.data.dataset = "CIFAR10"  # name of the data set
     config.data.path = ""  # its files as they come, or a prepared folder; '': where installed
     config.data.image_size = 32  # height and width; beyond the images' own: padded with zeros
@@ -139,7 +133,6 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.uniform_dequantization = False  # train on (k + u)/256; False: on k/255
     config.data.bin_middles = False  # train on (k + 1/2)/256, by the bound on k in bits/dim
 
-    config.model = ml_collections.ConfigDict()
     config.model.name = "ncsnpp"  # network: ncsnpp (DDPM++, NCSN++), vdm, or published
     config.model.nf = 128  # channels of the first level
     config.model.ch_mult = (1, 2, 2, 2)  # channels of each level, in units of nf
@@ -187,7 +180,6 @@ def get_config() -> ml_collections.ConfigDict:
     config.model.conv_size = 3  # unused: only this value
     config.model.data_init = False  # unused: only this value
 
-    config.optim = ml_collections.ConfigDict()
     config.optim.optimizer = "Adam"  # Adam, or AdamW: biases do not decay
     config.optim.lr = 2e-4  # learning rate after warm-up
     config.optim.beta1 = 0.9  # Adam's decay of the first moment
@@ -235,8 +227,8 @@ def _derived(config: ml_collections.ConfigDict) -> dict[tuple[str, str], float |
     other = config.eval.nodes if method == "ode" else config.model.num_scales
     doubling = config.eval.solver.lower() in ("doubling", "adaptive")
     return {
-        ("training", "smallest_time"): TRAINING_SMALLEST_TIME.get(sde, 1e-5),
-        ("sampling", "smallest_time"): SAMPLING_SMALLEST_TIME.get(sde, 1e-3),
+        ("training", "smallest_time"): SMALLEST_TIME.get(sde, 1e-5),
+        ("sampling", "smallest_time"): SMALLEST_TIME.get(sde, 1e-3),
         ("sampling", "steps"): SAMPLING_STEPS.get(method, other),
         ("eval", "tolerance"): 1e-3 if doubling else 5e-4,
     }
