@@ -34,7 +34,7 @@ def read_results(path: Path) -> dict[str, Any]:
     for name, result in results.items():
         for label, facts in _facts(name, result):
             rest = {key: value for key, value in facts.items() if key != SEAL}
-            if facts.get(SEAL) not in (None, _seal(label, rest)):
+            if facts.get(SEAL) not in (None, seal([label, rest])):
                 raise UserError(
                     f"{path}: {name} is not as it was written: move the file away and evaluate"
                     " again; finished parts are kept"
@@ -67,7 +67,7 @@ def add_results(path: Path, results: Mapping[str, Any]) -> None:
     new = json.loads(json.dumps(results))
     for name, result in new.items():
         for label, facts in _facts(name, result):
-            facts[SEAL] = _seal(label, facts)
+            facts[SEAL] = seal([label, facts])
     with locked(path.with_name(f".{path.name}.lock"), "writing results", wait=LONGEST_WAIT):
         write_json(path, {**read_results(path), **new})
 
@@ -76,7 +76,3 @@ def _facts(name: str, result: Any) -> list[tuple[str, dict[str, Any]]]:
     """The records of a result, each with a name of its own."""
     records = result if isinstance(result, list) else [result]
     return [(f"{name} {i}", facts) for i, facts in enumerate(records) if isinstance(facts, dict)]
-
-
-def _seal(label: str, facts: Mapping[str, Any]) -> str:
-    return seal([label, dict(facts)])
