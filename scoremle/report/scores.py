@@ -88,20 +88,17 @@ def strips_of(profiles: Sequence[Profile]) -> list[Strip]:
     low, median, high = np.quantile(bits, [0.25, 0.5, 0.75], axis=0)
     unit = (high - low) / 2
     bars = np.divide(bits - median, unit, out=np.zeros_like(bits), where=unit > 0) / LONGEST_BAR
-    grey = np.clip(where / np.quantile(where, 0.99), 0, 1) * 255
+    grey = (np.clip(where / np.quantile(where, 0.99), 0, 1) * 255).astype(np.uint8)
+    pictures = [Picture(as_png(image, 256), "", "where the bits lie") for image in grey]
     return [
-        Strip(np.clip(row, -1, 1).tolist(), _in_words(row), _where(image))
-        for row, image in zip(bars, grey, strict=True)
+        Strip(np.clip(row, -1, 1).tolist(), _in_words(row), picture)
+        for row, picture in zip(bars, pictures, strict=True)
     ]
 
 
 def _in_words(bars: Float[np.ndarray, " bins"]) -> str:
     shown = " ".join(f"{LONGEST_BAR * bar:+.1f}" for bar in bars)
     return f"bits beside the median, from much noise to none: {shown}"
-
-
-def _where(grey: Float[np.ndarray, "h w 1"]) -> Picture:
-    return Picture(as_png(grey.astype(np.uint8), 256), "", "where the bits lie")
 
 
 def _errors(row: ScoreRow) -> float:
