@@ -658,7 +658,7 @@ def test_bombs(tmp_path, prepare, monkeypatch):
         path = write_archive(tmp_path / f"large{suffix}", {"a.png": b"\0" * 1001})
         with pytest.raises(UserError, match="1001 bytes"):
             prepare("images", path)
-    monkeypatch.setattr(sources, "MAX_FILE", 2000)
+    monkeypatch.setattr(sources.bounded, "MAX_FILE", 2000)
     path = write_archive(tmp_path / "other.tar", {"a.bin": b"\0" * 2001, "a.png": b""})
     with pytest.raises(UserError, match="2001 bytes"):
         prepare("images", path)
