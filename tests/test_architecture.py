@@ -109,7 +109,7 @@ def test_what_a_module_exports_is_taken_elsewhere(module, takers):
     path = SOURCES.get(f"{module.replace('.', '/')}.py")
     for name in listed(path or ""):
         rooms = takers[f"{module}.{name}"] - {room_of(module)}
-        homes = scoremle._HOME.get(name) == module.removeprefix("scoremle.")
+        homes = scoremle._HOME.get(name) == module
         assert rooms or homes, f"{module} exports {name}, which no other room takes"
 
 
