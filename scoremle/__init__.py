@@ -52,8 +52,7 @@ def __getattr__(name: str) -> object:
 def _submodules() -> set[str]:
     import pkgutil
 
-    names = {module.name for module in pkgutil.iter_modules(__path__)}
-    return names - {"__main__"}
+    return {module.name for module in pkgutil.iter_modules(__path__)} - {"__main__"}
 
 
 def __dir__() -> list[str]:

@@ -195,8 +195,7 @@ def part_axis(leaf: Any) -> int | None:
     """The axis along which an array is split over several processes; None if each has it whole."""
     if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable or leaf.is_fully_replicated:
         return None
-    place = cast(NamedSharding, leaf.sharding)
-    return place.spec.index(AXIS)
+    return cast(NamedSharding, leaf.sharding).spec.index(AXIS)
 
 
 def in_host_memory(leaf: Array) -> Array:

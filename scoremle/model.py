@@ -252,8 +252,7 @@ class ScoreModel:
         if not self.origin.middles:
             return Uniform()
         pixels = pixels_of(self)
-        start = truncation_start(self.sde, self.eps, pixels)
-        return TruncatedNormal(self.sde, start, pixels)
+        return TruncatedNormal(self.sde, truncation_start(self.sde, self.eps, pixels), pixels)
 
     def chain(self, steps: int) -> BySteps:
         """Estimator by the bound of a chain of so many steps on the probability of integers.
@@ -634,8 +633,7 @@ class ScoreModel:
         decoder = self.decoder
         if decoder is None or isinstance(decoder.scale, LearnedScale):
             return self
-        few = np.asarray(images)[:PILOT_IMAGES]
-        scale = fitted_scale(self, few, jax.random.key(seed))
+        scale = fitted_scale(self, np.asarray(images)[:PILOT_IMAGES], jax.random.key(seed))
         return replace(self, decoder_scale=scale)
 
     def check(

@@ -213,8 +213,7 @@ def _no_images(config: Any, levels: int) -> data.ImageSet:
 def _imported(imported: "Imported", images: data.ImageSet, config: Any) -> Any:
     """The model in a working directory, if it is one of such images, and has such a label."""
     model = imported.load()
-    levels = pixels_of(model).levels
-    found, needed = (*images.shape, images.levels), (*model.shape, levels)
+    found, needed = (*images.shape, images.levels), (*model.shape, pixels_of(model).levels)
     if found != needed:
         words = ("{}x{}x{} with {} levels".format(*each) for each in (found, needed))
         raise UserError("{} has images of {}, and the model is of {}".format(images.name, *words))

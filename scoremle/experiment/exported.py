@@ -67,8 +67,7 @@ def read_record(file: Path) -> tuple[ConfigDict, dict[str, Any]] | None:
     path = record_path(file)
     if not path.is_file():
         return None
-    content = read_sealed(inside(path.parent, path.name), REMEDY)
-    return _checked(content, path)
+    return _checked(read_sealed(inside(path.parent, path.name), REMEDY), path)
 
 
 def export_notes(place: "Workdir", step: int) -> dict[str, str]:

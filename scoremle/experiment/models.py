@@ -122,8 +122,7 @@ def _trained(experiment: Experiment, params: Params, step: int) -> ScoreModel:
     """The model of these parameters of an experiment."""
     middles = experiment.objective.data.bin_middles
     origin = Origin(experiment.data.name, step, experiment.pilot, middles=middles)
-    model = experiment.model_of(params)
-    return replace(model, solver=experiment.by_ode.solver, origin=origin)
+    return replace(experiment.model_of(params), solver=experiment.by_ode.solver, origin=origin)
 
 
 def _own(place: str) -> "ScoreModel | FlowModel":

@@ -76,8 +76,7 @@ def precision_of(dtype: DTypeLike) -> str:
 
 
 def _trained(network: nn.Module, params: Params, dropout: PRNGKey, *inputs: Any) -> Any:
-    rngs = {"dropout": dropout}
-    return network.apply({"params": params}, *inputs, train=True, rngs=rngs)
+    return network.apply({"params": params}, *inputs, train=True, rngs={"dropout": dropout})
 
 
 @dataclass(frozen=True)
@@ -116,8 +115,7 @@ class NetworkSpec:
         from scoremle.core.polynomial_schedule import CodedPolynomial  # seldom needed
 
         begun: Any = self.sde.schedule
-        ends = begun.log_snr_min, begun.log_snr_max
-        return CodedPolynomial(params["gamma"], *ends, self.shape)
+        return CodedPolynomial(params["gamma"], begun.log_snr_min, begun.log_snr_max, self.shape)
 
     def coder(self, params: Params) -> "Coder | None":
         """The coder of images; None if no noise depends on them."""
@@ -218,8 +216,7 @@ class NetworkSpec:
     def model(self, params: Params) -> ScoreModel:
         """The model of these parameters, as evaluated."""
         sde, coder = self.at(params).sde, self.coder(params)
-        noise = self.noise(params)
-        return ScoreModel(noise, sde, self.eps, self.shape, self.pixels, coder=coder)
+        return ScoreModel(self.noise(params), sde, self.eps, self.shape, self.pixels, coder=coder)
 
     def describe(self) -> dict[str, Any]:
         """The fields that distinguish it from other models, in values of JSON."""

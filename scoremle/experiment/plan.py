@@ -164,10 +164,9 @@ class Plan:
     @cached_property
     def forward(self) -> Pace:
         """Pace of the noise prediction."""
-        model = self.experiment.model
 
         def predict(params: Params, x: jax.Array, t: jax.Array) -> jax.Array:
-            return model.noise(params)(x, t)
+            return self.experiment.model.noise(params)(x, t)
 
         return self._network(predict)
 

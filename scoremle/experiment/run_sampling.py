@@ -133,8 +133,7 @@ class SamplingRun:
         if not self.judge:
             return {}
         found = self.judge(samples, self.experiment.data.levels, parts, name)
-        result = {"kind": "quality", **found, **facts}
-        return {f"quality_ckpt_{checkpoint['checkpoint']}": result}
+        return {f"quality_ckpt_{checkpoint['checkpoint']}": {"kind": "quality", **found, **facts}}
 
     def _samples(self, params: Params, parts: Path, label: str) -> np.ndarray:
         key, size = jax.random.key(self.experiment.seed), self._size

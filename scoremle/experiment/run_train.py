@@ -167,11 +167,10 @@ def _writers(training: Training, place: Workdir, note: Mapping[str, Any]) -> lis
     if importlib.util.find_spec("tensorboardX"):
         names.add("tensorboard")
     run = Run(place.folder, training.data.name, note[CONFIG])
-    uniform = math.log2(training.data.levels)
     return [
         JsonLines(place.inside(LOG_FILE)),
         *(TRACKERS[name](run) for name in sorted(names)),
-        Console(training.schedule.n_iters, uniform),
+        Console(training.schedule.n_iters, math.log2(training.data.levels)),
     ]
 
 
@@ -196,17 +195,15 @@ def _on_snapshot(experiment: Experiment, place: Workdir) -> OnSnapshot | None:
     training, sampler = experiment.training, experiment.sampler
     if not training.config.training.snapshot_sampling:
         return None
-    model = training.objective.model
 
     @xla.compiled
     def draw(params: Params, keys: Keys) -> IntImages:
-        return sampler.images(model.model(params), keys)[0]
+        return sampler.images(training.objective.model.model(params), keys)[0]
 
     def on_snapshot(state: TrainState, step: int) -> None:
         # The same key each time: one sees the same images become sharp.
         keys = example_keys(jax.random.key(training.config.seed), SNAPSHOT_SAMPLES)
-        ema = devices.replicate(state.ema)
-        samples = devices.to_numpy(draw(ema, devices.shared(keys)))
+        samples = devices.to_numpy(draw(devices.replicate(state.ema), devices.shared(keys)))
         path = place.inside(SAMPLES_FOLDER, writing=True) / f"step_{step}.png"
         caption = f"samples of {training.data.name} at step {step:,}, averaged parameters"
         pictures.write_grid(path, samples, training.data.levels, caption=caption)

@@ -181,8 +181,7 @@ class Objective:
         if self.data.augment:
             x, changed = augmented(x, jax.random.fold_in(key, AUGMENTATION))
             noise = conditioned(noise, changed)
-        of_codes = jax.random.fold_in(key, CODES)
-        noise, sde = model.noise_and_sde(params, noise, x, of_codes)
+        noise, sde = model.noise_and_sde(params, noise, x, jax.random.fold_in(key, CODES))
         losses, drawn = by_loss.drawn(
             noise, sde, model.pixels, x, key, second_order=self.training.second_order
         )
@@ -248,6 +247,5 @@ def _quick_bound(
     decoder: Decoder = GaussianDecoder(),
 ) -> Numbers:  # fmt: skip
     by_elbo = ByElbo(EVAL_DRAWS, decoder=decoder)
-    keys = example_keys(key, len(x))
-    bpd = measure(by_elbo, model.model(score), dequantizer, x, keys)["bpd"]
+    bpd = measure(by_elbo, model.model(score), dequantizer, x, example_keys(key, len(x)))["bpd"]
     return {"bpd": jnp.mean(bpd), "bpd_stderr": jnp.std(bpd, ddof=1) / jnp.sqrt(len(x))}

@@ -212,8 +212,7 @@ def _curves(subject: Subject) -> Iterator[Chart]:
     log, optim = subject.log, subject.config.optim
     logged = {name for row in log for name, value in row.items() if value is not None}
     if "loss" in logged:
-        both = {"loss": "training", "eval_loss": "test images"}
-        yield charts.columns("loss", "Loss", log, both)
+        yield charts.columns("loss", "Loss", log, {"loss": "training", "eval_loss": "test images"})
     if "eval_bpd_stderr" in logged:
         yield charts.training_bpd(log, float(np.log2(subject.place.levels())))
     if "grad_norm" in logged:
@@ -236,10 +235,9 @@ def _protocol(page: Page, subject: Subject) -> None:
         page.table(("what", "value"), (
             (name, str(value)) for name, value in identity if value not in ("", None)
         ), "What a comparison needs.")  # fmt: skip
-    device = jax.devices()[0]
     page.table(("what", "version"), (
         ("scoremle", scoremle.__version__), ("Python", platform.python_version()),
-        *((name, version(name)) for name in LIBRARIES), ("device", device.device_kind),
+        *((name, version(name)) for name in LIBRARIES), ("device", jax.devices()[0].device_kind),
         ("system", platform.platform()),
     ), "Where this page was made.")  # fmt: skip
     page.text("To measure it again:")

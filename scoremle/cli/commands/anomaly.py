@@ -216,5 +216,4 @@ def _write(path: Path, reports: list[Any], found: Any, listed: np.ndarray) -> No
             row = {name: f"{column[i]:.6g}" for name, column in columns.items()}
             row["suspect"] = "yes" if listed[i] else "no"
         rows.append({**row, "file": cell(report.name), "note": cell(note)})
-    header = ["p", "adjusted", "suspect", "score", "file", "note"]
-    scoremle.files.write_rows(path, header, rows)
+    scoremle.files.write_rows(path, ["p", "adjusted", "suspect", "score", "file", "note"], rows)

@@ -83,8 +83,7 @@ def run(options: Any) -> None:
             beside = f"; what it is, to {exported.write_record(place, path)}"
     say(f"checkpoint {number}, step {step}: written to {path}{beside}")
     if options.card:
-        measured = results.measured(place.folder, "eval")
-        text = card.card(place, experiment, restored, measured, path)
+        text = card.card(place, experiment, restored, results.measured(place.folder, "eval"), path)
         of_card = path.with_name(f"{path.name}.md")
         with scoremle.files.write_atomically(of_card) as temporary:
             temporary.write_text(text, encoding="utf-8")

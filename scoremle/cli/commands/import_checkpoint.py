@@ -72,8 +72,7 @@ def run(options: Any) -> None:
             " is; for a working directory export the whole state: scoremle export WORKDIR"
             " checkpoint_1"
         )
-    name = options.name or path.name
-    place = Workdir(options.workdir or options.out or Path("runs") / name)
+    place = Workdir(options.workdir or options.out or Path("runs") / (options.name or path.name))
     if not path.exists():
         from scoremle.zoo import hub  # with a network of diffusers
 

@@ -47,14 +47,13 @@ def _chunks(source: Source, names: Mapping[str, str], label_bytes: int) -> Itera
             f"{source.path}: no {', '.join(missing)} in it; fetch it again, or give another"
             " path=PLACE"
         )
-    for i, (name, split) in enumerate(zip(files, names.values(), strict=True)):
+    for number, (name, split) in enumerate(zip(files, names.values(), strict=True), 1):
         where, content = f"{source.path}: {name}", found.pop(name)
         if files is binary:
             images, labels = _binary(content, label_bytes, where)
         else:
             images, labels = unpickle_rows(content, where)
-        done = (i + 1) / len(files)
-        yield Chunk(images, split, done, labels)
+        yield Chunk(images, split, number / len(files), labels)
 
 
 def _binary(content: bytes, label_bytes: int, where: str) -> tuple[np.ndarray, np.ndarray]:

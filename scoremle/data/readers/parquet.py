@@ -72,8 +72,7 @@ def parquet_rows(content: bytes, where: str) -> Iterator[tuple[bytes, Any]]:
         labels = [f.name for f in file.schema_arrow if f.name in LABELS and _is_label(f.type)]
         if not pictures:
             raise UserError(f"{where}: no column of encoded pictures among: {', '.join(names)}")
-        columns = [pictures[0], *labels[:1]]
-        for batch in file.iter_batches(ROWS, columns=columns):
+        for batch in file.iter_batches(ROWS, columns=[pictures[0], *labels[:1]]):
             cells = batch.column(pictures[0])
             of_cells = batch.column(labels[0]).to_pylist() if labels else [""] * len(cells)
             known = [-1 if label is None else label for label in of_cells]

@@ -49,8 +49,7 @@ def _chunks(source: Source, options: Options) -> Iterator[Chunk]:
         found = NO_IMAGES if report.pixels is None else patches(report.pixels, size)
         if not len(found):
             reason = report.reason or f"it is smaller than a patch of {size}x{size}"
-            bad = ImageReport(name, reason=reason)
-            yield Chunk(NO_IMAGES, split, source.done, unusable=[bad])
+            yield Chunk(NO_IMAGES, split, source.done, unusable=[ImageReport(name, reason=reason)])
             continue
         channels = channels or found.shape[3]
         if found.shape[3] != channels:
