@@ -332,9 +332,13 @@ def writing(path: Path) -> Iterator[None]:
         raise UserError(f"can't write {path}: {error.strerror or error}") from error
 
 
-def write_json(path: str | Path, content: Any) -> None:
+def write_bytes(path: str | Path, content: bytes) -> None:
     with write_atomically(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2) + "\n")
+        temporary.write_bytes(content)
+
+
+def write_json(path: str | Path, content: Any) -> None:
+    write_bytes(path, f"{json.dumps(content, indent=2)}\n".encode())
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -393,8 +397,7 @@ def write_rows(path: Path, header: Sequence[str], rows: Iterable[Mapping[str, st
     writer = csv.DictWriter(text, header)
     writer.writeheader()
     writer.writerows(rows)
-    with write_atomically(path) as temporary:
-        temporary.write_bytes(text.getvalue().encode())
+    write_bytes(path, text.getvalue().encode())
 
 
 def read_npz(path: Path) -> dict[str, np.ndarray] | None:

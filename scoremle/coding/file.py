@@ -20,7 +20,7 @@ from scoremle.bounded import LONGEST_JSON, MAX_FILE, check_ratio
 from scoremle.coding.codec import Coded, CodedBlock
 from scoremle.coding.rates import KIND
 from scoremle.errors import UserError
-from scoremle.files import named, read_bytes, write_atomically
+from scoremle.files import named, read_bytes, write_bytes
 from scoremle.records import Count, Size, check_record
 
 # The chain of a model is no part of the record: another chain is another version.
@@ -70,8 +70,7 @@ def write_coded(path: str | Path, record: CodedRecord, coded: Coded) -> int:
     header = json.dumps(whole, separators=(",", ":")).encode() + b"\n"
     content = MAGIC + header + coded.words.astype("<u4").tobytes() + coded.plain
     content += hashlib.sha256(content).digest()
-    with write_atomically(path) as temporary:
-        temporary.write_bytes(content)
+    write_bytes(path, content)
     return len(content)
 
 

@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw
 
 from scoremle.errors import UserError
 from scoremle.evaluation import figures
-from scoremle.files import write_atomically
+from scoremle.files import write_atomically, write_bytes
 from scoremle.terminal import say
 
 __all__ = ["Panel", "as_png", "write_grid", "write_parts", "write_profile"]
@@ -145,5 +145,4 @@ def write_profile(path: Path, profile: Mapping[str, Sequence[float]], title: str
     except UserError as error:
         say(f"no picture of the profile: {error}")
         return
-    with write_atomically(path) as temporary:
-        temporary.write_bytes(content)
+    write_bytes(path, content)

@@ -21,7 +21,7 @@ import numpy as np
 
 from scoremle.bounded import MAX_ENTRIES, MAX_MODEL, array_bytes
 from scoremle.errors import UserError
-from scoremle.files import opened, write_atomically
+from scoremle.files import opened, write_bytes
 from scoremle.training.checkpoints import Damaged
 
 __all__ = ["write"]
@@ -85,8 +85,7 @@ def write(path: Path, tree: Tree) -> None:
         tree: nested dicts of arrays.
     """
     content = msgpack.packb(tree, default=_packed, strict_types=True)
-    with write_atomically(path) as temporary:
-        temporary.write_bytes(content)
+    write_bytes(path, content)
 
 
 def _check_whole(file: Any, size: int) -> None:

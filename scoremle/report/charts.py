@@ -16,7 +16,7 @@ from jaxtyping import Float
 
 from scoremle.evaluation import figures
 from scoremle.evaluation.figures import ABOVE, COLOURS, INK, LINES, Z95, DrawChart
-from scoremle.files import write_atomically
+from scoremle.files import write_bytes
 from scoremle.training.writers import LogRow
 
 # In the page's style sheet: --ink, --lines, --c0, --c1, ...
@@ -64,8 +64,7 @@ class Chart:
         kinds = "svg", "png"
         files = figures.drawn(self.draw, *kinds, title=self.title)
         for kind, content in zip(kinds, files, strict=True):
-            with write_atomically(folder / f"{self.name}.{kind}") as temporary:
-                temporary.write_bytes(content)
+            write_bytes(folder / f"{self.name}.{kind}", content)
 
 
 def _columns(rows: Sequence[LogRow], *names: str) -> list[Float[np.ndarray, " n"]]:

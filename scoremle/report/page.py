@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from scoremle.errors import in_a_line
-from scoremle.files import write_atomically
+from scoremle.files import write_bytes
 from scoremle.report.charts import Chart
 from scoremle.terminal import html_table, in_html
 
@@ -165,8 +165,7 @@ class Page:
             f"<h1>{in_html(self.title)}</h1><p>{in_html(self.subtitle)}</p><nav>{links}</nav>"
             f"{''.join(self._body)}</main></body></html>\n"
         )
-        with write_atomically(path) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+        write_bytes(path, text.encode())
 
 
 def _image(picture: Picture) -> str:

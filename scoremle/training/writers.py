@@ -80,8 +80,7 @@ class JsonLines(Writer):
         old = files.read_bytes(self._path, MAX_TEXT) if self._path.exists() else b""
         lines = old.decode(errors="replace").splitlines()
         kept = [line + "\n" for line in lines if _step_of(line) <= step]
-        with files.write_atomically(self._path) as new:
-            new.write_text("".join(kept))
+        files.write_bytes(self._path, "".join(kept).encode())
 
     def write(self, step: int, row: LogRow) -> None:
         """Writes a line.

@@ -85,6 +85,5 @@ def run(options: Any) -> None:
     if options.card:
         text = card.card(place, experiment, restored, results.measured(place.folder, "eval"), path)
         of_card = path.with_name(f"{path.name}.md")
-        with scoremle.files.write_atomically(of_card) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+        scoremle.files.write_bytes(of_card, text.encode())
         say(f"its card: {of_card}")
