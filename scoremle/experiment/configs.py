@@ -23,9 +23,8 @@ def _imagenet_resolve(config: ConfigDict) -> None:
 
 
 class NamedConfig(NamedTuple):
-    """A config: a line about it, its fields by their dotted names, and what fills unset fields."""
+    """A config: its fields by their dotted names, and what fills those that are unset."""
 
-    about: str
     fields: dict[str, Any]
     resolve: Callable[[ConfigDict], None] = defaults.resolve
 
@@ -95,93 +94,68 @@ AUGMENTED = WIDE | {"data.augment": True, "model.dropout": 0.05, "training.batch
 OF_IMAGENET = WIDE | {"data.dataset": "ImageNet"}
 LARGE = {"eval.batch_size": 512, "training.n_iters": 2_000_000}
 SUCCESSORS = {
-    "vdm/cifar10": ("VDM, CIFAR-10.", VDM),
-    "vdm/cifar10_aug": ("VDM, CIFAR-10 augmented, as its code has it.", VDM | AUGMENTED | {
+    "vdm/cifar10": VDM,
+    "vdm/cifar10_aug": VDM | AUGMENTED | {  # as its code has it
         "training.batch_size": 768, "training.n_iters": 100_000_000, "optim.lr": 1e-4,
         "model.schedule": "network", "eval.batch_size": 1024,
-    }),
-    "vdm/cifar10_aug_paper": ("VDM, CIFAR-10 augmented, as its paper has it.", VDM | AUGMENTED | {
+    },
+    "vdm/cifar10_aug_paper": VDM | AUGMENTED | {
         "training.n_iters": 100_000_000, "model.schedule": "network",
         "model.attn_resolutions": (32,), "eval.batch_size": 1024,
-    }),
-    "vdm/imagenet32": ("VDM, ImageNet 32x32.", VDM | OF_IMAGENET),
-    "vdm/imagenet64": ("VDM, ImageNet 64x64.", VDM | OF_IMAGENET | {
-        "data.image_size": 64, "model.num_res_blocks": 64,
-    }),
-    "idode/cifar10": ("i-DODE, CIFAR-10.", IDODE),
-    "idode/cifar10_aug": ("i-DODE, CIFAR-10 augmented.", IDODE | AUGMENTED | {
+    },
+    "vdm/imagenet32": VDM | OF_IMAGENET,
+    "vdm/imagenet64": VDM | OF_IMAGENET | {"data.image_size": 64, "model.num_res_blocks": 64},
+    "idode/cifar10": IDODE,
+    "idode/cifar10_aug": IDODE | AUGMENTED | {
         "training.n_iters": 10_000_000, "model.attn_resolutions": (32,),
         "eval.importance_samples": 20, "eval.num_repeats": 1, "eval.batch_size": 128,
-    }),
-    "idode/imagenet32": (
-        "i-DODE, ImageNet 32x32 in its old version.",
-        IDODE | OF_IMAGENET | LARGE | {"training.batch_size": 512},
-    ),
-    "idode/imagenet32_new": ("i-DODE, ImageNet 32x32.", IDODE | OF_IMAGENET | LARGE),
-    "mulan/cifar10-conditioned": (
-        "MuLAN, CIFAR-10.", MULAN | {"model.parameterization": "v"}
-    ),
-    "mulan/imagenet32": (
-        "MuLAN, ImageNet 32x32.",
-        MULAN | OF_IMAGENET | LARGE | {"training.batch_size": 512},
-    ),
+    },
+    "idode/imagenet32": IDODE | OF_IMAGENET | LARGE | {"training.batch_size": 512},  # the old one
+    "idode/imagenet32_new": IDODE | OF_IMAGENET | LARGE,
+    "mulan/cifar10-conditioned": MULAN | {"model.parameterization": "v"},
+    "mulan/imagenet32": MULAN | OF_IMAGENET | LARGE | {"training.batch_size": 512},
 }  # fmt: skip
 
-NAMED_CONFIGS = {
-    "digits": NamedConfig(
-        "scikit-learn's handwritten digits (8x8, 17 levels): a whole experiment in minutes on a"
-        " CPU.",
-        SMALL | SMALL_FLOW | {
-            **VELOCITY, "training.batch_size": 32,
-            "training.n_iters": 4800, "training.snapshot_freq": 1600,
-            "training.snapshot_freq_for_preemption": 400,
-            "eval.batch_size": 360, "eval.bound_draws": 64,
-            "eval.probes": 2,  # their difference gives their error
-            "data.dataset": "digits", "data.image_size": 8, "data.num_channels": 1,
-            "model.ch_mult": (1, 2), "model.attn_resolutions": (4,), "model.ema_rate": 0.9975,
-            "deq.n_iters": 800, "optim.lr": 2e-3, "optim.warmup": 100,
-            "sampling.method": "pc", "model.num_scales": 100,
-        },
-    ),
-    "fashion_mnist": NamedConfig(
-        "Fashion-MNIST (28x28, grey): a small DDPM++ that a core trains in two hours.",
-        FASHION | VELOCITY | {
-            "training.batch_size": 32, "model.nf": 24,
-            "training.n_iters": 14_000, "training.snapshot_freq": 2800,
-            "training.snapshot_freq_for_preemption": 600,
-        },
-    ),
-    "fashion_mnist14": NamedConfig(
-        "Fashion-MNIST halved to 14x14: a quarter of the work, for a CPU that has minutes.",
-        FASHION | {
-            "training.batch_size": 128, "training.snapshot_freq": 4000, "eval.batch_size": 500,
-            "eval.probes": 2, "data.image_size": 14, "data.fit": "resize", "model.ch_mult": (1, 2),
-        },
-    ),
-    "own_images": NamedConfig(
-        "Your own colour images at 16x16: a small DDPM++ that a CPU trains in minutes. For larger"
-        " images set data.image_size, and give the network more: model.nf, steps, warm-up.",
-        SMALL | VELOCITY | {
-            "training.n_iters": 500, "training.snapshot_freq": 500,
-            "training.snapshot_freq_for_preemption": 250,
-            "eval.batch_size": 100, "eval.num_samples": 64, "eval.nodes": 48,
-            "eval.bound_draws": 16,
-            "data.dataset": "images", "data.fit": "resize", "data.image_size": 16,
-            "data.num_channels": 3,
-            "model.ch_mult": (1, 2, 2), "model.attn_resolutions": (8,), "model.ema_rate": 0.995,
-            "optim.lr": 2e-3, "optim.warmup": 100,
-        },
-    ),
+OF_A_CPU = {
+    # scikit-learn's handwritten digits (8x8, 17 levels): a whole experiment in minutes.
+    "digits": SMALL | SMALL_FLOW | VELOCITY | {
+        "training.batch_size": 32, "training.n_iters": 4800, "training.snapshot_freq": 1600,
+        "training.snapshot_freq_for_preemption": 400,
+        "eval.batch_size": 360, "eval.bound_draws": 64,
+        "eval.probes": 2,  # their difference gives their error
+        "data.dataset": "digits", "data.image_size": 8, "data.num_channels": 1,
+        "model.ch_mult": (1, 2), "model.attn_resolutions": (4,), "model.ema_rate": 0.9975,
+        "deq.n_iters": 800, "optim.lr": 2e-3, "optim.warmup": 100,
+        "sampling.method": "pc", "model.num_scales": 100,
+    },
+    # Fashion-MNIST (28x28, grey): a small DDPM++ that a core trains in two hours.
+    "fashion_mnist": FASHION | VELOCITY | {
+        "training.batch_size": 32, "model.nf": 24,
+        "training.n_iters": 14_000, "training.snapshot_freq": 2800,
+        "training.snapshot_freq_for_preemption": 600,
+    },
+    # Halved to 14x14: a quarter of the work, where there are minutes.
+    "fashion_mnist14": FASHION | {
+        "training.batch_size": 128, "training.snapshot_freq": 4000, "eval.batch_size": 500,
+        "eval.probes": 2, "data.image_size": 14, "data.fit": "resize", "model.ch_mult": (1, 2),
+    },
+    # Own colour images at 16x16: a small DDPM++ that trains in minutes. For larger images set
+    # data.image_size, and give the network more: model.nf, steps, warm-up.
+    "own_images": SMALL | VELOCITY | {
+        "training.n_iters": 500, "training.snapshot_freq": 500,
+        "training.snapshot_freq_for_preemption": 250,
+        "eval.batch_size": 100, "eval.num_samples": 64, "eval.nodes": 48,
+        "eval.bound_draws": 16,
+        "data.dataset": "images", "data.fit": "resize", "data.image_size": 16,
+        "data.num_channels": 3,
+        "model.ch_mult": (1, 2, 2), "model.attn_resolutions": (8,), "model.ema_rate": 0.995,
+        "optim.lr": 2e-3, "optim.warmup": 100,
+    },
 }  # fmt: skip
-NAMED_CONFIGS |= {name: NamedConfig(*each) for name, each in SUCCESSORS.items()}
-for sde, words, of_sde in (("vp", "VP", {}), ("subvp", "sub-VP", SUBVP)):
-    for data, images, of_data, resolve in (
-        ("cifar10", "CIFAR-10", {}, defaults.resolve),
-        ("imagenet32", "ImageNet 32x32", IMAGENET, _imagenet_resolve),
-    ):
-        for depth, blocks, of_depth in (("", 4, {}), ("_deep", 8, DEEP)):
-            NAMED_CONFIGS[f"{sde}/{data}_ddpmpp{depth}_continuous"] = NamedConfig(
-                f"{images}, {words} SDE, DDPM++ with {blocks} residual blocks a level.",
-                {**of_data, **of_depth, **of_sde},
-                defaults.resolve if sde == "subvp" else resolve,
-            )
+NAMED_CONFIGS = {name: NamedConfig(own) for name, own in (OF_A_CPU | SUCCESSORS).items()}
+for sde, of_sde in (("vp", {}), ("subvp", SUBVP)):
+    for data, of_data in (("cifar10", {}), ("imagenet32", IMAGENET)):
+        resolve = _imagenet_resolve if (sde, data) == ("vp", "imagenet32") else defaults.resolve
+        for depth, of_depth in (("", {}), ("_deep", DEEP)):
+            own = {**of_data, **of_depth, **of_sde}
+            NAMED_CONFIGS[f"{sde}/{data}_ddpmpp{depth}_continuous"] = NamedConfig(own, resolve)
