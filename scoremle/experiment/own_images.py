@@ -4,7 +4,6 @@ Each file that can't be taken is listed with its reason, and refused or left out
 printed.
 """
 
-import itertools
 import logging
 from collections import Counter
 from pathlib import Path
@@ -127,17 +126,14 @@ def images_of_arrays(
         raise UserError(
             f"{path} has images of {reading.levels} grey levels, and the model is of {levels}"
         )
-    chunks = list(reading.chunks)
-    splits = [chunk.split or "" for chunk in chunks for _ in chunk.images]
-    if not splits:
+    chunks = [chunk for chunk in reading.chunks if len(chunk.images)]  # one of each split
+    if not chunks:
         raise UserError(f"{path}: no images in it")
-    counts = Counter(splits)
-    if len(counts) > 1:
-        words = ", ".join(f"{count} of {split}" for split, count in counts.items())
+    names = [str(i) for i in range(len(chunks[0].images))]
+    if len(chunks) > 1:
+        words = ", ".join(f"{len(chunk.images)} of {chunk.split}" for chunk in chunks)
         say(f"{path} holds several splits, which are scored one after the other: {words}")
-    numbers = itertools.chain.from_iterable(map(range, counts.values()))
-    pairs = zip(splits, numbers, strict=True)
-    names = [f"{split} {i}" if len(counts) > 1 else str(i) for split, i in pairs]
+        names = [f"{chunk.split} {i}" for chunk in chunks for i in range(len(chunk.images))]
     for chunk in chunks:
         own, wanted = chunk.images.shape[1:], shape or chunks[0].images.shape[1:]
         if own != wanted:
