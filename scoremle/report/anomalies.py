@@ -44,9 +44,7 @@ def write_anomalies(
         facts: lines about the detector.
     """
     page = Page(title, "The most unusual first.")
-    page.section("What the numbers say", MEANING)
-    for fact in facts:
-        page.text(fact)
+    page.section("What the numbers say", MEANING, *facts)
     listed, cards = found.suspects(rate), []
     for i in np.lexsort((-found.score, found.p)):
         words = f"p {found.p[i]:.3g}" + "; suspect" * bool(listed[i])

@@ -92,17 +92,16 @@ class Page:
     _body: list[str] = field(default_factory=list)
     _contents: list[tuple[str, str]] = field(default_factory=list)
 
-    def section(self, title: str, text: str = "") -> None:
-        """Begins a section."""
+    def section(self, title: str, *texts: str) -> None:
+        """Begins a section, with paragraphs."""
         anchor = f"section-{len(self._contents) + 1}"
         self._contents.append((anchor, title))
         self._body.append(f'<h2 id="{anchor}">{in_html(title)}</h2>')
-        if text:
-            self.text(text)
+        self.text(*texts)
 
-    def text(self, text: str) -> None:
-        """A paragraph."""
-        self._body.append(f"<p>{in_html(text)}</p>")
+    def text(self, *texts: str) -> None:
+        """Paragraphs, but for those without text."""
+        self._body += [f"<p>{in_html(text)}</p>" for text in texts if text]
 
     def code(self, *lines: str) -> None:
         """Lines that stay as they are: a command, a citation."""

@@ -56,9 +56,7 @@ def write_page(
     """
     scored = sorted((row for row in rows if not row.reason), key=lambda row: row.bpd)
     page = Page(title, f"By the model {model}, likeliest first.")
-    page.section("What the numbers say")
-    for paragraph in MEANING if reference else MEANING[:1]:
-        page.text(paragraph)
+    page.section("What the numbers say", *(MEANING if reference else MEANING[:1]))
     low, high = _ends(scored)
     profiles = [row.profile for row in scored if row.profile]
     page.section("Images", OF_PROFILES * bool(profiles))
@@ -75,9 +73,7 @@ def write_page(
         page.section("Not scored")
         page.table(("file", "reason"), ((row.file, row.reason) for row in left_out),
                    f"{len(left_out)} of {len(rows)} files.")  # fmt: skip
-    page.section("The mean, and what it cost")
-    for fact in facts:
-        page.text(fact)
+    page.section("The mean, and what it cost", *facts)
     page.write(path)
 
 

@@ -94,8 +94,7 @@ def _results(page: Page, subject: Subject) -> list[Chart]:
         " does not shrink with their number.",
     )
     for each in subject.results:
-        for line in each.breakdown():
-            page.text(f"{each.kind}: {line}.")
+        page.text(*(f"{each.kind}: {line}." for line in each.breakdown()))
     if coded := subject.coded:
         page.text(f"Compressed without loss, {coded.line}.")
     if subject.checks:
