@@ -39,10 +39,9 @@ def check(options: Any) -> None:
 
 def run(options: Any) -> None:
     """Decodes the images, and writes them."""
-    from PIL import Image
-
     from scoremle.coding.images import decompress_images
     from scoremle.data.prepared import made_whole
+    from scoremle.evaluation.pictures import as_png
     from scoremle.experiment.own_code import is_own
 
     def load(place: str) -> scoremle.ScoreModel:
@@ -57,7 +56,5 @@ def run(options: Any) -> None:
     else:
         with made_whole(options.out) as folder:
             for i, image in enumerate(images):
-                Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image).save(
-                    folder / f"{names[i] if names else i}.png"
-                )
+                (folder / f"{names[i] if names else i}.png").write_bytes(as_png(image, 256))
     say(f"{len(images)} images: {options.out}")
