@@ -11,7 +11,7 @@ import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -174,23 +174,14 @@ def read_arrays(file: File, where: str | Path) -> dict[str, np.ndarray]:
 
 def _array(content: bytes) -> np.ndarray:
     """A .npy, without a copy."""
-    found = npy_header(io.BytesIO(content), len(content))
-    return np.ndarray(found.shape, found.kind, content, found.start, order=found.order)
+    return np.ndarray(buffer=content, **npy_header(io.BytesIO(content), len(content)))
 
 
-class NpyHeader(NamedTuple):
-    """The header of a .npy: the array that it declares, and where the numbers begin."""
+def npy_header(stream: File, size: int) -> dict[str, Any]:
+    """The header of a .npy of so many bytes: numpy's arguments for the array that it declares.
 
-    shape: tuple[int, ...]
-    kind: np.dtype
-    order: Literal["C", "F"]
-    start: int
-
-
-def npy_header(stream: File, size: int) -> NpyHeader:
-    """The header of a .npy of so many bytes. One that is damaged may raise any exception.
-
-    Pickled objects are refused, and an array that is longer than the file.
+    One that is damaged may raise any exception. Pickled objects are refused, and an array that is
+    longer than the file.
     """
     form, start = np.lib.format, stream.read(12)
     # In version 1 the header's length has 2 bytes. numpy reads the header before it checks that.
@@ -203,4 +194,5 @@ def npy_header(stream: File, size: int) -> NpyHeader:
         raise ValueError("it holds pickled objects, which could run code")
     if array_bytes(shape, kind.itemsize) > size - stream.tell():
         raise ValueError("its shape contradicts its size")
-    return NpyHeader(shape, kind, "F" if fortran else "C", stream.tell())
+    order = "F" if fortran else "C"
+    return {"shape": shape, "dtype": kind, "order": order, "offset": stream.tell()}

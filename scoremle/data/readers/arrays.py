@@ -126,8 +126,7 @@ def load_npy(file: Path) -> np.ndarray:
 def map_npy(file: Path) -> np.ndarray:
     """A .npy, mapped and not read; what is wrong with it may raise any exception."""
     with opened(file, MAX_ARRAYS) as stream:
-        found = npy_header(stream, os.fstat(stream.fileno()).st_size)
-        return np.memmap(stream, found.kind, "r", found.start, found.shape, found.order)
+        return np.memmap(stream, mode="r", **npy_header(stream, os.fstat(stream.fileno()).st_size))
 
 
 def load_npz(file: File, where: str) -> dict[str, np.ndarray]:
