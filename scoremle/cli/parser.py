@@ -26,23 +26,19 @@ class Parser(argparse.ArgumentParser):
 
     Args:
         text: a docstring: a paragraph that says what the command does, and one of examples.
-        run: does the work. What it returns is printed with ``--json``.
-        check: raises UserError for what the arguments name and can't be used.
-        needs: a module that ``run`` imports and that takes seconds. It is imported before.
         **settings: those of argparse.
     """
 
-    def __init__(
-        self,
-        *,
-        text: str | None = "",
-        run: Callable[[Any], Any] = print,
-        check: Callable[[Any], None] | None = None,
-        needs: str = "",
-        **settings: Any,
-    ) -> None:
+    # Does the work. What it returns is printed with ``--json``.
+    run: Callable[[Any], Any]
+    # Raises UserError for what the arguments name and can't be used.
+    check: Callable[[Any], None] | None = None
+    # A module that ``run`` imports and that takes seconds. It is imported before.
+    needs = ""
+
+    def __init__(self, *, text: str | None = "", **settings: Any) -> None:
         super().__init__(**settings)
-        self.run, self.check, self.needs, self.switches = run, check, needs, set[str]()
+        self.switches = set[str]()
         self.describe(text)
 
     def describe(self, text: str | None) -> None:

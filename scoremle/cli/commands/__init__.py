@@ -48,12 +48,9 @@ def parser_of(name: str) -> Parser:
     """
     module, _ = COMMANDS.get(name, ("experiment", ""))
     command = importlib.import_module(f"{__name__}.{module}")
-    parser: Parser = getattr(command, "PARSER", Parser)(
-        prog=f"scoremle {name}".rstrip(),
-        text=command.__doc__,
-        run=command.run,
-        check=getattr(command, "check", None),
-        needs=getattr(command, "NEEDS", ""),
-    )
+    of_kind = getattr(command, "PARSER", Parser)
+    parser: Parser = of_kind(prog=f"scoremle {name}".rstrip(), text=command.__doc__)
+    parser.run, parser.check = command.run, getattr(command, "check", None)
+    parser.needs = getattr(command, "NEEDS", "")
     command.arguments(parser)
     return parser
