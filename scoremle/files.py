@@ -37,6 +37,7 @@ import numpy as np
 
 from scoremle.bounded import LONGEST_JSON, MAX_FILE, MAX_RATIO, SMALL, check_size, read_arrays
 from scoremle.errors import UserError
+from scoremle.terminal import is_stream
 
 # The name that a seal has beside what it seals.
 SEAL = "seal"
@@ -233,14 +234,6 @@ def _to_stream(path: Path) -> Iterator[Path]:
             os.set_blocking(handle, True)
             with open(handle, "wb") as stream, temporary.open("rb") as file:
                 shutil.copyfileobj(file, stream)
-
-
-def is_stream(path: Path) -> bool:
-    """Whether this is a device or a pipe in place of a file, such as /dev/stdout."""
-    folder = os.path.realpath(path.parent)
-    if folder == "/dev" or folder.startswith("/proc/"):
-        return path.exists() and not (path.is_dir() or path.is_block_device())
-    return path.is_fifo() and not path.is_symlink()
 
 
 def temporary_beside(path: Path) -> Path:

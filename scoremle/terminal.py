@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from html import escape
+from pathlib import Path
 from typing import Any
 
 from scoremle.errors import in_a_line
@@ -56,6 +57,14 @@ def mute() -> None:
 def is_live() -> bool:
     """Whether there is a terminal whose lines can be written over."""
     return not is_mute() and sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
+
+
+def is_stream(path: Path) -> bool:
+    """Whether this is a device or a pipe in place of a file, such as /dev/stdout."""
+    folder = os.path.realpath(path.parent)
+    if folder == "/dev" or folder.startswith("/proc/"):
+        return path.exists() and not (path.is_dir() or path.is_block_device())
+    return path.is_fifo() and not path.is_symlink()
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from typing import Any
 
 from scoremle.errors import UserError, as_flag, no_chain, no_labels, no_model
 from scoremle.experiment.shipped import NAMES, place_of
+from scoremle.terminal import is_stream
 
 
 def at_least(least: int, below: float = math.inf) -> Callable[[str], int]:
@@ -87,7 +88,7 @@ def writable(flag: str, place: Path, *, force: bool) -> None:
         what = f"{folder} can't be written to; name a file to write"
     if what:
         raise UserError(f"can't write {flag}{place}: {what}")
-    if place.exists() and not (force or names_stream(place)):
+    if place.exists() and not (force or is_stream(place)):
         raise UserError(f"{place} is there: --force writes over it, or name another file")
 
 
@@ -95,17 +96,8 @@ def different(*places: Path | None) -> None:
     """Raises UserError where two files have one name: one would be written over the other."""
     whole = [place.resolve() for place in places if place]
     for place in whole:
-        if whole.count(place) > 1 and not names_stream(place):
+        if whole.count(place) > 1 and not is_stream(place):
             raise UserError(f"{place} is named for two files: name another")
-
-
-def names_stream(place: Path) -> bool:
-    """Whether a place is a stream, such as /dev/stdout."""
-    if not place.exists():
-        return False
-    from scoremle.files import is_stream  # imports NumPy, which most mistakes have no need of
-
-    return is_stream(place)
 
 
 def _takes_files(folder: Path) -> bool:

@@ -8,10 +8,11 @@ import scoremle
 from scoremle.bounded import MAX_TEXT
 from scoremle.errors import UserError
 from scoremle.experiment.workdir import Workdir
-from scoremle.files import inside, is_stream, named, read_bytes
+from scoremle.files import inside, named, read_bytes
 from scoremle.report import sections
 from scoremle.report.page import Page
 from scoremle.report.subject import Subject
+from scoremle.terminal import is_stream
 
 __all__ = ["CHARTS", "write_report"]
 

@@ -567,7 +567,7 @@ CHANGES: list[tuple[str, ...]] = [
      "experiment/test_consistency.py"),
     ("experiment/consistency.py", "verdicts", "abs(mean) if relation == '==' else mean", "mean"),
     ("cli/checks.py", "writable",
-     "place.exists() and (not (force or names_stream(place)))", "False"),
+     "place.exists() and (not (force or is_stream(place)))", "False"),
     ("data/readers/base.py", "in_levels", "* levels // own", "* (levels - 1) // (own - 1)",
      "data/test_decoding.py"),
     ("experiment/score_table.py", "write_csv", "'file': cell(row.file)", "'file': row.file"),

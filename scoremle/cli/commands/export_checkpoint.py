@@ -16,7 +16,7 @@ import scoremle
 from scoremle.cli import checks
 from scoremle.cli.parser import Parser
 from scoremle.errors import UserError
-from scoremle.terminal import say
+from scoremle.terminal import is_stream, say
 
 NEEDS = "scoremle.experiment.exported"
 # Names by which formats go that are not written here.
@@ -46,7 +46,7 @@ def check(options: Any) -> None:
             " as score_flow saved it)"
         )
     # Its record is beside it, if not in it.
-    record = path.suffix != ".safetensors" and not checks.names_stream(path)
+    record = path.suffix != ".safetensors" and not is_stream(path)
     for ending in ("", *[".json"] * record, *[".md"] * options.card):
         checks.writable("", path.with_name(path.name + ending), force=options.force)
 
@@ -79,7 +79,7 @@ def run(options: Any) -> None:
         lr, ema_rate = experiment.config["optim"]["lr"], experiment.training.ema_rate
         tree = scoremle.published.published_tree(state, lr=lr, ema_rate=ema_rate, rng=rng)
         state_dict.write(path, tree)
-        if not checks.names_stream(path):
+        if not is_stream(path):
             beside = f"; what it is, to {exported.write_record(place, path)}"
     say(f"checkpoint {number}, step {step}: written to {path}{beside}")
     if options.card:

@@ -13,7 +13,7 @@ from scoremle.cli import checks
 from scoremle.cli.parser import Parser
 from scoremle.errors import UserError
 from scoremle.experiment.shipped import NAMES
-from scoremle.terminal import say
+from scoremle.terminal import is_stream, say
 
 NEEDS = "scoremle.report.write"
 
@@ -36,7 +36,7 @@ def check(options: Any) -> None:
 def run(options: Any) -> None:
     """Writes the page, and says where it is."""
     from scoremle.experiment.models import is_model_alone, is_published
-    from scoremle.files import inside, is_stream
+    from scoremle.files import inside
     from scoremle.report.write import CHARTS, write_report
 
     for place in map(str, options.workdirs):

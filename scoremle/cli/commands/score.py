@@ -29,7 +29,7 @@ from scoremle.cli.parser import MODEL, Parser, add_shared
 from scoremle.cli.signals import going_on
 from scoremle.errors import UserError
 from scoremle.evaluation.tables import wrapped
-from scoremle.terminal import passing, say
+from scoremle.terminal import is_stream, passing, say
 
 if TYPE_CHECKING:
     from scoremle.experiment.measurements import Measurement
@@ -116,7 +116,7 @@ def check(options: Any) -> None:
     if not options.engine:
         checks.different(options.images, options.out, _beside(options.out), options.page)
         checks.writable("--out=", options.out, force=options.force)
-        if not checks.names_stream(options.out):
+        if not is_stream(options.out):
             checks.writable("--out=", _beside(options.out), force=options.force)
         if options.page:
             checks.writable("--page=", options.page, force=options.force)
@@ -175,7 +175,7 @@ def run(options: Any) -> dict[str, Any]:
             options.passes, options.correct,
         )  # fmt: skip
     say(*wrapped(*found.doubts))
-    beside = Path() if checks.names_stream(options.out) else options.out.parent
+    beside = Path() if is_stream(options.out) else options.out.parent
     above, passes = beside / f"{options.out.name}.parts", options.passes
     parts = found.parts(above, options.model, images, options.seed)
     score = partial(
@@ -213,7 +213,7 @@ def run(options: Any) -> dict[str, Any]:
             options.out, rows, dims=model.dims, reference=len(own),
             estimator=f"{found.title}; {cost}",
         )  # fmt: skip
-        if not checks.names_stream(options.out):
+        if not is_stream(options.out):
             scoremle.files.write_json(_beside(options.out), summary)
         if options.page:
             from scoremle.report.scores import write_page
