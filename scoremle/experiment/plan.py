@@ -164,11 +164,8 @@ class Plan:
     @cached_property
     def forward(self) -> Pace:
         """Pace of the noise prediction."""
-
-        def predict(params: Params, x: jax.Array, t: jax.Array) -> jax.Array:
-            return self.experiment.model.noise(params)(x, t)
-
-        return self._network(predict)
+        model = self.experiment.model
+        return self._network(lambda params, x, t: model.noise(params)(x, t))
 
     @cached_property
     def derivative(self) -> Pace:
