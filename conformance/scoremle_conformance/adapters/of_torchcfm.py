@@ -13,7 +13,7 @@ from torchdyn.core import NeuralODE
 from torchdyn.models.cnf import autograd_trace, hutch_trace
 
 from scoremle_conformance.adapter import Adapter, Answer, Ask
-from scoremle_conformance.adapters.of_torchdiffeq import log_normal
+from scoremle_conformance.adapters.by_torch import log_normal
 from scoremle_conformance.fields import Field
 
 __all__ = ["TorchCFM"]

@@ -3,23 +3,18 @@
 from collections.abc import Callable
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor
 from torchdiffeq import odeint
 
-from scoremle_conformance.adapter import Adapter, Answer, Ask
+from scoremle_conformance.adapter import Ask
+from scoremle_conformance.adapters.by_torch import TorchAdapter, log_normal
 from scoremle_conformance.fields import Field
 from scoremle_conformance.paths import Path
 
-__all__ = ["TorchDiffEq", "TorchLoop", "flow", "log_normal"]
+__all__ = ["TorchDiffEq", "TorchLoop", "flow"]
 
 Velocity = Callable[[Tensor, Tensor], Tensor]
-
-
-def log_normal(z: Tensor, std: float) -> Tensor:
-    """log N(z; 0, std^2 I) of each row."""
-    return torch.distributions.Normal(0.0, std).log_prob(z).sum(-1)
 
 
 def flow(
@@ -46,10 +41,9 @@ def flow(
     return log_normal(z[-1], path.prior_std) + trace[-1]
 
 
-class TorchLoop(Adapter):
+class TorchLoop(TorchAdapter):
     """A library whose network becomes a velocity, and whose log p is ``flow``."""
 
-    framework = "torch"
     can = frozenset({"exact", "probes", "noise", "classes", "steps", "gradient"})
     settings: ClassVar = {
         "example": "float32, dopri5, rtol = atol = 1e-5, as in torchdiffeq's examples/cnf.py",
@@ -67,27 +61,13 @@ class TorchLoop(Adapter):
         """dx/dt of the probability flow, by the library's own objects."""
         raise NotImplementedError
 
-    def _flow(self, field: Field, x: Tensor, ask: Ask) -> Tensor:
-        labels = None if ask.labels is None else torch.from_numpy(ask.labels)
-        torch.manual_seed(ask.seed)
+    def of_tensor(self, field: Field, x: Tensor, labels: Tensor | None, ask: Ask) -> Tensor:
         probe = None if ask.exact else torch.randint(0, 2, x.shape).to(x) * 2 - 1
         solver = self.solvers[self.setting]
         if ask.steps is not None:
             size = (field.path.stop - field.path.start) / ask.steps
             solver = {"method": "rk4", "options": {"step_size": size}}
         return flow(self.velocity(field, labels), x, field.path, probe, **solver)
-
-    def _tensor(self, x: np.ndarray) -> Tensor:
-        return torch.tensor(x, dtype=torch.float64 if self.setting == "best" else torch.float32)
-
-    def log_prob(self, field: Field, x: np.ndarray, ask: Ask) -> Answer:
-        with torch.no_grad():
-            return Answer(self._flow(field, self._tensor(x), ask).numpy())
-
-    def gradient(self, field: Field, x: np.ndarray) -> np.ndarray:
-        start = self._tensor(x).requires_grad_()
-        (found,) = torch.autograd.grad(self._flow(field, start, Ask()).sum(), start)
-        return found.numpy()
 
 
 class TorchDiffEq(TorchLoop):
