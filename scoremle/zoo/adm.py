@@ -33,18 +33,8 @@ from scoremle.nn.layers import (
 )
 from scoremle.records import check_record
 from scoremle.xla import compile_once
-from scoremle.zoo.blocks import (
-    Embedding,
-    Images,
-    ResnetBlock,
-    Times,
-    TimestepEmbedding,
-    check_image_shape,
-    check_labels,
-    conv,
-    timestep_embedding,
-    torch_group_norm,
-)
+from scoremle.zoo import blocks
+from scoremle.zoo.blocks import Embedding, Images, Times
 from scoremle.zoo.from_torch import from_torch
 
 Labels = Integer[Array, " b"]
@@ -147,19 +137,19 @@ class ADM(nn.Module):
         images and labels do not go together.
         """
         _check_fields(self)
-        check_image_shape(x.shape, CHANNELS, len(self._widths))
+        blocks.check_image_shape(x.shape, CHANNELS, len(self._widths))
         x, t = x.astype(wide(self.dtype)), t.astype(wide(self.dtype))
         embedding = self._embed(t, class_labels)
         skips = self._down(x, embedding)
         h = self._up(self._middle(skips[-1], embedding), skips, embedding)
-        h = nn.swish(torch_group_norm("out.0", h.shape[-1], GROUPS, EPS, dtype=self.dtype)(h))
-        return conv("out.2", (1 + self.learn_sigma) * CHANNELS, dtype=wide(self.dtype))(h)
+        h = nn.swish(blocks.normalized("out.0", h, GROUPS, EPS, dtype=self.dtype))
+        return blocks.conv("out.2", (1 + self.learn_sigma) * CHANNELS, dtype=wide(self.dtype))(h)
 
     def _embed(self, t: Times, class_labels: Labels | None) -> Embedding:
         features = 4 * self.num_channels
-        waves = timestep_embedding(t, self.num_channels)
-        embedding = TimestepEmbedding(features, self.dtype, name="time_embed")(waves)
-        check_labels(class_labels, self.class_cond)
+        waves = blocks.timestep_embedding(t, self.num_channels)
+        embedding = blocks.TimestepEmbedding(features, self.dtype, name="time_embed")(waves)
+        blocks.check_labels(class_labels, self.class_cond)
         if class_labels is None:
             return embedding
         return embedding + nn.Embed(self.num_classes, features, name="label_emb")(class_labels)
@@ -170,7 +160,7 @@ class ADM(nn.Module):
     def _down(self, x: Images, embedding: Embedding) -> list[Images]:
         """The features after every block, finest first."""
         resnet = functools.partial(self._resnet, embedding=embedding)
-        skips = [conv("input_blocks.0.0", self._widths[0], dtype=self.dtype)(x)]
+        skips = [blocks.conv("input_blocks.0.0", self._widths[0], dtype=self.dtype)(x)]
         for level, features in enumerate(self._widths):
             for _ in range(self.num_res_blocks):
                 block = f"input_blocks.{len(skips)}"
@@ -191,10 +181,10 @@ class ADM(nn.Module):
         """Up path: from the middle to the last features, with skip features of the way down."""
         resnet = functools.partial(self._resnet, embedding=embedding)
         heads = self.num_heads if self.num_heads_upsample == -1 else self.num_heads_upsample
-        blocks = len(skips)
+        count = len(skips)
         for level, features in reversed(list(enumerate(self._widths))):
             for i in range(self.num_res_blocks + 1):
-                block = f"output_blocks.{blocks - len(skips)}"
+                block = f"output_blocks.{count - len(skips)}"
                 attention = self._has_attention(level)
                 h = jnp.concatenate([h, skips.pop()], axis=-1)
                 h = resnet(f"{block}.0", h, features=features)
@@ -220,7 +210,7 @@ class ADM(nn.Module):
     ) -> Images:
         """A residual block; it keeps the number of channels unless ``features`` are given."""
         fields = ((GROUPS, GROUPS), EPS, nn.swish, self.use_scale_shift_norm, self.dtype)
-        block = ResnetBlock(features or h.shape[-1], *fields, name=name, **options)
+        block = blocks.ResnetBlock(features or h.shape[-1], *fields, name=name, **options)
         return compile_once(block, h, embedding)
 
     def _halve(self, name: str, h: Images, resnet: Callable[..., Images]) -> Images:
@@ -228,7 +218,7 @@ class ADM(nn.Module):
             return resnet(name, h, resize=resample.naive_downsample_2d)
         if not self.conv_resample:
             return resample.naive_downsample_2d(h)
-        return conv(f"{name}.op", h.shape[-1], strides=2, dtype=self.dtype)(h)
+        return blocks.conv(f"{name}.op", h.shape[-1], strides=2, dtype=self.dtype)(h)
 
     def _double(self, name: str, h: Images, resnet: Callable[..., Images]) -> Images:
         if self.resblock_updown:
@@ -236,7 +226,7 @@ class ADM(nn.Module):
         h = resample.naive_upsample_2d(h)
         if not self.conv_resample:
             return h
-        return conv(f"{name}.conv", h.shape[-1], dtype=self.dtype)(h)
+        return blocks.conv(f"{name}.conv", h.shape[-1], dtype=self.dtype)(h)
 
     def _attend(self, name: str, h: Images, heads: int) -> Images:
         channels = h.shape[-1]
@@ -265,7 +255,7 @@ class Attention(nn.Module):
     def __call__(self, x: Images) -> Images:
         b, height, width, c = x.shape
         h = x.reshape(b, height * width, c)
-        h = torch_group_norm("norm", c, GROUPS, EPS, dtype=self.dtype)(h)
+        h = blocks.normalized("norm", h, GROUPS, EPS, dtype=self.dtype)
         h = nn.Conv(3 * c, (1,), dtype=self.dtype, name="qkv")(h)
         split = (3, self.heads) if self.split_first else (self.heads, 3)
         parts = h.reshape(*h.shape[:2], *split, c // self.heads)

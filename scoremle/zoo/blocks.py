@@ -24,6 +24,7 @@ from scoremle.types import AnyArray, Images
 
 Times = Num[AnyArray, " b"]
 Embedding = Float[Array, "b _e"]
+Features = Float[Array, "b *_pixels _c"]
 
 
 def conv(name: str, features: int, *, dtype: DTypeLike, size: int = 3, **options: Any) -> nn.Conv:
@@ -36,9 +37,11 @@ def dense_layer(name: str, features: int, *, dtype: DTypeLike) -> nn.Dense:
     return nn.Dense(features, dtype=wide(dtype), name=name)
 
 
-def torch_group_norm(
-    name: str | None, channels: int, groups: int, eps: float, *, dtype: DTypeLike, **options: Any
-) -> nn.GroupNorm:
+def normalized(
+    name: str | None, h: Features, groups: int, eps: float, *, dtype: DTypeLike, **options: Any
+) -> Features:
+    """``h`` after a normalisation of groups of its channels. UserError if they do not split so."""
+    channels = h.shape[-1]
     if groups < 1 or channels % groups:
         raise UserError(
             f"{channels} channels do not split into {groups} equal groups for normalisation: "
@@ -46,7 +49,7 @@ def torch_group_norm(
         )
     # The fast variance, E[x^2] - E[x]^2, loses digits where the mean is large.
     options["use_fast_variance"] = False
-    return nn.GroupNorm(groups, epsilon=eps, dtype=wide(dtype), name=name, **options)
+    return nn.GroupNorm(groups, epsilon=eps, dtype=wide(dtype), name=name, **options)(h)
 
 
 def timestep_embedding(
@@ -93,26 +96,25 @@ class ResnetBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: Images, embedding: Embedding) -> Images:
-        h = self.act(self._norm("norm1", x.shape[-1], self.groups[0])(x))
+        h = self.act(self._normalized("norm1", x, self.groups[0]))
         if self.resize:
             h, x = self.resize(h), self.resize(x)
         h = conv("conv1", self.features, dtype=self.dtype)(h)
         width = (1 + self.scale_shift) * self.features
         project = dense_layer("time_emb_proj", width, dtype=self.dtype)
         bias = project(self.act(embedding))[:, None, None]
-        norm = self._norm("norm2", self.features, self.groups[1])
         if self.scale_shift:
             scale, shift = jnp.split(bias, 2, axis=-1)
-            h = norm(h) * (1 + scale) + shift
+            h = self._normalized("norm2", h, self.groups[1]) * (1 + scale) + shift
         else:
-            h = norm(h + bias)
+            h = self._normalized("norm2", h + bias, self.groups[1])
         h = conv("conv2", self.features, dtype=self.dtype)(self.act(h))
         if self.shortcut or x.shape[-1] != self.features:
             x = conv("conv_shortcut", self.features, size=1, dtype=self.dtype)(x)
         return (x + h) / self.divisor
 
-    def _norm(self, name: str, channels: int, groups: int) -> nn.GroupNorm:
-        return torch_group_norm(name, channels, groups, self.eps, dtype=self.dtype)
+    def _normalized(self, name: str, h: Images, groups: int) -> Images:
+        return normalized(name, h, groups, self.eps, dtype=self.dtype)
 
 
 def check_labels(labels: Any, wanted: bool) -> None:

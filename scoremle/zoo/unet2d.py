@@ -24,19 +24,8 @@ from scoremle.nn import resample
 from scoremle.nn.layers import Activation, attend, network_fields, wide
 from scoremle.records import check_record
 from scoremle.xla import compile_once
-from scoremle.zoo.blocks import (
-    Embedding,
-    Images,
-    ResnetBlock,
-    Times,
-    TimestepEmbedding,
-    check_image_shape,
-    check_labels,
-    conv,
-    dense_layer,
-    timestep_embedding,
-    torch_group_norm,
-)
+from scoremle.zoo import blocks
+from scoremle.zoo.blocks import Embedding, Images, Times
 from scoremle.zoo.from_torch import from_torch
 from scoremle.zoo.unet2d_fields import (
     ACTIVATIONS,
@@ -72,7 +61,7 @@ class UNet2DAttention(nn.Module):
         b, height, width, c = x.shape
         h = x.reshape(b, height * width, c)
         if self.groups:
-            h = torch_group_norm("group_norm", c, self.groups, self.eps, dtype=self.dtype)(h)
+            h = blocks.normalized("group_norm", h, self.groups, self.eps, dtype=self.dtype)
         q, k, v = (self._heads(name, h) for name in ("to_q", "to_k", "to_v"))
         h = nn.Dense(c, dtype=self.dtype, name="to_out.0")(attend(q, k, v, dtype=self.dtype))
         return (x + h.reshape(x.shape)) / self.divisor
@@ -94,21 +83,20 @@ class ResnetBlockK(nn.Module):
     @nn.compact
     def __call__(self, x: Images, embedding: Embedding) -> Images:
         h = self.act(self._normalized("norm1.linear", x, self.groups[0], embedding))
-        h = conv("conv1", self.features, dtype=self.dtype)(h)
+        h = blocks.conv("conv1", self.features, dtype=self.dtype)(h)
         h = self.act(self._normalized("norm2.linear", h, self.groups[1], embedding))
-        h = conv("conv2", self.features, dtype=self.dtype)(h)
+        h = blocks.conv("conv2", self.features, dtype=self.dtype)(h)
         if x.shape[-1] != self.features:
             name, features = "conv_shortcut", self.features
-            x = conv(name, features, size=1, use_bias=False, dtype=self.dtype)(x)
+            x = blocks.conv(name, features, size=1, use_bias=False, dtype=self.dtype)(x)
         return x + h
 
     def _normalized(self, name: str, h: Images, groups: int, embedding: Embedding) -> Images:
-        channels = h.shape[-1]
         bare = {"use_bias": False, "use_scale": False}
-        norm = torch_group_norm(None, channels, groups, self.eps, dtype=self.dtype, **bare)
-        wave = dense_layer(name, 2 * channels, dtype=self.dtype)(embedding)[:, None, None]
-        scale, shift = jnp.split(wave, 2, axis=-1)
-        return norm(h) * (1 + scale) + shift
+        wave = blocks.dense_layer(name, 2 * h.shape[-1], dtype=self.dtype)(embedding)
+        scale, shift = jnp.split(wave[:, None, None], 2, axis=-1)
+        h = blocks.normalized(None, h, groups, self.eps, dtype=self.dtype, **bare)
+        return h * (1 + scale) + shift
 
 
 class Fourier(nn.Module):
@@ -257,7 +245,7 @@ class UNet2D(nn.Module):
         Raises UserError where fields, images and labels do not go together.
         """
         check_fields(self)
-        check_image_shape(x.shape, self.in_channels, len(self.block_out_channels))
+        blocks.check_image_shape(x.shape, self.in_channels, len(self.block_out_channels))
         x, t = x.astype(wide(self.dtype)), t.astype(wide(self.dtype))
         x = 2 * x - 1 if self.center_input_sample else x
         embedding = self._embed(t, class_labels)
@@ -268,15 +256,15 @@ class UNet2D(nn.Module):
     def _embed(self, t: Times, class_labels: Labels | None) -> Embedding:
         features = self.time_embedding_dim or 4 * self.block_out_channels[0]
         waves = self._waves()
-        embedding = TimestepEmbedding(features, self.dtype, name="time_embedding")(waves(t))
+        embedding = blocks.TimestepEmbedding(features, self.dtype, name="time_embedding")(waves(t))
         unlabelled = self.class_embed_type is None and self.num_class_embeds is None
-        check_labels(class_labels, not unlabelled)
+        blocks.check_labels(class_labels, not unlabelled)
         if class_labels is None:
             return embedding
         if self.class_embed_type == "identity":
             return embedding + class_labels
         if self.class_embed_type == "timestep":
-            second = TimestepEmbedding(features, self.dtype, name="class_embedding")
+            second = blocks.TimestepEmbedding(features, self.dtype, name="class_embedding")
             return embedding + second(waves(class_labels.astype(t.dtype)))
         assert self.num_class_embeds is not None  # the one case that is left
         rows = nn.Embed(self.num_class_embeds, features, name="class_embedding")
@@ -290,7 +278,7 @@ class UNet2D(nn.Module):
             assert self.num_train_timesteps is not None  # check_fields
             return Learned(self.num_train_timesteps, size, name="time_proj")
         return functools.partial(
-            timestep_embedding,
+            blocks.timestep_embedding,
             size=size,
             cos_first=self.flip_sin_to_cos,
             freq_shift=self.freq_shift,
@@ -428,21 +416,20 @@ class UNet2D(nn.Module):
         return level == len(self.block_out_channels) - 1
 
     def _conv(self, name: str, features: int, **options: Any) -> nn.Conv:
-        return conv(name, features, **{"dtype": self.dtype} | options)
+        return blocks.conv(name, features, **{"dtype": self.dtype} | options)
 
     def _to_image(
         self, norm: str, name: str, h: Images, channels: int, groups: int | None = None
     ) -> Images:
         groups = groups or _groups(h.shape[-1])
-        normalize = torch_group_norm(norm, h.shape[-1], groups, self.norm_eps, dtype=self.dtype)
-        to_image = self._conv(name, channels, dtype=wide(self.dtype))
-        return to_image(nn.swish(normalize(h)))
+        h = nn.swish(blocks.normalized(norm, h, groups, self.norm_eps, dtype=self.dtype))
+        return self._conv(name, channels, dtype=wide(self.dtype))(h)
 
     def _block(
         self, features: int, groups: tuple[int, int], divisor: float, **options: Any
-    ) -> Callable[..., ResnetBlock]:
+    ) -> Callable[..., blocks.ResnetBlock]:
         fields = (features, groups, self.norm_eps, self._act, self._scale_shift, self.dtype)
-        return functools.partial(ResnetBlock, *fields, divisor=divisor, **options)
+        return functools.partial(blocks.ResnetBlock, *fields, divisor=divisor, **options)
 
     def _resnet(
         self,
