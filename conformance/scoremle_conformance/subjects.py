@@ -33,15 +33,8 @@ from scoremle_conformance.arrays import like, namespace
 from scoremle_conformance.paths import Path
 
 __all__ = [
-    "Subject",
-    "anisotropic",
-    "classes",
-    "far",
-    "log_normal",
-    "low_rank",
-    "mixture",
-    "point_mass",
-]
+    "Subject", "anisotropic", "classes", "far", "log_normal", "low_rank", "mixture", "point_mass",
+]  # fmt: skip
 
 
 def log_normal(x: np.ndarray, mean: Any, variance: Any) -> np.ndarray:

@@ -19,17 +19,9 @@ from scoremle.errors import UserError
 from scoremle.types import Data
 
 __all__ = [
-    "as_array",
-    "as_data",
-    "as_index",
-    "as_shape",
-    "check_choice",
-    "check_count",
-    "check_examples",
-    "check_number",
-    "check_seed",
-    "shown",
-]
+    "as_array", "as_data", "as_index", "as_shape", "check_choice", "check_count", "check_examples",
+    "check_number", "check_seed", "shown",
+]  # fmt: skip
 
 
 def shown(value: Any) -> str:

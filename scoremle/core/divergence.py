@@ -33,14 +33,9 @@ from scoremle.numerics import dims_of, expand
 from scoremle.types import AnyArray, Data, Keys
 
 __all__ = [
-    "DivergenceEstimator",
-    "Estimates",
-    "Exact",
-    "FixedProbe",
-    "Hutchinson",
-    "Orthogonal",
+    "DivergenceEstimator", "Estimates", "Exact", "FixedProbe", "Hutchinson", "Orthogonal",
     "Probes",
-]
+]  # fmt: skip
 
 Probes = Float[Array, "k b *d"]
 # The field, estimates of its divergence, and parts of each, whose variances add up to its own.

@@ -21,15 +21,9 @@ from scoremle.errors import UserError
 from scoremle.types import Data, Keys, PRNGKey
 
 __all__ = [
-    "as_keys",
-    "example_keys",
-    "fold_in",
-    "image_keys",
-    "normal",
-    "one_or_each",
-    "per_example",
+    "as_keys", "example_keys", "fold_in", "image_keys", "normal", "one_or_each", "per_example",
     "split",
-]
+]  # fmt: skip
 
 IMPLEMENTATION = "threefry2x32"
 

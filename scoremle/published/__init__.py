@@ -12,14 +12,6 @@ from scoremle.published.states import Published, published_tree, read, train_sta
 from scoremle.published.store import PublishedCheckpoints, checkpoint_files
 
 __all__ = [
-    "ATTENTION",
-    "Published",
-    "PublishedCheckpoints",
-    "architecture",
-    "checkpoint_files",
-    "flow_architecture",
-    "origin",
-    "published_tree",
-    "read",
-    "train_state",
-]
+    "ATTENTION", "Published", "PublishedCheckpoints", "architecture", "checkpoint_files",
+    "flow_architecture", "origin", "published_tree", "read", "train_state",
+]  # fmt: skip

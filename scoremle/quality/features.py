@@ -27,14 +27,9 @@ from scoremle.resumable import Arrays, resumable_map
 from scoremle.types import AnyArray
 
 __all__ = [
-    "Extractor",
-    "Reference",
-    "extract",
-    "load_inception",
-    "read_reference",
-    "write_inception",
+    "Extractor", "Reference", "extract", "load_inception", "read_reference", "write_inception",
     "write_reference",
-]
+]  # fmt: skip
 
 logger = logging.getLogger(__name__)
 
