@@ -27,18 +27,9 @@ from scoremle.numerics import log1mexp
 from scoremle.types import AnyArray, PRNGKey, Scalar, Times
 
 __all__ = [
-    "AlphaSquared",
-    "BinnedLogSNR",
-    "TimeSampler",
-    "UniformLogSNR",
-    "UniformTime",
-    "bin_of",
-    "even_times",
-    "evenly",
-    "log_snr_edges",
-    "log_snr_range",
-    "unit_draws",
-]
+    "AlphaSquared", "BinnedLogSNR", "TimeSampler", "UniformLogSNR", "UniformTime", "bin_of",
+    "even_times", "evenly", "log_snr_edges", "log_snr_range", "unit_draws",
+]  # fmt: skip
 
 # Bins of the log-SNR in which a density over it is learned and the bound's terms are counted: each
 # is about one unit wide.
@@ -305,7 +296,7 @@ class BinnedLogSNR:
         shares = jnp.asarray(self.shares)
         below = jnp.concatenate([jnp.zeros(1), jnp.cumsum(shares)])
         u = unit_draws(key, n, self.stratified)
-        index = jnp.clip(jnp.searchsorted(below, u, side="right") - 1, 0, len(shares) - 1)
+        index = bin_of(below, u)
         width, share = jnp.diff(edges)[index], shares[index]
         lam = edges[index] + width * (u - below[index]) / share
         t = jnp.clip(self.sde.time_of_log_snr(lam), self.eps, 1.0)
