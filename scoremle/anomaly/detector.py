@@ -145,11 +145,9 @@ class Detector:
         different examples, and without scikit-learn.
         """
         check_seed(seed)
-        if model is None:
-            check_choice("statistic", statistic or FEATURES, (FEATURES,))
-        else:
-            check_choice("statistic", statistic or DEFAULT, STATISTICS)
-        name = statistic or (DEFAULT if model else FEATURES)
+        default, choices = (DEFAULT, tuple(STATISTICS)) if model else (FEATURES, (FEATURES,))
+        name = statistic or default
+        check_choice("statistic", name, choices)
         data = _checked(model, normal, "normal")
         numbers, first = np.unique(numbers_of(data), return_index=True)
         if len(first) < FEWEST:
