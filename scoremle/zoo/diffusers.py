@@ -69,6 +69,11 @@ class Scheduler:
     clip_sample_range: float = 1.0
     thresholding: bool = False
 
+    @property
+    def ranged(self) -> bool:
+        """Whether the second half of the network's output is a learned range of variances."""
+        return self.variance_type == "learned_range"
+
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> "Scheduler":
         """The fields of a config, which has others, too; one that it lacks has its default."""
@@ -132,15 +137,16 @@ def assembled(
     """
     network, schedule, of_noise = _declared(config, scheduler, place)
     sde, channels = SDE("vp", schedule, 1.0), network.in_channels
-    ranged = _predicts_variance(place, network, of_noise)
+    size: Any = network.sample_size  # which is there, by now
+    height, width = size if isinstance(size, tuple) else (size, size)
     params = placed(unet2d_params(weights(), network))
     noise = noise_fn(
-        Partial(Applied(network, None if ranged else channels), params), sde,
+        Partial(Applied(network, None if of_noise.ranged else channels), params), sde,
         prediction=PREDICTION_TYPES[of_noise.prediction_type], time_input="step",
     )  # fmt: skip
     return published_model(
-        RangedNoise(noise) if ranged else noise, sde, schedule.eps,
-        (*_size(place, network), channels), chain=_steps(of_noise),
+        RangedNoise(noise) if of_noise.ranged else noise, sde, schedule.eps,
+        (height, width, channels), chain=_steps(of_noise),
         classes=0 if network.class_embed_type else network.num_class_embeds or 0,
     )  # fmt: skip
 
@@ -157,28 +163,14 @@ def _declared(
             f"{place}: prediction_type {of_noise.prediction_type!r} is not one of"
             f" {[*PREDICTION_TYPES]}"
         )
-    _predicts_variance(place, network, of_noise)
-    _size(place, network)
-    return network, schedule_of(of_noise), of_noise
-
-
-def _size(place: str, network: UNet2D) -> tuple[int, int]:
-    """Height and width. Raises UserError if the config does not have them."""
-    size = network.sample_size
-    if size is None:
-        raise UserError(f"{place}: the network's config has no sample_size")
-    return size if isinstance(size, tuple) else (size, size)
-
-
-def _predicts_variance(place: str, network: UNet2D, scheduler: Scheduler) -> bool:
-    """Whether the second half of the output is a learned range. UserError for other channels."""
     channels, out = network.in_channels, network.out_channels
-    ranged = scheduler.variance_type == "learned_range"
     if out not in (channels, 2 * channels):
         raise UserError(f"{place}: {out} channels out of {channels} are no noise")
-    if ranged and out == channels:
+    if of_noise.ranged and out == channels:
         raise UserError(f"{place}: variance_type is learned_range, and the network predicts none")
-    return ranged
+    if network.sample_size is None:
+        raise UserError(f"{place}: the network's config has no sample_size")
+    return network, schedule_of(of_noise), of_noise
 
 
 def _steps(scheduler: Scheduler) -> BySteps | None:
