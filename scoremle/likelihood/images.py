@@ -54,7 +54,7 @@ from scoremle.likelihood.record import Likelihood
 from scoremle.numerics import dims_of, predict_ranged, sum_data, sum_over
 from scoremle.solvers.base import Solver
 from scoremle.solvers.multistep import Multistep, Planned
-from scoremle.types import Images, IntImages, Keys, PerExample, Scalar
+from scoremle.types import Data, Images, IntImages, Keys, PerExample, Scalar
 
 __all__ = ["ByElbo", "ByOde", "Estimator", "ImageValues", "in_words", "measure"]
 
@@ -178,10 +178,7 @@ class ByOde:
             start = dequantizer.start
             at = AtTime(model.sde, model.eps if start is None else start)
             z, log_det = at.forward(pixels.encode(x, u))
-            _, found = along_flow(
-                model.noise, model.sde, z, key_probe,
-                eps=at.t, divergence=self.divergence, solver=self.solver,
-            )  # fmt: skip
+            found = self._log_density(model, z, key_probe, at.t)
             return replace(found, log_prob=found.log_prob + log_det), log_q
 
         decoded = partial(self._decoded, model, x, key_probe)
@@ -193,6 +190,13 @@ class ByOde:
             return {"bpd": -log_prob / (dims_of(x) * jnp.log(2.0)), **values}
         return {"bpd": bits_per_dim(log_prob, pixels, dims_of(x)), **values}
 
+    def _log_density(self, model: ImageModel, z: Data, key: Keys, t: Scalar) -> Likelihood:
+        """log p_t(z)."""
+        return along_flow(
+            model.noise, model.sde, z, key,
+            eps=t, divergence=self.divergence, solver=self.solver,
+        )[1]  # fmt: skip
+
     def _decoded(
         self, model: ImageModel, x: IntImages, key_probe: Keys, keys: Keys
     ) -> tuple[Likelihood, PerExample]:
@@ -201,10 +205,7 @@ class ByOde:
         y, t = decoder.encode(x), jnp.full(len(x), model.eps)
         noise = normal(keys, y)
         z = model.sde.perturb(y, t, noise)
-        _, found = along_flow(
-            model.noise, model.sde, z, key_probe,
-            eps=model.eps, divergence=self.divergence, solver=self.solver,
-        )  # fmt: skip
+        found = self._log_density(model, z, key_probe, model.eps)
         prediction, v = predict_ranged(model.noise, z, t)
         log_decoded = decoder.log_prob(prediction - noise, model.sde, x, t, v)
         log_sigma = jnp.log(model.sde.sigma(t))
