@@ -287,8 +287,6 @@ def score_norms(
         prediction = predict(noise, expand(sde.alpha(t), x) * x, t)
         return jnp.sqrt(sum_data(jnp.square(prediction))) * jnp.exp(lam / 2)
 
-    if not len(levels):
-        return jnp.zeros((len(x), 0))
     return jax.lax.map(norm, levels).T
 
 
