@@ -274,11 +274,7 @@ def adm_params(state: Mapping[str, np.ndarray], network: ADM) -> dict[str, Any]:
     inputs = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
     if network.class_cond:
         inputs.append(jax.ShapeDtypeStruct((1,), jnp.int32))
-    return from_torch(state, network, tuple(inputs), _their_name)
-
-
-def _their_name(name: str) -> str:
-    return ".".join(THEIR_NAMES.get(part, part) for part in name.split("."))
+    return from_torch(state, network, tuple(inputs), THEIR_NAMES)
 
 
 def _numbers(name: str, text: str, number: Callable[[str], float]) -> tuple[float, ...]:

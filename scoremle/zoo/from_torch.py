@@ -5,7 +5,7 @@ rule finds every tensor: what is called kernel, scale or embedding here is a "we
 kernel is (*size, in, out) here and (out, in, *size) there. All else has the same layout.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -23,16 +23,16 @@ def from_torch(
     state: Mapping[str, np.ndarray],
     network: nn.Module,
     inputs: tuple[Any, ...],
-    rename: Callable[[str], str] = str,
+    theirs: Mapping[str, str] = {},
 ) -> dict[str, Any]:
     """The parameters of ``network``, float32, from the tensors of ``state``.
 
     ``inputs``: what the network can be called with. Only the shapes matter.
-    ``rename``: gives the name of a tensor there from the name here, where the two differ.
+    ``theirs``: what parts of a name are called there, where that differs.
     Raises UserError for a tensor that is missing, has no place here, or has another shape.
     """
     shapes = flatten_dict(jax.eval_shape(network.init, jax.random.key(0), *inputs)["params"])
-    names = {path: rename(_name(path)) for path in shapes}
+    names = {path: _name(path, theirs) for path in shapes}
     _check_names(set(names.values()), set(state))
     return unflatten_dict(
         {path: _translated(state[names[path]], path, shapes[path].shape, names[path])
@@ -40,9 +40,10 @@ def from_torch(
     )  # fmt: skip
 
 
-def _name(path: Path) -> str:
+def _name(path: Path, theirs: Mapping[str, str]) -> str:
     *layer, leaf = path
-    return ".".join([*layer, "bias" if leaf == "bias" else "weight"])
+    parts = ".".join([*layer, "bias" if leaf == "bias" else "weight"]).split(".")
+    return ".".join(theirs.get(part, part) for part in parts)
 
 
 def _check_names(needed: set[str], given: set[str]) -> None:
