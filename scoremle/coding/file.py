@@ -55,8 +55,12 @@ class _Whole(CodedRecord):
     initial: Count
 
 
-def is_name(name: str) -> bool:
-    """Whether a picture in a folder may have this name, without its ending."""
+def are_names(names: list[str], images: int) -> bool:
+    """Whether so many pictures in one folder may have these names, without their endings."""
+    return len(set(names)) == len(names) == images and all(map(_is_name, names))
+
+
+def _is_name(name: str) -> bool:
     return name.isprintable() and not {*name} & {*"/\\:"} and 0 < len(name.strip(".")) < LONGEST
 
 
@@ -112,7 +116,7 @@ def _check(path: Path, record: _Whole, blocks: tuple[CodedBlock, ...], plain: in
     if not blocks or sum(block.plain for block in blocks) != plain or plain < 0:
         raise UserError(f"{path}: its record contradicts its size")
     names = record["names"]
-    if names and not (len(set(names)) == len(names) == images and all(map(is_name, names))):
+    if names and not are_names(names, images):
         raise UserError(f"{path}: its names are not those of {images} files in one folder")
     largest = max(block.images for block in blocks)
     if largest > record["lanes"] or record["lanes"] > MOST_LANES or record["steps"] > MOST_STEPS:

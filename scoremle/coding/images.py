@@ -71,7 +71,7 @@ def compress_images(
     record: file.CodedRecord = {
         "place": place, "model": tree_hash(model), "program": _program(), "steps": Size(steps),
         "lanes": Size(layers.lanes), "shape": [*map(Size, model.shape)],
-        "names": _usable(names or [], len(images)),
+        "names": names if names and file.are_names(names, len(images)) else [],
     }  # fmt: skip
     size = file.write_coded(path, record, coded)
     scored = score_images(model, replace(chain, draws=min(DRAWS, steps)), images, seed=0)
@@ -116,12 +116,6 @@ def decompress_images(
         here, there = _program(), record["program"]
         where = "" if here == there else f"; it was compressed by {there}, and here is {here}"
         raise UserError(f"{path}: {error}{where}") from None
-
-
-def _usable(names: list[str], images: int) -> list[str]:
-    """Names that the files of images may have in one folder; none, where one can't be used."""
-    each = len(set(names)) == len(names) == images
-    return names if each and all(map(file.is_name, names)) else []
 
 
 def _program() -> str:
