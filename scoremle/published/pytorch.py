@@ -34,6 +34,8 @@ Part = dict[str, np.ndarray]
 NAME = re.compile(r"(?:module\.)?all_modules\.(\d{1,4})\.(.+)")
 # Kept beside the parameters, and the same for all networks of a configuration.
 BUFFERS = re.compile(r"(?:module\.)?sigmas")
+# Fixed Fourier frequencies, which are not trained.
+FREQUENCIES = "all_modules.0.W"
 ATTENTION, BLOCK, RESAMPLER = "AttnBlockpp", "residual block", "resampler"
 
 
@@ -83,7 +85,7 @@ def tensors(path: Path) -> dict[str, np.ndarray]:
 def trees(content: Mapping[str, Any]) -> tuple[dict[str, Any], ...]:
     """Parameters, their average and Adam's two moments, as trees of this library's names."""
     model: Arrays = {n: a for n, a in content["model"].items() if not BUFFERS.fullmatch(n)}
-    trained = [name for name in model if not _is_frequencies(name)]
+    trained = [name for name in model if not name.endswith(FREQUENCIES)]
     shadow = content["ema"]["shadow_params"]
     if len(shadow) != len(trained):
         raise Damaged(f"it has {len(trained)} parameters and averages of {len(shadow)}")
@@ -115,10 +117,6 @@ def network_parameters(arrays: Arrays) -> dict[str, Any]:
         parts.setdefault(int(match[1]), {})[match[2]] = array
     in_order = [parts.get(number, {}) for number in range(max(parts, default=-1) + 1)]
     return dict(zip(_names(in_order), map(_translated, in_order), strict=True)) if parts else {}
-
-
-def _is_frequencies(name: str) -> bool:
-    return name.endswith("all_modules.0.W")
 
 
 # The order of parts ------------------------------------------------------------------------------
