@@ -172,7 +172,6 @@ def from_velocity(
     Raises UserError as ``from_module`` does, and for another ``data_at``.
     Sources: Lipman et al., arXiv 2210.02747; Liu et al., arXiv 2209.03003.
     """
-    _with_torch(velocity)
     if data_at not in (0, 1):
         raise UserError(f"data_at is the t of the data, 0 or 1, not {data_at}")
     if np.shape(as_array(log_snr, "log_snr")) != (2,):
