@@ -231,13 +231,9 @@ class DDPMpp(nn.Module):
         biggan = self.resblock_type == "biggan"
         kind = layers.ResnetBlockBigGANpp if biggan else layers.ResnetBlockDDPMpp
         block = kind(
-            act=self._act,
-            dropout=self.dropout,
-            skip_rescale=self.skip_rescale,
-            init_scale=self.init_scale,
-            dtype=self.dtype,
-            **fields,
-        )
+            act=self._act, dropout=self.dropout, skip_rescale=self.skip_rescale,
+            init_scale=self.init_scale, dtype=self.dtype, **fields,
+        )  # fmt: skip
         return compile_once(block, h, embedding, next(keys), remat=remat)
 
     def _attention(self, h: Images) -> Images:

@@ -80,7 +80,8 @@ class FlowPP(nn.Module):
         self, value: Images, x: Images, *, inverse: bool = False
     ) -> tuple[Images, PerExample]:
         _check(self, x.shape)
-        context = self._processor()(x)
+        name = "DeepProcessor_0" if self._weight_norm else "ShallowProcessor_0"
+        context = Processor(weight_norm=self._weight_norm, name=name)(x)
         layers = [layer for i in range(self.couplings) for layer in self._step(i, context)]
         given = logit(value) if inverse else value
         pair, log_det = split_columns(given), jnp.zeros(len(value), value.dtype)
@@ -96,21 +97,13 @@ class FlowPP(nn.Module):
     def _weight_norm(self) -> bool:
         return VARIANTS[self.variant]
 
-    def _processor(self) -> "Processor":
-        name = "DeepProcessor_0" if self._weight_norm else "ShallowProcessor_0"
-        return Processor(weight_norm=self._weight_norm, name=name)
-
     def _step(self, i: int, context: Images) -> list[Callable[[Pair, bool], tuple]]:
         """Step i of the flow, as bijections of a pair with their log-determinants."""
         norm, mix = Norm(name=f"Norm_{i}"), Pointwise(name=f"Pointwise_{i}")
         coupling = Coupling(
-            weight_norm=self._weight_norm,
-            filters=self.filters,
-            components=self.components,
-            blocks=self.blocks,
-            heads=self.heads,
-            name=f"MixLogisticAttnCoupling_{i}",
-        )
+            weight_norm=self._weight_norm, filters=self.filters, components=self.components,
+            blocks=self.blocks, heads=self.heads, name=f"MixLogisticAttnCoupling_{i}",
+        )  # fmt: skip
         last = [lambda pair, inverse: coupling(pair, context, inverse)]
         return [norm, *([] if self._weight_norm else [mix]), *last]
 

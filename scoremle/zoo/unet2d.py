@@ -277,12 +277,8 @@ class UNet2D(nn.Module):
         if self.time_embedding_type == "learned":
             assert self.num_train_timesteps is not None  # check_fields
             return Learned(self.num_train_timesteps, size, name="time_proj")
-        return functools.partial(
-            blocks.timestep_embedding,
-            size=size,
-            cos_first=self.flip_sin_to_cos,
-            freq_shift=self.freq_shift,
-        )
+        waves, cos_first = blocks.timestep_embedding, self.flip_sin_to_cos
+        return functools.partial(waves, size=size, cos_first=cos_first, freq_shift=self.freq_shift)
 
     # The three parts of the U-Net.
 
