@@ -63,12 +63,9 @@ def train_state(published: Published, template: TrainState, path: Path) -> Train
 
     Raises UserError, with the fields and a config that fits, if the network is another one.
     """
-    opt_state = optax.tree.set(
-        template.opt_state,
-        count=np.asarray(published.updates, np.int32),
-        mu=published.mu,
-        nu=published.nu,
-    )
+    count = np.asarray(published.updates, np.int32)
+    moments = {"mu": published.mu, "nu": published.nu}
+    opt_state = optax.tree.set(template.opt_state, count=count, **moments)
     step = jnp.asarray(published.step, jnp.int32)
     state = TrainState(step, published.params, published.ema, opt_state)
     if words := first_difference(leaves(state), leaves(template)):

@@ -100,12 +100,8 @@ def kernel_distance(a: FeatureRows, b: FeatureRows, *, subset: int = SUBSET) -> 
     fewer = min(len(a), len(b))
     subset = max(2, min(subset, fewer // FEWEST_SUBSETS))
     count = fewer // subset
-    return _mean(
-        [
-            squared_mmd(x, y)
-            for x, y in zip(_subsets(a, subset, count), _subsets(b, subset, count), strict=True)
-        ]
-    )
+    pairs = zip(_subsets(a, subset, count), _subsets(b, subset, count), strict=True)
+    return _mean([squared_mmd(x, y) for x, y in pairs])
 
 
 def _subsets(x: FeatureRows, size: int, count: int) -> Iterator[FeatureRows]:
