@@ -12,7 +12,7 @@ Batch normalisation is a fixed affine map here. ``from_state_dict`` folds it int
 Products keep float32's digits on every device (no TF32), so that features don't depend on it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache, partial
 from typing import NamedTuple
 
@@ -33,6 +33,8 @@ BATCH_NORM_EPS = 1e-3
 NAMES_SHOWN = 3
 # Of a convolution and its batch normalisation, in a state dict.
 PARTS = ("conv.weight", "bn.weight", "bn.bias", "bn.running_mean", "bn.running_var")
+
+Branches = tuple[Array, ...]
 
 
 class Features(NamedTuple):
@@ -82,87 +84,74 @@ _maximum = partial(nn.max_pool, window_shape=(3, 3), padding="SAME")
 _halve = partial(nn.max_pool, window_shape=(3, 3), strides=(2, 2))
 
 
-class BlockA(nn.Module):
-    pool_features: int
+class Mixed(nn.Module):
+    """A block of the network: the branches of x, side by side."""
+
+    branches: Callable[[Array], Branches]
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        five = _conv(x, "branch5x5_1", 48)
-        three = _conv(x, "branch3x3dbl_1", 64)
-        three = _conv(three, "branch3x3dbl_2", 96, (3, 3))
-        branches = (
-            _conv(x, "branch1x1", 64),
-            _conv(five, "branch5x5_2", 64, (5, 5)),
-            _conv(three, "branch3x3dbl_3", 96, (3, 3)),
-            _conv(_average(x), "branch_pool", self.pool_features),
-        )
-        return jnp.concatenate(branches, axis=-1)
+        return jnp.concatenate(self.branches(x), axis=-1)
 
 
-class BlockB(nn.Module):
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        three = _conv(x, "branch3x3dbl_1", 64)
-        three = _conv(three, "branch3x3dbl_2", 96, (3, 3))
-        branches = (
-            _narrow(x, "branch3x3", 384, strides=2),
-            _narrow(three, "branch3x3dbl_3", 96, strides=2),
-            _halve(x),
-        )
-        return jnp.concatenate(branches, axis=-1)
+def _block_a(x: Array, pool_features: int) -> Branches:
+    five = _conv(x, "branch5x5_1", 48)
+    three = _conv(x, "branch3x3dbl_1", 64)
+    three = _conv(three, "branch3x3dbl_2", 96, (3, 3))
+    return (
+        _conv(x, "branch1x1", 64),
+        _conv(five, "branch5x5_2", 64, (5, 5)),
+        _conv(three, "branch3x3dbl_3", 96, (3, 3)),
+        _conv(_average(x), "branch_pool", pool_features),
+    )
 
 
-class BlockC(nn.Module):
-    inner: int
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        seven = _conv(x, "branch7x7_1", self.inner)
-        seven = _conv(seven, "branch7x7_2", self.inner, (1, 7))
-        double = _conv(x, "branch7x7dbl_1", self.inner)
-        for i, kernel in ((2, (7, 1)), (3, (1, 7)), (4, (7, 1))):
-            double = _conv(double, f"branch7x7dbl_{i}", self.inner, kernel)
-        branches = (
-            _conv(x, "branch1x1", 192),
-            _conv(seven, "branch7x7_3", 192, (7, 1)),
-            _conv(double, "branch7x7dbl_5", 192, (1, 7)),
-            _conv(_average(x), "branch_pool", 192),
-        )
-        return jnp.concatenate(branches, axis=-1)
+def _block_b(x: Array) -> Branches:
+    three = _conv(x, "branch3x3dbl_1", 64)
+    three = _conv(three, "branch3x3dbl_2", 96, (3, 3))
+    return (
+        _narrow(x, "branch3x3", 384, strides=2),
+        _narrow(three, "branch3x3dbl_3", 96, strides=2),
+        _halve(x),
+    )
 
 
-class BlockD(nn.Module):
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        seven = _conv(x, "branch7x7x3_1", 192)
-        seven = _conv(seven, "branch7x7x3_2", 192, (1, 7))
-        seven = _conv(seven, "branch7x7x3_3", 192, (7, 1))
-        branches = (
-            _narrow(_conv(x, "branch3x3_1", 192), "branch3x3_2", 320, strides=2),
-            _narrow(seven, "branch7x7x3_4", 192, strides=2),
-            _halve(x),
-        )
-        return jnp.concatenate(branches, axis=-1)
+def _block_c(x: Array, inner: int) -> Branches:
+    seven = _conv(x, "branch7x7_1", inner)
+    seven = _conv(seven, "branch7x7_2", inner, (1, 7))
+    double = _conv(x, "branch7x7dbl_1", inner)
+    for i, kernel in ((2, (7, 1)), (3, (1, 7)), (4, (7, 1))):
+        double = _conv(double, f"branch7x7dbl_{i}", inner, kernel)
+    return (
+        _conv(x, "branch1x1", 192),
+        _conv(seven, "branch7x7_3", 192, (7, 1)),
+        _conv(double, "branch7x7dbl_5", 192, (1, 7)),
+        _conv(_average(x), "branch_pool", 192),
+    )
 
 
-class BlockE(nn.Module):
-    last: bool
+def _block_d(x: Array) -> Branches:
+    seven = _conv(x, "branch7x7x3_1", 192)
+    seven = _conv(seven, "branch7x7x3_2", 192, (1, 7))
+    seven = _conv(seven, "branch7x7x3_3", 192, (7, 1))
+    return (
+        _narrow(_conv(x, "branch3x3_1", 192), "branch3x3_2", 320, strides=2),
+        _narrow(seven, "branch7x7x3_4", 192, strides=2),
+        _halve(x),
+    )
 
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        three = _conv(x, "branch3x3_1", 384)
-        double = _conv(_conv(x, "branch3x3dbl_1", 448), "branch3x3dbl_2", 384, (3, 3))
-        # The maximum in the last block may have been a slip. It is what every FID was made with.
-        pooled = _maximum(x) if self.last else _average(x)
-        branches = (
-            _conv(x, "branch1x1", 320),
-            _conv(three, "branch3x3_2a", 384, (1, 3)),
-            _conv(three, "branch3x3_2b", 384, (3, 1)),
-            _conv(double, "branch3x3dbl_3a", 384, (1, 3)),
-            _conv(double, "branch3x3dbl_3b", 384, (3, 1)),
-            _conv(pooled, "branch_pool", 192),
-        )
-        return jnp.concatenate(branches, axis=-1)
+
+def _block_e(x: Array, pool: Callable[[Array], Array]) -> Branches:
+    three = _conv(x, "branch3x3_1", 384)
+    double = _conv(_conv(x, "branch3x3dbl_1", 448), "branch3x3dbl_2", 384, (3, 3))
+    return (
+        _conv(x, "branch1x1", 320),
+        _conv(three, "branch3x3_2a", 384, (1, 3)),
+        _conv(three, "branch3x3_2b", 384, (3, 1)),
+        _conv(double, "branch3x3dbl_3a", 384, (1, 3)),
+        _conv(double, "branch3x3dbl_3b", 384, (3, 1)),
+        _conv(pool(x), "branch_pool", 192),
+    )
 
 
 class Inception(nn.Module):
@@ -177,13 +166,14 @@ class Inception(nn.Module):
         x = _conv(x, "Conv2d_3b_1x1", 80)
         x = _halve(_narrow(x, "Conv2d_4a_3x3", 192))
         for name, pool_features in (("5b", 32), ("5c", 64), ("5d", 64)):
-            x = BlockA(pool_features, name=f"Mixed_{name}")(x)
-        x = BlockB(name="Mixed_6a")(x)
+            x = Mixed(partial(_block_a, pool_features=pool_features), name=f"Mixed_{name}")(x)
+        x = Mixed(_block_b, name="Mixed_6a")(x)
         for name, inner in (("6b", 128), ("6c", 160), ("6d", 160), ("6e", 192)):
-            x = BlockC(inner, name=f"Mixed_{name}")(x)
-        x = BlockD(name="Mixed_7a")(x)
-        x = BlockE(last=False, name="Mixed_7b")(x)
-        x = BlockE(last=True, name="Mixed_7c")(x)
+            x = Mixed(partial(_block_c, inner=inner), name=f"Mixed_{name}")(x)
+        x = Mixed(_block_d, name="Mixed_7a")(x)
+        x = Mixed(partial(_block_e, pool=_average), name="Mixed_7b")(x)
+        # This maximum may have been a slip. It is what every FID was made with.
+        x = Mixed(partial(_block_e, pool=_maximum), name="Mixed_7c")(x)
         pool = jnp.mean(x, axis=(1, 2))
         highest = jax.lax.Precision.HIGHEST
         classes = nn.Dense(CLASSES, use_bias=False, precision=highest, name="fc")
