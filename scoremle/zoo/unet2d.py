@@ -24,18 +24,10 @@ from scoremle.nn import resample
 from scoremle.nn.layers import Activation, attend, network_fields, wide
 from scoremle.records import check_record
 from scoremle.xla import compile_once
-from scoremle.zoo import blocks
+from scoremle.zoo import blocks, unet2d_fields
 from scoremle.zoo.blocks import Embedding, Images, Times
 from scoremle.zoo.from_torch import from_torch
-from scoremle.zoo.unet2d_fields import (
-    ACTIVATIONS,
-    DOWN_BLOCKS,
-    UP_BLOCKS,
-    WITHOUT_EFFECT,
-    BlockKind,
-    check_fields,
-    kind_of,
-)
+from scoremle.zoo.unet2d_fields import BlockKind, check_fields, kind_of
 
 Labels = Num[Array, " b"] | Embedding
 Resnet = Callable[..., Images]
@@ -227,7 +219,7 @@ class UNet2D(nn.Module):
         given: dict[str, Any] = {
             k: tuple(v) if isinstance(v, list) else v
             for k, v in config.items()
-            if k not in WITHOUT_EFFECT and not k.startswith("_")
+            if k not in unet2d_fields.WITHOUT_EFFECT and not k.startswith("_")
         }
         for name in sorted(given.keys() - network_fields(cls)):
             raise UserError(f"the config has the field {name}, which is not known here")
@@ -287,7 +279,7 @@ class UNet2D(nn.Module):
         h, pyramid = self._conv("conv_in", self.block_out_channels[0])(x), x
         skips = [h]
         for i, features in enumerate(self.block_out_channels):
-            kind, block = kind_of(self.down_block_types[i], DOWN_BLOCKS), f"down_blocks.{i}"
+            kind, block = kind_of(self.down_block_types[i]), f"down_blocks.{i}"
             resnet = functools.partial(self._resnet, kind, embedding, features=features)
             for j in range(self.layers_per_block):
                 h = resnet(f"{block}.resnets.{j}", h)
@@ -315,7 +307,7 @@ class UNet2D(nn.Module):
         """Up path: from the middle to the output, with the skip features of the way down."""
         pyramid, widths = None, self.block_out_channels[::-1]
         for i, features in enumerate(widths):
-            kind, block = kind_of(self.up_block_types[i], UP_BLOCKS), f"up_blocks.{i}"
+            kind, block = kind_of(self.up_block_types[i]), f"up_blocks.{i}"
             resnet = functools.partial(self._resnet, kind, embedding, features=features)
             if kind.family == "k":
                 following = widths[min(i + 1, len(widths) - 1)]
@@ -402,7 +394,7 @@ class UNet2D(nn.Module):
 
     @property
     def _act(self) -> Activation:
-        return ACTIVATIONS[self.act_fn]
+        return unet2d_fields.ACTIVATIONS[self.act_fn]
 
     @property
     def _scale_shift(self) -> bool:

@@ -1,7 +1,6 @@
 """The fields of UNet2DModel's ``config.json``: their values, and the valid combinations."""
 
 import functools
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -58,9 +57,9 @@ WITHOUT_EFFECT = (
 )  # fmt: skip
 
 
-def kind_of(block: str, kinds: Mapping[str, BlockKind]) -> BlockKind:
+def kind_of(block: str) -> BlockKind:
     """The kind of a block by its name, of today or of 2022."""
-    return kinds[block.removeprefix("UNetRes")]
+    return (DOWN_BLOCKS | UP_BLOCKS)[block.removeprefix("UNetRes")]
 
 
 def check_fields(net: Any) -> None:
@@ -86,8 +85,8 @@ def check_fields(net: Any) -> None:
                 raise UserError(f"{field} has {block!r}: known here are {_listed(tuple(kinds))}")
     if net.time_embedding_type == "learned" and not net.num_train_timesteps:
         raise UserError("time_embedding_type is 'learned': num_train_timesteps must be given")
-    down = [kind_of(block, DOWN_BLOCKS).family for block in net.down_block_types]
-    up = [kind_of(block, UP_BLOCKS).family for block in net.up_block_types]
+    down = [kind_of(block).family for block in net.down_block_types]
+    up = [kind_of(block).family for block in net.up_block_types]
     families = {*down, *up}
     if net.norm_num_groups is None and "plain" in families:
         raise UserError("norm_num_groups is None: only Skip blocks can do without it")
