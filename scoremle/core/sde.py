@@ -25,18 +25,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
+from scoremle.core import schedules
 from scoremle.core.arguments import as_shape, check_choice, check_number
 from scoremle.core.kernels import KERNELS
 from scoremle.core.keys import example_keys, per_example
 from scoremle.core.pytree import describe, known, pytree
-from scoremle.core.schedules import (
-    Discrete,
-    GeometricSigma,
-    LinearBeta,
-    LinearSigma,
-    Schedule,
-    rate,
-)
+from scoremle.core.schedules import Schedule, rate
 from scoremle.numerics import expand, floating, sum_data
 from scoremle.types import Data, Keys, PerExample, Scalar, Times
 
@@ -224,7 +218,7 @@ def check_eps(sde: SDE | None, eps: Any, name: str = "eps") -> None:
 
 
 def _is_finite_at_zero(sde: SDE) -> bool:
-    if isinstance(sde.schedule, Discrete):  # it begins with its first step
+    if isinstance(sde.schedule, schedules.Discrete):  # it begins with its first step
         return False
     with jax.ensure_compile_time_eval():
         return not known(sde) or bool(jnp.isfinite(sde.schedule.at_zero()).all())
@@ -250,12 +244,12 @@ def _of_numbers(init: Init) -> Init:
 class _LinearBeta(SDE):
     """beta(t) = beta_min + t (beta_max - beta_min), and alpha^2 = e^-B with its integral B."""
 
-    schedule: LinearBeta
+    schedule: schedules.LinearBeta
     _kernel: ClassVar[str]
 
     @_of_numbers
     def __init__(self, beta_min: Scalar = 0.1, beta_max: Scalar = 20.0) -> None:
-        super().__init__(self._kernel, LinearBeta(beta_min, beta_max, self._kernel), 1.0)
+        super().__init__(self._kernel, schedules.LinearBeta(beta_min, beta_max, self._kernel), 1.0)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(beta_min={self.beta_min}, beta_max={self.beta_max})"
@@ -328,12 +322,12 @@ class VE(SDE):
         1.0000
     """
 
-    schedule: GeometricSigma
+    schedule: schedules.GeometricSigma
     chain = "smld"
 
     @_of_numbers
     def __init__(self, sigma_min: Scalar = 0.01, sigma_max: Scalar = 50.0) -> None:
-        super().__init__("ve", GeometricSigma(sigma_min, sigma_max), sigma_max)
+        super().__init__("ve", schedules.GeometricSigma(sigma_min, sigma_max), sigma_max)
 
     def __repr__(self) -> str:
         return f"VE(sigma_min={self.sigma_min}, sigma_max={self.sigma_max})"
@@ -361,11 +355,11 @@ class LinearVE(SDE):
         5.0000
     """
 
-    schedule: LinearSigma
+    schedule: schedules.LinearSigma
 
     @_of_numbers
     def __init__(self, sigma_max: Scalar = 50.0) -> None:
-        super().__init__("ve", LinearSigma(sigma_max), sigma_max)
+        super().__init__("ve", schedules.LinearSigma(sigma_max), sigma_max)
 
     def __repr__(self) -> str:
         return f"LinearVE(sigma_max={self.sigma_max})"

@@ -22,15 +22,7 @@ from jaxtyping import Array, Integer
 
 from scoremle.core.arguments import check_count
 from scoremle.errors import UserError
-from scoremle.nn import resample
-from scoremle.nn.layers import (
-    MOST_CHANNELS,
-    MOST_LAYERS,
-    MOST_RESOLUTIONS,
-    attend,
-    network_fields,
-    wide,
-)
+from scoremle.nn import layers, resample
 from scoremle.records import check_record
 from scoremle.xla import compile_once
 from scoremle.zoo import blocks
@@ -119,7 +111,7 @@ class ADM(nn.Module):
         Flags of training and of the diffusion have no effect. Raises UserError for others.
         """
         fields = {k: v for k, v in flags.items() if k not in OTHER_FLAGS}
-        for name in sorted(fields.keys() - network_fields(cls)):
+        for name in sorted(fields.keys() - layers.network_fields(cls)):
             raise UserError(f"the flag {name} is not known here")
         for name, number in (("attention_resolutions", int), ("channel_mult", float)):
             if isinstance(fields.get(name), str):
@@ -138,12 +130,13 @@ class ADM(nn.Module):
         """
         _check_fields(self)
         blocks.check_image_shape(x.shape, CHANNELS, len(self._widths))
-        x, t = x.astype(wide(self.dtype)), t.astype(wide(self.dtype))
+        x, t = x.astype(layers.wide(self.dtype)), t.astype(layers.wide(self.dtype))
         embedding = self._embed(t, class_labels)
         skips = self._down(x, embedding)
         h = self._up(self._middle(skips[-1], embedding), skips, embedding)
         h = nn.swish(blocks.normalized("out.0", h, GROUPS, EPS, dtype=self.dtype))
-        return blocks.conv("out.2", (1 + self.learn_sigma) * CHANNELS, dtype=wide(self.dtype))(h)
+        channels = (1 + self.learn_sigma) * CHANNELS
+        return blocks.conv("out.2", channels, dtype=layers.wide(self.dtype))(h)
 
     def _embed(self, t: Times, class_labels: Labels | None) -> Embedding:
         features = 4 * self.num_channels
@@ -260,7 +253,8 @@ class Attention(nn.Module):
         split = (3, self.heads) if self.split_first else (self.heads, 3)
         parts = h.reshape(*h.shape[:2], *split, c // self.heads)
         q, k, v = jnp.moveaxis(parts, 2 if self.split_first else 3, 0)
-        h = nn.Conv(c, (1,), dtype=self.dtype, name="proj_out")(attend(q, k, v, dtype=self.dtype))
+        h = layers.attend(q, k, v, dtype=self.dtype)
+        h = nn.Conv(c, (1,), dtype=self.dtype, name="proj_out")(h)
         return x + h.reshape(x.shape)
 
 
@@ -287,18 +281,18 @@ def _numbers(name: str, text: str, number: Callable[[str], float]) -> tuple[floa
 
 
 def _check_fields(net: ADM) -> None:
-    check_count("num_res_blocks", net.num_res_blocks, most=MOST_LAYERS)
-    if net.channel_mult:
-        check_count("the length of channel_mult", len(net.channel_mult), most=MOST_RESOLUTIONS)
-    if not net.channel_mult and net.image_size not in DEFAULT_MULTIPLES:
+    check_count("num_res_blocks", net.num_res_blocks, most=layers.MOST_LAYERS)
+    if depth := len(net.channel_mult):
+        check_count("the length of channel_mult", depth, most=layers.MOST_RESOLUTIONS)
+    if not depth and net.image_size not in DEFAULT_MULTIPLES:
         sizes = ", ".join(map(str, DEFAULT_MULTIPLES))
         raise UserError(
             f"image_size is {net.image_size}, for which there is no channel_mult ({sizes} have "
             "one): give it"
         )
     for size in net.attention_resolutions:
-        check_count("a size in attention_resolutions", size, most=MOST_CHANNELS)
+        check_count("a size in attention_resolutions", size, most=layers.MOST_CHANNELS)
     if not all(map(math.isfinite, net.channel_mult)):
         raise UserError(f"channel_mult is {net.channel_mult}: give finite numbers")
     for width in net._widths:
-        check_count("num_channels at a level", width, most=MOST_CHANNELS)
+        check_count("num_channels at a level", width, most=layers.MOST_CHANNELS)
