@@ -141,15 +141,9 @@ def _none(sde: SDE, x: Data, eps: Scalar) -> Control:
 
 @partial(compiled, static_argnames="matching")
 def _pair(
-    noise: NoiseFn,
-    sde: SDE,
-    gaussian: FittedGaussian,
-    x: Data,
-    eps: Scalar,
-    lam: Times,
-    keys: Key[Array, "2"],
-    matching: str,
-) -> tuple[Float[Array, "2 n"], Float[Array, "2 n p"], Float[Array, "2 n"]]:
+    noise: NoiseFn, sde: SDE, gaussian: FittedGaussian, x: Data, eps: Scalar, lam: Times,
+    keys: Key[Array, "2"], matching: str,
+) -> tuple[Float[Array, "2 n"], Float[Array, "2 n p"], Float[Array, "2 n"]]:  # fmt: skip
     """Two draws at a log-SNR of each example, by a key each."""
     deviations = gaussian.deviations(x)
     t = jnp.clip(sde.time_of_log_snr(lam), eps, 1.0)

@@ -136,13 +136,9 @@ def _predicted(
 
 @compiled
 def _at_the_end(
-    noise: NoiseFn,
-    sde: SDE,
-    eps: Scalar,
-    points: Float[Array, " levels"],
-    x: IntImages,
+    noise: NoiseFn, sde: SDE, eps: Scalar, points: Float[Array, " levels"], x: IntImages,
     keys: Key[Array, " b"],
-) -> tuple[Array, Array | None]:
+) -> tuple[Array, Array | None]:  # fmt: skip
     y, t = points[x], jnp.full(len(x), eps)
     z = normal(keys, y)
     prediction, v = predict_ranged(noise, sde.perturb(y, t, z), t)

@@ -126,17 +126,10 @@ def ode_decode(
 
 
 def _along_flow(
-    noise: NoiseFn,
-    sde: SDE,
-    start: Data,
-    key: Keys,
-    eps: Scalar,
-    divergence: DivergenceEstimator | None,
-    solver: Solver | PublishedRK45 | None,
-    condition: Any,
-    *,
-    decode: bool = False,
-) -> tuple[Data, Likelihood]:
+    noise: NoiseFn, sde: SDE, start: Data, key: Keys, eps: Scalar,
+    divergence: DivergenceEstimator | None, solver: Solver | PublishedRK45 | None, condition: Any,
+    *, decode: bool = False,
+) -> tuple[Data, Likelihood]:  # fmt: skip
     """`along_flow` with the defaults: an exact trace in few dimensions, and rows refined."""
     exact = dims_of(start) <= FEW_DIMS and not isinstance(solver, PublishedRK45)
     divergence = divergence or (Exact() if exact else Hutchinson())

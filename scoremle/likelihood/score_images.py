@@ -237,21 +237,11 @@ def choose_for_images(
 
 
 def _measured(
-    model: Any,
-    estimator: Estimator,
-    images: Integer[np.ndarray, "n h w c"],
-    index: Integer[np.ndarray, " n"],
-    rows: Any,
-    *,
-    dequantizer: Dequantizer,
-    devices: Sequence[jax.Device] | None,
-    batch_size: int | None,
-    seed: int,
-    passes: int = 1,
-    parts: Path | None = None,
-    share: slice = slice(None),
-    label: str = "",
-) -> tuple[PassValues, float]:
+    model: Any, estimator: Estimator, images: Integer[np.ndarray, "n h w c"],
+    index: Integer[np.ndarray, " n"], rows: Any, *, dequantizer: Dequantizer,
+    devices: Sequence[jax.Device] | None, batch_size: int | None, seed: int, passes: int = 1,
+    parts: Path | None = None, share: slice = slice(None), label: str = "",
+) -> tuple[PassValues, float]:  # fmt: skip
     """Values [passes n] of a share of the images, and the seconds that an image took."""
     n, key = len(images), jax.random.key(seed)
     size = round_up(_size(n, images[0].size, batch_size), devices)

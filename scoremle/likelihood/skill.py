@@ -111,13 +111,9 @@ def certain(values: Float[np.ndarray, "*k b"]) -> Float[np.ndarray, "*k"] | np.f
 
 @compiled
 def _errors(
-    network: NoiseFn,
-    measured: Data,
-    others: Others,
-    axes: Float[Array, "d d"] | None,
-    nodes: Node,
-    sigma_data: Scalar,
-) -> tuple[dict[str, list[Float[Array, "k b"]]], Float[Array, "k b"]]:
+    network: NoiseFn, measured: Data, others: Others, axes: Float[Array, "d d"] | None,
+    nodes: Node, sigma_data: Scalar,
+) -> tuple[dict[str, list[Float[Array, "k b"]]], Float[Array, "k b"]]:  # fmt: skip
     """E and E_0 of each meaning of the output, and E_G. ``axes``: None of images."""
     to, back, mean = _basis(measured.shape[1:], axes)
     center = mean(others)

@@ -220,14 +220,9 @@ class DDPMpp(nn.Module):
         return layers.dense(4 * self.nf, dtype=self.dtype)(self._act(hidden))
 
     def _block(
-        self,
-        h: Images,
-        *,
-        embedding: Embedding,
-        keys: Iterator[PRNGKey | None],
-        remat: bool,
+        self, h: Images, *, embedding: Embedding, keys: Iterator[PRNGKey | None], remat: bool,
         **fields: Any,
-    ) -> Images:
+    ) -> Images:  # fmt: skip
         biggan = self.resblock_type == "biggan"
         kind = layers.ResnetBlockBigGANpp if biggan else layers.ResnetBlockDDPMpp
         block = kind(

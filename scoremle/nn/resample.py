@@ -90,14 +90,9 @@ def conv_downsample_2d(x: Images, w: Weight, kernel: FilterKernel) -> Images:
 
 
 def _filter(
-    x: Images,
-    kernel: FilterKernel,
-    *,
-    up: int = 1,
-    down: int = 1,
-    gain: float | None = None,
+    x: Images, kernel: FilterKernel, *, up: int = 1, down: int = 1, gain: float | None = None,
     pad: tuple[int, int],
-) -> Images:
+) -> Images:  # fmt: skip
     gain = up if gain is None else gain
     taps = [gain * k / sum(kernel) for k in kernel]
     for axis in (1, 2):

@@ -63,14 +63,9 @@ def _interpolate(x: Array, axis: int, side: int) -> Array:
 
 
 def _conv(
-    x: Array,
-    name: str,
-    features: int,
-    kernel: tuple[int, int] = (1, 1),
-    *,
-    strides: int = 1,
+    x: Array, name: str, features: int, kernel: tuple[int, int] = (1, 1), *, strides: int = 1,
     padding: str = "SAME",
-) -> Array:
+) -> Array:  # fmt: skip
     """Convolution, with batch normalisation in its weights and biases, and ReLU."""
     highest = jax.lax.Precision.HIGHEST
     layer = nn.Conv(features, kernel, strides, padding, precision=highest, name=name)

@@ -92,15 +92,9 @@ def colourise(
 
 
 def _complete(
-    noise: NoiseFn,
-    sde: SDE,
-    key: Keys,
-    x: Data,
-    known: ArrayLike,
-    basis: np.ndarray,
-    eps: float,
+    noise: NoiseFn, sde: SDE, key: Keys, x: Data, known: ArrayLike, basis: np.ndarray, eps: float,
     method: PredictorCorrector,
-) -> Data:
+) -> Data:  # fmt: skip
     """Samples with the coordinates of ``x`` on the ``known`` of the rows of ``basis``."""
     x = as_data(x)
     rows = jnp.asarray(basis, x.dtype)

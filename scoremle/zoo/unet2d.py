@@ -420,16 +420,9 @@ class UNet2D(nn.Module):
         return functools.partial(blocks.ResnetBlock, *fields, divisor=divisor, **options)
 
     def _resnet(
-        self,
-        kind: BlockKind,
-        embedding: Embedding,
-        name: str,
-        h: Images,
-        *,
-        features: int,
-        groups: int | None = None,
-        **options: Any,
-    ) -> Images:
+        self, kind: BlockKind, embedding: Embedding, name: str, h: Images, *, features: int,
+        groups: int | None = None, **options: Any,
+    ) -> Images:  # fmt: skip
         """A residual block; ``groups``: of one normalisation, where they are not as usual."""
         channels = h.shape[-1]
         if kind.family == "k":
