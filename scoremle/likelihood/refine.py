@@ -94,14 +94,9 @@ def _first(found: Any, n: int) -> Any:
 
 @partial(Programs, cut=_first)
 def solved(
-    rows: tuple[Data, Keys, Any],
-    noise: NoiseFn,
-    sde: SDE,
-    eps: Scalar,
-    divergence: DivergenceEstimator,
-    decode: bool,
-    solver: Planned,
-) -> tuple[Data, Likelihood]:
+    rows: tuple[Data, Keys, Any], noise: NoiseFn, sde: SDE, eps: Scalar,
+    divergence: DivergenceEstimator, decode: bool, solver: Planned,
+) -> tuple[Data, Likelihood]:  # fmt: skip
     start, keys, condition = rows
     return along_flow(
         conditioned(noise, condition), sde, start, keys,
