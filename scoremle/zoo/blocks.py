@@ -24,7 +24,7 @@ from scoremle.types import AnyArray, Images
 
 Times = Num[AnyArray, " b"]
 Embedding = Float[Array, "b _e"]
-Features = Float[Array, "b *_pixels _c"]
+Channels = Float[Array, "b *_pixels _c"]
 
 
 def conv(name: str, features: int, *, dtype: DTypeLike, size: int = 3, **options: Any) -> nn.Conv:
@@ -38,8 +38,8 @@ def dense_layer(name: str, features: int, *, dtype: DTypeLike) -> nn.Dense:
 
 
 def normalized(
-    name: str | None, h: Features, groups: int, eps: float, *, dtype: DTypeLike, **options: Any
-) -> Features:
+    name: str | None, h: Channels, groups: int, eps: float, *, dtype: DTypeLike, **options: Any
+) -> Channels:
     """``h`` after a normalisation of groups of its channels. UserError if they do not split so."""
     channels = h.shape[-1]
     if groups < 1 or channels % groups:
