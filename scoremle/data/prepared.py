@@ -135,19 +135,15 @@ class Prepared:
     def _compare(self, path: Path, array: np.ndarray, sha256: str, always: bool) -> None:
         state = path.stat()
         version = [state.st_size, state.st_mtime_ns, state.st_ino, sha256]
-        verified = self._verified()
+        verified: dict[str, Any] = {}
+        with suppress(UserError):  # where it is damaged, or not there
+            verified = files.read_json(files.inside(self.folder, VERIFIED))
         if verified.get(path.name) == version and not always:
             return
         if hashlib.sha256(np.ascontiguousarray(array).data).hexdigest() != sha256:
             raise UserError(f"{path} is damaged (its checksum differs); {self._remedy}")
         with suppress(UserError):  # where nothing can be written, it is compared each time
             files.write_json(self.folder / VERIFIED, {**verified, path.name: version})
-
-    def _verified(self) -> dict[str, Any]:
-        try:
-            return files.read_json(files.inside(self.folder, VERIFIED))
-        except UserError:
-            return {}
 
 
 def is_prepared(folder: Path) -> bool:
