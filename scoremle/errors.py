@@ -2,7 +2,7 @@
 
 import difflib
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -17,6 +17,12 @@ def in_a_line(text: str) -> str:
 def by(shape: Iterable[int]) -> str:
     """Sizes as they are read: 32x32x3."""
     return "x".join(map(str, shape))
+
+
+def in_short(texts: Sequence[str], most: int) -> str:
+    """The first texts of a list, and how many more there are."""
+    more = len(texts) - most
+    return ", ".join(texts[:most]) + f" and {more} more" * (more > 0)
 
 
 class UserError(ValueError):

@@ -22,7 +22,7 @@ import numpy as np
 import scoremle
 from scoremle.data.prepared import FORMAT, META, made_whole
 from scoremle.data.readers.base import Chunk, ImageReport, Options, Reading, in_levels
-from scoremle.errors import UserError, by
+from scoremle.errors import UserError, by, in_short
 from scoremle.files import write_sealed, writing
 from scoremle.progress import progress
 
@@ -209,13 +209,11 @@ class _Writer:
 
     def _check_usable(self, source: str) -> None:
         if self._unusable and not self._options.skip_bad:
-            shown = [f"{report.name} ({report.reason})" for report in self._unusable[:SHOWN]]
-            more = len(self._unusable) - len(shown)
-            listing = ", ".join(shown) + (f" and {more} more" if more > 0 else "")
-            count = f"{len(self._unusable)} image{'s' * (len(self._unusable) > 1)}"
+            bad = [f"{report.name} ({report.reason})" for report in self._unusable]
             raise UserError(
-                f"{source}: {count} can't be used: {listing}; repair or remove"
-                " them, or leave them out by skip_bad=True"
+                f"{source}: {len(bad)} image{'s' * (len(bad) > 1)} can't be used:"
+                f" {in_short(bad, SHOWN)}; repair or remove them, or leave them out by"
+                " skip_bad=True"
             )
         if not self._splits:
             raise UserError(f"{source}: no images in it")

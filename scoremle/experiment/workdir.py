@@ -30,7 +30,7 @@ from typing import Any, TypedDict
 import jax
 from ml_collections import ConfigDict
 
-from scoremle.errors import UserError
+from scoremle.errors import UserError, in_short
 from scoremle.experiment import record
 from scoremle.experiment.config import CONFIG_RECORD, REMEDY, flat, recorded_config
 from scoremle.experiment.imported import Imported, ImportedCheckpoints
@@ -259,8 +259,9 @@ class Workdir:
             new = data_facts(experiment)
             different = [name for name in of_data if name in old and old[name] != new.get(name)]
         if different:
+            changes = [f"{n} was {old.get(n)!r} and is now {new.get(n)!r}" for n in different]
             raise UserError(
-                f"{self.folder} holds another experiment: {_differences(different, old, new)}; "
+                f"{self.folder} holds another experiment: {in_short(changes, DIFFERENCES_SHOWN)}; "
                 "use another --workdir, or the config it was begun with"
             )
         for name, value in differs.items() if what == "training" else ():
@@ -314,14 +315,6 @@ class Workdir:
 def _field(experiment: Recorded, name: str) -> Any:
     value = flat(experiment.config)[name]
     return value.lower() if isinstance(value, str) else value
-
-
-def _differences(names: list[str], old: dict[str, Any], new: dict[str, Any]) -> str:
-    shown = names[:DIFFERENCES_SHOWN]
-    changes = [(name, old.get(name), new.get(name)) for name in shown]
-    text = ", ".join(f"{name} was {was!r} and is now {now!r}" for name, was, now in changes)
-    more = len(names) - len(shown)
-    return f"{text} and {more} more" if more else text
 
 
 def chosen_checkpoints(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import scoremle
 from scoremle.cli import checks
 from scoremle.cli.parser import MODEL, Parser, add_shared
-from scoremle.errors import UserError
+from scoremle.errors import UserError, in_short
 from scoremle.evaluation.tables import wrapped
 from scoremle.terminal import cell, say
 
@@ -172,9 +172,8 @@ def _verdict(names: list[str], p: np.ndarray, listed: np.ndarray, rate: float) -
     line = f"{count} of {len(p)} stand out at a rate of false discoveries of {rate:g}"
     if not count:
         return f"{line}: the least p-value is {p.min():.3g}"
-    order = [i for i in p.argsort(kind="stable") if listed[i]]
-    shown = ", ".join(f"{names[i]} (p {p[i]:.3g})" for i in order[:SHOWN])
-    return f"{line}: {shown}" + f" and {count - SHOWN} more" * (count > SHOWN)
+    suspects = [f"{names[i]} (p {p[i]:.3g})" for i in p.argsort(kind="stable") if listed[i]]
+    return f"{line}: {in_short(suspects, SHOWN)}"
 
 
 def _read(options: Any, facts: dict[str, str]) -> tuple[Any, list[Any], np.ndarray]:
