@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 from dataclasses import replace
 from itertools import count
 
@@ -16,11 +17,13 @@ from scoremle import VE, VP, Pixels, ScoreModel, UserError
 from scoremle.cli import main as cli
 from scoremle.coding import codec, file, images
 from scoremle.coding.layers import LatentLayers
+from scoremle.coding.rates import RATES_FILE
 from scoremle.coding.stack import FAR, BitStack
 from scoremle.core import schedules
 from scoremle.core.betas import betas
 from scoremle.core.prediction import RangedNoise, noise_fn
 from scoremle.core.sde import SDE
+from scoremle.experiment.shipped import FOLDER, WEIGHTS
 from scoremle.likelihood.decoders import DiscreteDecoder, InformedDecoder
 from scoremle.likelihood.steps import chain_of
 
@@ -365,6 +368,17 @@ def test_the_commands_bring_images_back(tmp_path, capfd):
         assert code == 2 and "there" in err and err.count("\n") == 1
     code, _, err = run(capfd, *same)
     assert code == 2 and "two files" in err
+
+
+def test_models_in_a_file_and_in_a_folder_of_others(tiny, tmp_path, capfd):
+    np.save(tmp_path / "x.npy", np.zeros((2, 8, 8, 1), np.uint8))
+    shutil.copytree(tiny.workdir, tmp_path / "w")
+    (tmp_path / "w" / RATES_FILE).mkdir()  # so that nobody can write it
+    for model, word in ((FOLDER / "digits" / WEIGHTS, "2 images"), (tmp_path / "w", "report")):
+        bits = tmp_path / f"{model.name}.bits"
+        command = ("compress", model, tmp_path / "x.npy", "-o", bits, "--steps=3")
+        code, told, err = run(capfd, *command)
+        assert code == 0 and word in told and err == ""
 
 
 def test_pictures_of_more_levels_than_the_models_are_refused(tmp_path, capfd):

@@ -70,6 +70,10 @@ def run(options: Any) -> dict[str, Any]:
     if rates.plain:
         say(f"{rates.plain:.1%} of the images did not come back as they were: stored plainly")
     say(f"{len(images)} images: {options.out}")
-    if (place := workdir.Workdir(Path(options.model))).begun:  # for its report
-        scoremle.files.write_json(place.folder / RATES_FILE, asdict(rates))
+    place = Path(options.model)
+    if place.is_dir() and workdir.Workdir(place).begun:
+        try:
+            scoremle.files.write_json(place / RATES_FILE, asdict(rates))
+        except UserError as error:  # a folder that others own
+            say(f"its report will not have these rates: {error}")
     return {"model": options.model, **asdict(rates)}
