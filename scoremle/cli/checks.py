@@ -6,7 +6,7 @@ Nothing of JAX or NumPy is imported: mistakes in arguments are found at once.
 import argparse
 import math
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -70,13 +70,13 @@ def model(options: Any) -> None:
             raise no_chain(as_flag)
 
 
-def writable(flag: str, place: Path, *, force: bool) -> None:
+def writable(flag: str, place: Path, *, force: bool | None) -> None:
     """Raises UserError where no file can be written, or one is that ``force`` must write over.
 
     Args:
         flag: how the user named the place; "" for the place alone.
         place: of the file.
-        force: write over what is there.
+        force: write over what is there; None: the command never does.
     """
     folder = next(above for above in place.absolute().parents if above.exists())
     what = ""
@@ -89,14 +89,15 @@ def writable(flag: str, place: Path, *, force: bool) -> None:
     if what:
         raise UserError(f"can't write {flag}{place}: {what}")
     if place.exists() and not (force or is_stream(place)):
-        raise UserError(f"{place} is there: --force writes over it, or name another file")
+        way = "move it away" if force is None else "--force writes over it"
+        raise UserError(f"{place} is there: {way}, or name another file")
 
 
-def different(*places: Path | None) -> None:
-    """Raises UserError where two files have one name: one would be written over the other."""
-    whole = [place.resolve() for place in places if place]
-    for place in whole:
-        if whole.count(place) > 1 and not is_stream(place):
+def different(read: Iterable[str | Path | None], *written: Path | None) -> None:
+    """Raises UserError where a file to write is one to read, too, or another to write."""
+    known, new = ([Path(p).resolve() for p in places if p] for places in (read, written))
+    for place in new:
+        if [*known, *new].count(place) > 1 and not is_stream(place):
             raise UserError(f"{place} is named for two files: name another")
 
 

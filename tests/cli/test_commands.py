@@ -231,6 +231,23 @@ def test_a_file_is_written_over_by_force_alone(line, tmp_path, monkeypatch):
     assert parser_of(command).checked([*words, "--force"]).force
 
 
+@pytest.mark.parametrize(
+    "line",
+    ["score x.pt x.npy --out=x.pt", "compress x.pt x.npy -o x.pt", "compress digits x.npy -o digits",
+     "anomaly fit x.pt x.npy --out=x.pt", "anomaly score x.json x.npy --out=x.json",
+     "anomaly score x.json x.npy --out=x.csv --page=x.json",
+     "anomaly score x.json x.npy --model=x.pt --out=x.pt",
+     "stats digits --weights=x.npz --out=x.npz"],
+)  # fmt: skip
+def test_what_a_command_reads_is_not_written_over(line, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("x.pt", "x.npy", "x.json", "x.npz"):
+        (tmp_path / name).write_text("precious")
+    command, *words = line.split()
+    with pytest.raises(UserError, match="two files"):
+        parser_of(command).checked([*words, "--force"])
+
+
 def test_the_config_is_printed_with_the_flags(capsys):
     flag = "--config.sampling.method=ddim"
     lines = printed(capsys, "--config=digits", "--print-config", flag).splitlines()

@@ -442,7 +442,10 @@ def test_show_draws_the_images(tmp_path, monkeypatch, capsys):
     first = data.load("digits").train[0, ..., 0]
     shown = grid[factor : 9 * factor : factor, factor : 9 * factor : factor]
     np.testing.assert_array_equal(shown, np.round(first * (255 / 16)))
-    assert scoremle_data("show", "digits", "--json") == 0
+    for words in ((), ("--picture=digits.png",)):
+        assert scoremle_data("show", "digits", *words) == 2
+        assert "digits.png is there" in capsys.readouterr().err
+    assert scoremle_data("show", "digits", "--json", "--picture=other.png") == 0
     facts = json.loads(capsys.readouterr().out)
     assert facts["counts"] == {"train": 1437, "test": 360} and facts["shape"] == [8, 8, 1]
 

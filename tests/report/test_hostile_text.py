@@ -207,7 +207,7 @@ def test_a_data_set(tmp_path, capsys, text):
         folder = tmp_path / name
         prepare(folder)
         taken = poison(folder / "meta.json", words, partial(verified, folder))
-        assert main(["data", "show", str(folder), f"--picture={tmp_path / 'p.png'}"]) == 0
+        assert main(["data", "show", str(folder), f"--picture={tmp_path / name}.png"]) == 0
         said = capsys.readouterr().out
         check_visible(said)
         lines.append(said.count("\n"))

@@ -60,11 +60,12 @@ def arguments(parser: Parser) -> None:
 
 
 def check(options: Any) -> None:
-    detector, page = (getattr(options, name, None) for name in ("detector", "page"))
+    named = ("model", "detector", "page")
+    model, detector, page = (getattr(options, name, None) for name in named)
     checks.exists(options.images)
     if detector:
         checks.exists(detector)
-    checks.different(options.images, options.out, page)
+    checks.different((model, detector, options.images), options.out, page)
     checks.writable("--out=", options.out, force=options.force)
     if page:
         checks.writable("--page=", page, force=options.force)

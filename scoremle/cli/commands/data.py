@@ -60,6 +60,7 @@ def arguments(parser: Parser) -> None:
 def check(options: Any) -> None:
     if options.picture:
         checks.ending("--picture=", options.picture, ".png")
+        checks.writable("--picture=", options.picture, force=None)
     if options.levels and not 2 <= options.levels <= 256:
         raise UserError(f"--levels must be from 2 to 256, not {options.levels}")
     if options.into and options.into.exists():
@@ -107,6 +108,7 @@ def _show(options: Any) -> dict[str, Any]:
     shown = min(SHOWN, len(images))
     chosen = [len(images) * i // shown for i in range(shown)]  # from all over the split
     path = options.picture or Path(f"{name}.png")
+    checks.writable("--picture=", path, force=None)
     caption = f"{name}: {shown} of {len(images):,} {options.split} images"
     write_grid(path, images[chosen], facts["levels"], caption=caption)
     say("", f"{shown} of its {options.split} images: {path}")

@@ -33,7 +33,7 @@ def check(options: Any) -> None:
     checks.exists(options.file)
     if options.out.suffix.lower() not in ARRAYS and options.out.exists():
         raise UserError(f"-o {options.out} is there already: name a folder that is not")
-    checks.different(options.file, options.out)
+    checks.different((options.file,), options.out)
     checks.writable("-o ", options.out, force=options.force)
 
 

@@ -114,7 +114,8 @@ def check(options: Any) -> None:
     if options.profile and options.label == "all":
         raise UserError("--profile is under one label, not under all")
     if not options.engine:
-        checks.different(options.images, options.out, _beside(options.out), options.page)
+        read = options.model, options.images
+        checks.different(read, options.out, _beside(options.out), options.page)
         checks.writable("--out=", options.out, force=options.force)
         if not is_stream(options.out):
             checks.writable("--out=", _beside(options.out), force=options.force)
