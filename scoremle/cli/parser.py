@@ -4,6 +4,7 @@ Nothing of JAX or NumPy is imported: help, and mistakes in arguments, come at on
 """
 
 import argparse
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
@@ -16,13 +17,16 @@ MODEL = (
     " or of EDM, or FILE.py:function"
 )
 UNDERSCORED = re.compile(r"--[a-z]+(_[a-z]+)+(?==|$)")
+# A folder of a user behind a flag, which no shell finds there.
+HOME = re.compile(r"^(--[\w.-]+=)(~[^/]*)")
 
 
 class Parser(argparse.ArgumentParser):
     """argparse, but mistakes are lines like all others, and help begins with examples.
 
-    ``--eval_folder`` means ``--eval-folder``. Words and flags may come in any order. ``switches``
-    are flags that mean ``true`` where they have no value.
+    ``--eval_folder`` means ``--eval-folder``, and ``--out=~/x`` a place in the user's folder.
+    Words and flags may come in any order. ``switches`` are flags that mean ``true`` where they
+    have no value.
 
     Args:
         text: a docstring: a paragraph that says what the command does, and one of examples.
@@ -74,6 +78,7 @@ class Parser(argparse.ArgumentParser):
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         """The same, but for what ``check`` looks at."""
         given = [UNDERSCORED.sub(lambda flag: flag[0].replace("_", "-"), text) for text in args]
+        given = [HOME.sub(lambda of: of[1] + os.path.expanduser(of[2]), text) for text in given]
         given = [f"{text}=true" if text in self.switches else text for text in given]
         parse = self.parse_known_args if self._subparsers else self.parse_known_intermixed_args
         options, rest = parse(given, namespace)

@@ -231,6 +231,16 @@ def test_a_file_is_written_over_by_force_alone(line, tmp_path, monkeypatch):
     assert parser_of(command).checked([*words, "--force"]).force
 
 
+def test_a_folder_of_the_user_is_found_behind_a_flag(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    out = [parser_of("sample").parse_args(["digits", f"--out={name}"]).out
+           for name in ("~/x.png", "~x.png", "x~/y.png")]  # fmt: skip
+    assert [*map(str, out)] == ["/home/me/x.png", "~x.png", "x~/y.png"]
+    flags = "train digits --workdir=~/w --config.data.path=~/a=~b".split()
+    options = parser_of("train").checked(flags[1:])
+    assert (options.workdir, options.config.data.path) == ("/home/me/w", "/home/me/a=~b")
+
+
 @pytest.mark.parametrize(
     "line",
     ["score x.pt x.npy --out=x.pt", "compress x.pt x.npy -o x.pt", "compress digits x.npy -o digits",
