@@ -102,13 +102,13 @@ class Dataset:
         meta, place = prepared.meta, prepared.folder
         if meta["name"] != self.name:
             raise UserError(f"{place} holds {meta['name']}, not {self.name}: load it by that name")
-        given = {"levels": options.levels, "fit": options.fit}
+        given = asdict(options)
         made = {"levels": meta["levels"], "fit": meta["options"]["fit"]}
-        for name, value in given.items():
-            if value and made[name] and value != made[name]:
-                raise UserError(
-                    f"{name} is {value!r}, but {place} was prepared with {made[name]!r}"
-                )
+        made |= {"size": meta["shape"][0], "channels": meta["shape"][2]}
+        for name, was in made.items():
+            now = given[name]
+            if now and was and now != was:
+                raise UserError(f"{name} is {now!r}, but {place} was prepared with {was!r}")
         return prepared
 
     def _in_cache(self, options: Options) -> Prepared:

@@ -29,7 +29,7 @@ from scoremle.data.readers.photos import read_photos
 from scoremle.data.readers.pictures import read_pictures
 from scoremle.data.readers.svhn import read_svhn
 from scoremle.data.readers.synthetic import read_synthetic
-from scoremle.errors import UserError, by, choose
+from scoremle.errors import UserError, by, choose, named_as
 from scoremle.files import for_this_process
 from scoremle.terminal import say
 
@@ -53,6 +53,8 @@ IMAGES = "a folder, .zip or .tar of images, a .npy or .npz of uint8, or .parquet
 CIFAR = "cifar-{}-binary.tar.gz or cifar-{}-python.tar.gz, or the folder that it unpacks to"
 CIFAR_COUNTS = {"": (50_000, 10_000)}
 OTHER_SIZE = frozenset({"size", "fit"})
+# Options by their names in ``load``.
+NAMES = {"size": "image_size", "channels": "num_channels"}
 
 # Under the names of the published configs, in lower case.
 DATASETS: dict[str, Dataset] = {
@@ -118,7 +120,8 @@ def load(
             dataset.prepare(None, options, prepared.folder)
             train, test = (np.array(prepared.images(split)) for split in ("train", "test"))
     else:
-        prepared = dataset.find(path, options)
+        with named_as(NAMES.__getitem__, NAMES):
+            prepared = dataset.find(path, options)
         train, test = (prepared.images(split) for split in ("train", "test"))
     if num_channels and num_channels != train.shape[3]:
         raise UserError(f"num_channels is {num_channels}, but {name} has {train.shape[3]}")

@@ -230,6 +230,8 @@ def test_first_use_prepares_and_later_uses_open(tmp_path, cache, capsys, monkeyp
         data.load("cifar10", path=str(made))
     with pytest.raises(UserError, match="prepared with 256"):
         data.load("mnist", path=str(made), levels=4)
+    with pytest.raises(UserError, match="image_size is 9"):
+        data.load("mnist", path=str(made), image_size=9, fit="pad")
     # Other files or options are another folder; then the name alone says too little.
     idx_folder(tmp_path, 6)
     assert len(data.load("mnist", path=str(folder)).train) == 6
@@ -427,8 +429,16 @@ def test_prepare_and_show(tmp_path, capsys, monkeypatch):
     assert scoremle_data("show", "mine", "--split=test", "--picture=grid.png") == 0
     with Image.open("grid.png") as picture:
         assert picture.mode == "RGB" and min(picture.size) > 100
-    assert scoremle_data("prepare", folder, *options, "--into=mine") == 2
-    assert "--into=mine exists" in capsys.readouterr().err
+    for words, told in {
+        (folder, *options, "--into=mine"): "--into=mine exists",
+        ("mine", "--into=other"): "prepared already",
+        ("mine", "--size=8"): "--size is 8",
+        ("mine", "--channels=1"): "--channels is 1",
+        ("digits", "--size=16"): "--size is not for digits",
+    }.items():
+        assert scoremle_data("prepare", *words) == 2
+        assert told in capsys.readouterr().err
+    assert scoremle_data("prepare", "mine", "--size=4", "--channels=3", "--levels=32") == 0
 
 
 def test_show_draws_the_images(tmp_path, monkeypatch, capsys):

@@ -27,7 +27,7 @@ FETCHED = ("cifar10", "cifar100", "mnist", "fashion_mnist", "svhn")
 SPLITS = ("train", "test")
 SHOWN = 64
 # Arguments of Python that are flags here.
-NAMED = ("path", "fit", "levels", "skip_bad", "test_fraction")
+NAMED = ("path", "size", "channels", "fit", "levels", "skip_bad", "test_fraction")
 
 
 def arguments(parser: Parser) -> None:
@@ -138,8 +138,13 @@ def _prepared(options: Any) -> "scoremle.data.Prepared":
         options.size, options.channels, options.fit, options.levels,
         options.test_fraction, options.skip_bad,
     )  # fmt: skip
+    for what in ("size", "channels", "fit"):
+        if getattr(how, what) and what not in dataset.options:
+            raise UserError(f"--{what} is not for {dataset.name}: its images stay as they are")
     if options.into is None:
         return dataset.find(path, how)
+    if path and scoremle.data.is_prepared(Path(path)):
+        raise UserError(f"{path} is prepared already: copy it, or prepare what it was made of")
     dataset.prepare(dataset.place_of(path), how, options.into)
     return scoremle.data.Prepared(options.into)
 
