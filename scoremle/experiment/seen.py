@@ -27,7 +27,10 @@ def seen_in_training(place: str, images: Integer[np.ndarray, "n h w c"]) -> int 
     if folder.imported or not folder.config_path.is_file():
         return None
     try:
-        trained = images_of(folder.config()).train
+        trained = images_of(folder.config())
     except UserError:
         return None
-    return int(np.isin(numbers_of(images), numbers_of(trained)).sum())
+    known = folder.data_facts().get("train_sha256")
+    if known not in (None, trained.facts.get("train_sha256")):
+        return None
+    return int(np.isin(numbers_of(images), numbers_of(trained.train)).sum())

@@ -22,6 +22,7 @@ from scoremle.experiment.rules import check_config
 from scoremle.experiment.workdir import LOG_FILE, SAMPLES_FOLDER, Workdir
 from scoremle.files import read_json
 from scoremle.records import check_record
+from scoremle.resumable import content_hash
 from scoremle.training.writers import LogRow, read_log
 
 # What two evaluations must have in common for a comparison image by image.
@@ -113,9 +114,10 @@ class Subject:
         if isinstance(self.data, str):
             return self.data
         split = self.data.train if result.split == "train" else self.data.test
-        if len(split) < result.images:
-            return f"the data set that is here has {len(split)} images of that split"
-        return split[: result.images]
+        images = split[: result.images]
+        if len(images) < result.images or result.data_hash not in ("", content_hash(images)):
+            return f"the data set that is here has others ({self.config.data.path or 'no path'})"
+        return images
 
     def sample_pictures(self) -> list[tuple[int, Path]]:
         """Steps and grids of samples that the training left, in order."""

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from PIL import Image
 import scoremle
 from scoremle.anomaly import Detector
 from scoremle.cli import main as cli
+from scoremle.experiment import seen
 
 DIGITS = scoremle.data.load("digits")
 TRAIN, TEST = DIGITS.train, DIGITS.test
@@ -84,9 +86,12 @@ def test_noise_among_digits_is_listed(places, tmp_path, capfd):
     assert code == 0 and "0 of 160 stand out" in told and "for one it takes 159999" in told
 
 
-def test_it_says_which_normal_images_the_model_has_seen(places, tiny, capfd, tmp_path):
+def test_it_says_which_normal_ones_the_model_has_seen(places, tiny, capfd, tmp_path, monkeypatch):
     words = "fit", tiny.workdir, places / "trained.npz", f"--out={tmp_path / 'd'}"
     assert "60 of 60 normal images were trained on" in anomaly(capfd, *words)[1]
+    others = replace(DIGITS, facts={"train_sha256": "of other images at the same place"})
+    monkeypatch.setattr(seen, "images_of", lambda config: others)
+    assert seen.seen_in_training(str(tiny.workdir), TRAIN[:60]) is None
     exported = tmp_path / "model.safetensors"
     assert cli.main(["export", str(tiny.workdir), str(exported)]) == 0
     words = "fit", exported, places / "normal.npz", f"--out={tmp_path / 'e'}"

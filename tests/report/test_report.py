@@ -187,6 +187,13 @@ def test_images_that_are_not_here_are_no_end(tmp_path):
     assert "The images can't be shown here: " in told and "exact" in told
 
 
+def test_images_of_another_data_set_are_not_shown_as_those_that_were_measured(tmp_path):
+    make(tmp_path / "run", field={"data.dataset": "synthetic"})
+    results = Subject(Workdir(tmp_path / "run"), "eval")
+    assert len(results.data.test) > IMAGES
+    assert "others" in results.images(results.main_result)
+
+
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser")
 
 
