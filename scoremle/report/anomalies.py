@@ -30,6 +30,7 @@ def write_anomalies(
     levels: int,
     rate: float,
     facts: Sequence[str],
+    left_out: Sequence[tuple[str, str]] = (),
 ) -> None:
     """Writes the page.
 
@@ -42,6 +43,7 @@ def write_anomalies(
         levels: grey levels of the images.
         rate: of false discoveries, at which suspects are listed.
         facts: lines about the detector.
+        left_out: names of files that were not scored, and the reasons.
     """
     page = Page(title, "The most unusual first.")
     page.section("What the numbers say", MEANING, *facts)
@@ -53,4 +55,5 @@ def write_anomalies(
         cards.append(Card(picture, names[i], p, p, p))
     page.section("Images")
     page.gallery(cards, "Below each image is a scale from 0 to 1. The upright line is p.")
+    page.left_out(left_out, len(left_out) + len(names))
     page.write(path)

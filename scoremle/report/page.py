@@ -153,6 +153,12 @@ class Page:
             f"<script>{SEARCH}</script>"
         )
 
+    def left_out(self, files: Sequence[tuple[str, str]], total: int) -> None:
+        """A section of the files without a score, each with its reason, if there are any."""
+        if files:
+            self.section("Not scored")
+            self.table(("file", "reason"), files, f"{len(files)} of {total} files.")
+
     def write(self, path: Path) -> None:
         """Writes the page."""
         links = "".join(f'<a href="#{a}">{in_html(title)}</a>' for a, title in self._contents)

@@ -69,10 +69,7 @@ def write_page(
         f"Below each image is a scale from {low:.2f} to {high:.2f} bits/dim. The upright line is"
         " the value. The bar is the interval that covers the truth of about 95 % of images.",
     )
-    if left_out := [row for row in rows if row.reason]:
-        page.section("Not scored")
-        page.table(("file", "reason"), ((row.file, row.reason) for row in left_out),
-                   f"{len(left_out)} of {len(rows)} files.")  # fmt: skip
+    page.left_out([(row.file, row.reason) for row in rows if row.reason], len(rows))
     page.section("The mean, and what it cost", *facts)
     page.write(path)
 

@@ -122,6 +122,12 @@ def test_features_of_one_s_own_come_from_an_array_or_an_encoder(tmp_path, capfd)
     assert anomaly(capfd, *score, f"--page={tmp_path / 'p.html'}")[0] == 0
     black, usual = (float(row["p"]) for row in rows(out))
     assert black == pytest.approx(1 / 51, 1e-5) and usual > 0.05
+    (tmp_path / "pictures" / "notes.txt").touch()
+    page = tmp_path / "q.html"
+    code, told, _ = anomaly(capfd, *score, "--skip-bad", f"--page={page}")
+    for text in (told, page.read_text()):
+        assert code == 3 and "1 of 3 files" in text
+    (tmp_path / "pictures" / "notes.txt").unlink()
     features = normal.reshape(99, 4, -1).mean(axis=2).astype(np.float32)
     np.save(tmp_path / "f.npy", features)
     assert anomaly(capfd, "fit", "gaussian", tmp_path / "f.npy", detector, "--force")[0] == 0
@@ -148,6 +154,7 @@ def test_features_of_one_s_own_come_from_an_array_or_an_encoder(tmp_path, capfd)
         (("fit", "digits", "normal.npz", "--out=detector"), "--force"),
         (("fit", "digits", "normal.npz", "--out=x", "--encoder=mine"), "FILE.py:function"),
         (("fit", "gaussian", "normal.npz", "--out=x"), "of reals"),
+        (("fit", "digits", "normal.npz", "--out=x", "--size=9"), "--encoder"),
         (("fit", "digits", "normal.npz", "--out=normal.npz", "--force"), "two files"),
         (("score", "detector", "mixed.npz", "--out=x.csv", "--page=./x.csv"), "two files"),
     ],

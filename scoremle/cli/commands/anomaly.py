@@ -63,6 +63,8 @@ def check(options: Any) -> None:
     named = ("model", "detector", "page")
     model, detector, page = (getattr(options, name, None) for name in named)
     checks.exists(options.images)
+    if getattr(options, "size", 0) and not options.encoder:
+        raise UserError("--size is for pictures of an --encoder: a model has a size of its own")
     if detector:
         checks.exists(detector)
     checks.different((model, detector, options.images), options.out, page)
@@ -139,6 +141,7 @@ def _score(options: Any) -> dict[str, Any]:
         raise UserError(f"{options.detector} does not say where its model is: --model=MODEL does")
     model, reports, data = _read(options, facts)
     kept = [report for report in reports if report.pixels is not None]
+    bad = [(report.name, report.reason) for report in reports if report.pixels is None]
     if options.page and kept[0].pixels.ndim != 3:
         raise UserError("--page is of images, and these are vectors")
     found = detector.score(model, data, label="scores")
@@ -153,14 +156,15 @@ def _score(options: Any) -> dict[str, Any]:
             options.page, f"Suspects among {options.images}", names,
             list(data) if of_model else [report.pixels for report in kept], found,
             levels=model.pixels.levels if of_model else 256, rate=options.rate,
-            facts=[by, *(f"{line}." for line in lines)],
+            facts=[by, *(f"{line}." for line in lines)], left_out=bad,
         )  # fmt: skip
     written = " and ".join(map(str, filter(None, (options.out, options.page))))
+    lines += [f"{len(bad)} of {len(reports)} files have no score: their rows say why"] * bool(bad)
     say(*wrapped(*lines, f"written to {written}"))
     return {
         "images": len(found), "suspects": int(listed.sum()), "rate": options.rate,
         "statistic": detector.statistic, "references": len(detector.reference),
-        "left_out": len(reports) - len(kept), "table": str(options.out),
+        "left_out": len(bad), "table": str(options.out),
     }  # fmt: skip
 
 
