@@ -203,6 +203,7 @@ def test_what_writes_nothing_needs_no_folder(line):
         ("train digits w --print-confg", "mean --print-config?"),
         ("data show digits --splot=test", "unknown flag --splot"),
         ("data show digits -x", "unknown flag -x"),
+        ("score digits . --workers=2", "--engine=ray"),
     ],
 )
 def test_mistakes_in_commands(line, words, capsys):
@@ -236,15 +237,16 @@ def test_a_folder_of_the_user_is_found_behind_a_flag(monkeypatch):
     out = [parser_of("sample").parse_args(["digits", f"--out={name}"]).out
            for name in ("~/x.png", "~x.png", "x~/y.png")]  # fmt: skip
     assert [*map(str, out)] == ["/home/me/x.png", "~x.png", "x~/y.png"]
-    flags = "train digits --workdir=~/w --config.data.path=~/a=~b".split()
-    options = parser_of("train").checked(flags[1:])
+    flags = ["digits", "--workdir=~/w", "--config.data.path=~/a=~b"]
+    options = parser_of("train").checked(flags)
     assert (options.workdir, options.config.data.path) == ("/home/me/w", "/home/me/a=~b")
 
 
 @pytest.mark.parametrize(
     "line",
-    ["score x.pt x.npy --out=x.pt", "compress x.pt x.npy -o x.pt", "compress digits x.npy -o digits",
-     "anomaly fit x.pt x.npy --out=x.pt", "anomaly score x.json x.npy --out=x.json",
+    ["score x.pt x.npy --out=x.pt", "compress x.pt x.npy -o x.pt",
+     "compress digits x.npy -o digits", "anomaly fit x.pt x.npy --out=x.pt",
+     "anomaly score x.json x.npy --out=x.json",
      "anomaly score x.json x.npy --out=x.csv --page=x.json",
      "anomaly score x.json x.npy --model=x.pt --out=x.pt",
      "stats digits --weights=x.npz --out=x.npz"],

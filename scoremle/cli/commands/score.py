@@ -114,6 +114,8 @@ def check(options: Any) -> None:
     if options.profile and options.label == "all":
         raise UserError("--profile is under one label, not under all")
     if not options.engine:
+        if options.workers or options.address:
+            raise UserError("--workers and --address are for --engine=ray: leave them out")
         read = options.model, options.images
         checks.different(read, options.out, _beside(options.out), options.page)
         checks.writable("--out=", options.out, force=options.force)
