@@ -237,8 +237,16 @@ class Workdir:
             what: is to be gone on with, one of ``record.KINDS``. A model that was imported is
                 measured on whatever images it is made for.
         """
-        # What was begun without a checkpoint left nothing that could be mixed up.
-        if self.imported or not self.begun:
+        if self.imported:
+            return
+        if not self.begun:  # what could be mixed up are results alone
+            from scoremle.experiment.results import RESULTS  # not for a model that is loaded
+
+            if what == "training" and (left := next(self.folder.glob(f"*/{RESULTS}"), None)):
+                raise UserError(
+                    f"{left.parent} has results of a training whose checkpoints are gone: move it"
+                    " away, or use another --workdir"
+                )
             return
         differs = {n: v for n, v in self._stated().items() if _field(experiment, n) != v}
         if flags := [f"{n}={v}" for n, v in differs.items() if of_the_network(n)]:

@@ -13,8 +13,9 @@ from scoremle.errors import UserError
 from scoremle.experiment.build import build
 from scoremle.experiment.config import flat
 from scoremle.experiment.record import record_of
+from scoremle.experiment.results import RESULTS
 from scoremle.experiment.workdir import Workdir, chosen_checkpoints
-from scoremle.files import read_sealed, write_sealed
+from scoremle.files import read_sealed, write_json, write_sealed
 from scoremle.training.checkpoints import Checkpoints
 from scoremle.training.step import TrainState
 
@@ -181,6 +182,15 @@ def test_without_a_checkpoint_a_config_may_be_corrected(experiment, tmp_path):
     workdir = Workdir(tmp_path)
     workdir.describe(experiment)
     workdir.check(with_fields(experiment, optim__lr=0.5), "training")
+
+
+def test_results_of_a_training_that_is_gone_are_not_taken_for_those_of_another(
+    experiment, tmp_path
+):
+    write_json(tmp_path / "eval" / RESULTS, {})
+    Workdir(tmp_path).check(experiment, "evaluation")
+    with pytest.raises(UserError, match="checkpoints are gone"):
+        Workdir(tmp_path).check(experiment, "training")
 
 
 def test_the_config_is_read_as_it_was_written(begun, experiment):
