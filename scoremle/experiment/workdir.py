@@ -272,11 +272,28 @@ class Workdir:
                 f"{self.folder} holds another experiment: {in_short(changes, DIFFERENCES_SHOWN)}; "
                 "use another --workdir, or the config it was begun with"
             )
+        if what in ("training", "flow"):
+            self._check_numbers(experiment)
         for name, value in differs.items() if what == "training" else ():
             logger.warning(
                 "%s was trained with %s=%s, as its name says, and goes on with %s",
                 self.folder, name, value, _field(experiment, name),
             )  # fmt: skip
+
+    def _check_numbers(self, experiment: Recorded) -> None:
+        """Raises UserError if a snapshot to come could take the place of one that is there."""
+        store, freq = self.snapshots, experiment.config["training"]["snapshot_freq"]
+        newest = max(store.own(), default=0)
+        try:
+            step = store.meta(newest).get("step") if newest else None
+        except UserError:  # damaged: named when it is restored
+            step = None
+        if step is not None and step // freq < newest:
+            raise UserError(
+                f"{store.path(newest)} is of step {step}: the numbers of snapshots, step /"
+                f" training.snapshot_freq, would begin anew with {freq}; set"
+                f" {max(1, step // newest)} or less, or move {store.folder} away"
+            )
 
     def _stated(self) -> dict[str, object]:
         """Fields that the name of a published folder states."""

@@ -122,7 +122,7 @@ def recorded(experiment, tmp_path):
     workdir = Workdir(tmp_path)
     workdir.describe(experiment)
     for store in (workdir.preemption, workdir.snapshots):
-        store.save(1, STATE, {**record_of(experiment, "training"), "step": 0})
+        store.save(1, STATE, {**record_of(experiment, "training"), "step": 10})
     return workdir
 
 
@@ -150,6 +150,15 @@ def test_files_that_say_other_than_the_checkpoint(recorded, experiment, name):
 def test_fields_that_may_change_are_not_compared(recorded, experiment):
     recorded.describe(with_fields(experiment, training__n_iters=7, eval__probes=9))
     recorded.check_records()
+
+
+def test_snapshots_to_come_take_no_number_of_those_that_are_there(recorded, experiment):
+    recorded.snapshots.save(4, {"a": jnp.zeros(1)}, {"step": 40})
+    for freq in (5, 10):
+        recorded.check(with_fields(experiment, training__snapshot_freq=freq), "training")
+    with pytest.raises(UserError, match="10 or less"):
+        recorded.check(with_fields(experiment, training__snapshot_freq=11), "training")
+    recorded.check(with_fields(experiment, training__snapshot_freq=11), "evaluation")
 
 
 def test_without_its_config_a_checkpoint_says_what_it_is_of(recorded, experiment):
