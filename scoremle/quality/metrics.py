@@ -22,6 +22,9 @@ import numpy as np
 from jaxtyping import Float
 from scipy.special import log_softmax, logsumexp
 
+from scoremle.core.arguments import as_array
+from scoremle.errors import UserError
+
 __all__ = ["class_score", "frechet_distance", "kernel_distance", "precision_recall"]
 
 FeatureRows = Float[np.ndarray, "_n d"]
@@ -52,6 +55,15 @@ class PrecisionRecall(NamedTuple):
     reference: int
 
 
+def _rows(*sets: FeatureRows, least: int) -> list[FeatureRows]:
+    """Sets of features in float64, all of one size, with so many images at least."""
+    found = [np.asarray(as_array(each, "features"), np.float64) for each in sets]
+    shapes = [each.shape for each in found]
+    if {shape[1:] for shape in shapes} != {shapes[0][1:2]} or min(map(len, found)) < least:
+        raise UserError(f"features must be [n d] of {least} images or more, not {shapes}")
+    return found
+
+
 def frechet_distance(a: FeatureRows, b: FeatureRows) -> float:
     """Fréchet distance between Gaussians of the features' means and covariances.
 
@@ -60,11 +72,12 @@ def frechet_distance(a: FeatureRows, b: FeatureRows) -> float:
     Args:
         a: [n d] features.
         b: [m d] features.
+
+    Raises UserError for fewer than two images, and for features of two sizes.
     """
-    a, b = a.astype(np.float64), b.astype(np.float64)
-    return frechet_of_moments(
-        a.mean(axis=0), np.cov(a, rowvar=False), b.mean(axis=0), np.cov(b, rowvar=False)
-    )
+    a, b = _rows(a, b, least=2)
+    covariances = (np.atleast_2d(np.cov(x, rowvar=False)) for x in (a, b))
+    return frechet_of_moments(a.mean(axis=0), next(covariances), b.mean(axis=0), next(covariances))
 
 
 def frechet_of_moments(
@@ -96,7 +109,10 @@ def kernel_distance(a: FeatureRows, b: FeatureRows, *, subset: int = SUBSET) -> 
         a: [n d] features.
         b: [m d] features.
         subset: images of each set in a subset.
+
+    Raises UserError for fewer than four images, and for features of two sizes.
     """
+    a, b = _rows(a, b, least=4)
     fewer = min(len(a), len(b))
     subset = max(2, min(subset, fewer // FEWEST_SUBSETS))
     count = fewer // subset
@@ -107,7 +123,7 @@ def kernel_distance(a: FeatureRows, b: FeatureRows, *, subset: int = SUBSET) -> 
 def _subsets(x: FeatureRows, size: int, count: int) -> Iterator[FeatureRows]:
     """Disjoint subsets at random: files may be in order of class."""
     order = np.random.RandomState(0).permutation(len(x))  # the same with every numpy
-    return (x[order[i * size : (i + 1) * size]].astype(np.float64) for i in range(count))
+    return (x[order[i * size : (i + 1) * size]] for i in range(count))
 
 
 def squared_mmd(x: FeatureRows, y: FeatureRows) -> float:
@@ -129,8 +145,10 @@ def class_score(logits: Float[np.ndarray, "n classes"], *, splits: int = SPLITS)
     Args:
         logits: [n classes].
         splits: number of parts.
+
+    Raises UserError for fewer images than parts.
     """
-    log_p = log_softmax(logits.astype(np.float64), axis=1)
+    log_p = log_softmax(*_rows(logits, least=splits), axis=1)
     scores = []
     for part in np.array_split(log_p, splits):
         of_part = logsumexp(part, axis=0) - np.log(len(part))
@@ -153,8 +171,10 @@ def precision_recall(
         samples: [n d] features.
         reference: [m d] features.
         neighbours: the place of the neighbour whose distance is a point's radius.
+
+    Raises UserError unless each set has more images than that, and for features of two sizes.
     """
-    samples, reference = _thinned(samples), _thinned(reference)
+    samples, reference = map(_thinned, _rows(samples, reference, least=neighbours + 1))
     return PrecisionRecall(
         _covered(samples, reference, neighbours),
         _covered(reference, samples, neighbours),

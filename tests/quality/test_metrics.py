@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from scipy import linalg
 
+from scoremle.errors import UserError
 from scoremle.quality import metrics
 
 
@@ -120,6 +121,27 @@ def test_the_error_of_the_class_score_is_honest():
     values = np.array([e.value for e in found])
     stderr = np.mean([e.stderr for e in found])
     assert values.std() == pytest.approx(stderr, rel=0.25)
+
+
+# Few images
+
+MEASURES = {
+    "Frechet": (1, metrics.frechet_distance), "kernel": (3, metrics.kernel_distance),
+    "class": (9, lambda a, b: metrics.class_score(b)), "recall": (3, metrics.precision_recall),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MEASURES)
+def test_too_few_images_and_features_of_two_sizes_are_refused(name, unchecked):
+    """They would have no variance: NaN, or an error of numpy. One more is enough."""
+    few, measure = MEASURES[name]
+    for d in (1, 2):
+        for sets in ((normal(20, d), normal(few, d)), (normal(20, d), normal(20, 3))):
+            if name != "class" or len(sets[1]) == few:
+                with pytest.raises(UserError, match="images or more"):
+                    measure(*sets)
+        found = measure(normal(20, d), normal(few + 1, d, seed=1))
+        assert np.isfinite(found).all()
 
 
 # Precision and recall
