@@ -20,6 +20,7 @@ from scoremle.core.arguments import (
     as_shape,
     check_count,
     check_examples,
+    check_kind,
     check_number,
     check_seed,
 )
@@ -44,6 +45,7 @@ from scoremle.errors import UserError, by
 from scoremle.likelihood.check import check_declaration
 from scoremle.likelihood.decoders import InformedDecoder
 from scoremle.likelihood.elbo import ELBO, elbo
+from scoremle.likelihood.flow import DIVERGENCE, SOLVER
 from scoremle.likelihood.image_model import pixels_of
 from scoremle.likelihood.images import ByOde, Estimator
 from scoremle.likelihood.informed import fitted_scale
@@ -80,6 +82,16 @@ CODES = np.uint32(2)
 
 # Any pytree of arrays, each with a row for each example or one for all; None: there is none.
 Condition = Any
+
+
+# What fields of a model are, and an example of each.
+KINDS: dict[str, tuple[Any, str]] = {
+    "sde": (SDE, "scoremle.VP()"),
+    "pixels": (Pixels, "scoremle.Pixels(256)"),
+    "bijector": (Bijector, "scoremle.Affine(shift, scale)"),
+    "solver": SOLVER,
+    "divergence": DIVERGENCE,
+}
 
 
 @runtime_checkable
@@ -173,6 +185,9 @@ class ScoreModel:
     def __post_init__(self) -> None:
         if self.pixels and self.bijector:
             raise UserError("pixels are of integers, and a bijector of reals: give one of the two")
+        for name, (kind, such) in KINDS.items():
+            if (value := getattr(self, name)) is not None:
+                check_kind(name, value, kind, such)
         check_eps(self.sde, self.eps)
         if not (self.decoder_scale is None or callable(self.decoder_scale)):
             check_number("decoder_scale", self.decoder_scale, above=0)
@@ -817,10 +832,10 @@ class ScoreModel:
         self, x: Data, dtype: DTypeLike | None = None, name: str = "x"
     ) -> tuple[Data, PerExample | Scalar]:
         """Real data as the network sees them, and the logarithm of that map's determinant."""
-        x = self._shaped(as_data(x, dtype, name), name)
+        data = self._shaped(as_data(x, dtype, name), name)
         if self.bijector is None:
-            return x, 0.0
-        z, log_det = _forward((x,), self.bijector)
+            return data, 0.0
+        z, log_det = _forward((data,), self.bijector)
         check_examples(z, f"{name}, after the model's bijector,")
         return z, log_det
 

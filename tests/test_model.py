@@ -140,6 +140,17 @@ def test_latents_and_back():
     np.testing.assert_allclose(model.decode(z), x, atol=1e-2)
 
 
+@pytest.mark.parametrize("name", ["sde", "pixels", "bijector", "solver", "divergence"])
+def test_what_is_of_another_kind_is_refused(name, unchecked):
+    model = reals(Gaussian.random(3, 2))
+    for other in ("vp", Exact):
+        with pytest.raises(UserError, match=f"{name} must"):
+            replace(model, **{name: other})
+        if name in ("solver", "divergence"):
+            with pytest.raises(UserError, match=f"{name} must"):
+                model.log_prob(np.ones((1, 2), np.float32), KEY, **{name: other})
+
+
 def test_latents_and_samples_are_by_the_solver_of_the_model():
     data, few = Mixture.in_plane(), Multistep(3)
     model, x = reals(data, solver=few), data.draw(1, 4).astype(np.float32)

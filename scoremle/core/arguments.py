@@ -20,7 +20,7 @@ from scoremle.types import Data
 
 __all__ = [
     "as_array", "as_data", "as_index", "as_shape", "check_choice", "check_count", "check_examples",
-    "check_number", "check_seed", "shown",
+    "check_kind", "check_number", "check_seed", "shown",
 ]  # fmt: skip
 
 
@@ -90,6 +90,19 @@ def check_choice(name: str, value: Any, choices: Collection[str]) -> None:
     """
     if not (isinstance(value, str) and value in choices):
         raise UserError(f"{name} must be one of {', '.join(choices)}, not {shown(value)}")
+
+
+def check_kind(name: str, value: Any, kind: Any, such: str) -> None:
+    """Raises UserError unless the value is of a kind.
+
+    Args:
+        name: of the argument, for the error.
+        value: the one given.
+        kind: a class, a protocol, or a union.
+        such: an example, for the error.
+    """
+    if isinstance(value, type) or not isinstance(value, kind):
+        raise UserError(f"{name} must be such as {such}, not {shown(value)}")
 
 
 def check_examples(tree: Any, what: str) -> None:

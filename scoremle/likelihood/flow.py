@@ -17,10 +17,12 @@ number of steps (by about its root), at no cost.
 """
 
 from dataclasses import replace
+from typing import Any
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from scoremle.core.arguments import check_kind
 from scoremle.core.divergence import DivergenceEstimator, Estimates
 from scoremle.core.keys import example_keys, fold_in
 from scoremle.core.sde import SDE
@@ -36,6 +38,9 @@ from scoremle.types import Data, Keys, NoiseFn, Scalar, Times
 # The terms of log p are off by at most so many roundings of their own size, by comparison of
 # float32 with float64: of the state, the network and the sums along the path.
 ROUNDINGS = 8
+# What they are, and an example.
+SOLVER: tuple[Any, str] = Solver | PublishedRK45, "scoremle.Multistep(64)"
+DIVERGENCE: tuple[Any, str] = DivergenceEstimator, "scoremle.Exact()"
 
 
 def along_flow(
@@ -61,9 +66,11 @@ def along_flow(
         solver: how the ODE is solved.
         decode: goes from latents to data.
 
-    Raises UserError for eps outside [0, 1), a prediction of another shape, and ``PublishedRK45``
-    of latents or of another number of probes than one.
+    Raises UserError for what is no solver or divergence, eps outside [0, 1), a prediction of
+    another shape, and ``PublishedRK45`` of latents or of another number of probes than one.
     """
+    check_kind("solver", solver, *SOLVER)
+    check_kind("divergence", divergence, *DIVERGENCE)
     if isinstance(solver, PublishedRK45):
         probes = divergence.draw(key, start)
         if decode or len(probes) != 1:
