@@ -152,7 +152,8 @@ class ScoreModel:
         solver: of the probability-flow ODE, where a method is not given another.
         decoder_scale: of ``decoder``, in units of the data; None: what the network has learned of
             it, or the noise at t = ``eps``, over alpha.
-        bijector: from data that are reals to what the network sees; None: they are the same.
+        bijector: from data that are reals, in all digits that they have, to what the network sees;
+            None: they are the same.
         divergence: how traces of reals are estimated, where a method is not given another.
         origin: facts about its training, if any; no value of a density depends on them.
         coder: of images, where noise and schedule depend on a code of the image. Such a model
@@ -835,9 +836,13 @@ class ScoreModel:
         data = self._shaped(as_data(x, dtype, name), name)
         if self.bijector is None:
             return data, 0.0
-        z, log_det = _forward((data,), self.bijector)
+        if known(x, self.bijector):  # the map may need all digits of float64: those of an offset
+            with jax.ensure_compile_time_eval(), jax.enable_x64(True):
+                z, log_det = _forward((as_data(x, dtype, name),), self.bijector)
+        else:
+            z, log_det = _forward((data,), self.bijector)
         check_examples(z, f"{name}, after the model's bijector,")
-        return z, log_det
+        return z.astype(data.dtype), log_det.astype(data.dtype)
 
     def _shaped(self, x: Data, name: str) -> Data:
         if x.shape[1:] != self.shape:

@@ -140,6 +140,15 @@ def test_latents_and_back():
     np.testing.assert_allclose(model.decode(z), x, atol=1e-2)
 
 
+def test_a_map_of_data_has_all_their_digits():
+    """Those that float32 loses beside an offset."""
+    data = Gaussian.random(3, 2)
+    model, x = reals(data), data.draw(1, 5)
+    moved = replace(model, bijector=scoremle.Affine(1e6, 1.0))
+    for use in (lambda model, x: model.log_prob(x, KEY).log_prob, ScoreModel.encode):
+        np.testing.assert_allclose(use(moved, 1e6 + x), use(model, x), atol=1e-4)
+
+
 @pytest.mark.parametrize("name", ["sde", "pixels", "bijector", "solver", "divergence"])
 def test_what_is_of_another_kind_is_refused(name, unchecked):
     model = reals(Gaussian.random(3, 2))
