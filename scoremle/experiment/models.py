@@ -90,6 +90,11 @@ def _loaded(place: str | Path, checkpoint: int | None) -> "ScoreModel | FlowMode
     if family := family_of(path):
         return FAMILIES[family].load(path)
     if path.is_file() or not (Workdir(path).begun or Workdir(path).config_path.exists()):
+        if str(place) in NAMES:
+            raise UserError(
+                f"{path.absolute()} hides the model {path} that ships, and is none itself: rename"
+                " it, or run this in another folder"
+            )
         what = "no working directory, and " if path.is_dir() else ""
         raise UserError(
             f"{path} is {what}no model of a known family: {OTHER_FAMILIES}; scoremle import takes"

@@ -65,9 +65,13 @@ def test_a_model_whose_images_are_of_no_file(file, tmp_path, capsys):
     assert code == 2 and "of 2 channels" in capsys.readouterr().err
 
 
-def test_a_path_that_exists_wins(tmp_path):
+def test_a_path_that_exists_wins(tmp_path, monkeypatch):
     place = tmp_path / "folder.py:model"
     place.mkdir()
+    (tmp_path / "digits").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="hides the model"):
+        scoremle.load("digits")
     with pytest.raises(UserError, match="known family"):
         scoremle.load(place)
 
