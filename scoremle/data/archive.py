@@ -114,7 +114,7 @@ class Source:
         _say_unread(archive, unread)
 
     def _wanted(self, name: str, wanted: Callable[[str], bool]) -> bool:
-        if is_hidden(name):
+        if is_hidden(name) and name != self.path.name:  # which the user named
             self.hidden += 1
             return False
         found = wanted(name)

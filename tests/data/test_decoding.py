@@ -153,6 +153,8 @@ def test_each_file_has_its_line_in_order(tmp_path):
     assert [report.pixels is not None for report in reports] == [True, False, False, False, True]
     assert reports[1] == ImageReport("b.txt", reason=pictures.UNKNOWN)
     assert "decoded" in reports[3].reason
+    own = (tmp_path / "a.png").rename(tmp_path / ".a.png")  # named by the user, it is looked at
+    assert [report.name for report in decode_folder(own, (8, 8, 1), "", print)[0]] == [".a.png"]
 
 
 def test_a_file_that_cannot_be_read_is_a_line(tmp_path, monkeypatch):
