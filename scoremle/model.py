@@ -838,7 +838,8 @@ class ScoreModel:
             return data, 0.0
         if known(x, self.bijector):  # the map may need all digits of float64: those of an offset
             with jax.ensure_compile_time_eval(), jax.enable_x64(True):
-                z, log_det = _forward((as_data(x, dtype, name),), self.bijector)
+                # A copy: within a trace JAX keeps the float32 that it made of x above.
+                z, log_det = _forward((as_data(np.array(x), dtype, name),), self.bijector)
         else:
             z, log_det = _forward((data,), self.bijector)
         check_examples(z, f"{name}, after the model's bijector,")

@@ -145,7 +145,14 @@ def test_a_map_of_data_has_all_their_digits():
     data = Gaussian.random(3, 2)
     model, x = reals(data), data.draw(1, 5)
     moved = replace(model, bijector=scoremle.Affine(1e6, 1.0))
-    for use in (lambda model, x: model.log_prob(x, KEY).log_prob, ScoreModel.encode):
+
+    def log_prob(model, x):
+        return model.log_prob(x, KEY).log_prob
+
+    def of_constants(model, x):
+        return jax.jit(lambda k: k * log_prob(model, x))(1.0)
+
+    for use in (log_prob, of_constants, ScoreModel.encode):
         np.testing.assert_allclose(use(moved, 1e6 + x), use(model, x), atol=1e-4)
 
 
