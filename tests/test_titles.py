@@ -35,14 +35,14 @@ FACTS = {
 
 
 class Told(Page):
-    """A page that keeps what it is told: kind, then what was given."""
+    """A page that keeps the kind and the content of its parts."""
 
     def __init__(self):
         super().__init__("", "")
         self.all = []
 
-    def text(self, text):
-        self.all.append(("text", text))
+    def text(self, *texts):
+        self.all += [("text", text) for text in texts if text]
 
     def table(self, header, rows, caption):
         self.all.append(("table", (tuple(header), [tuple(row) for row in rows])))

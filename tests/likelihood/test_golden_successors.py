@@ -166,7 +166,7 @@ def test_the_loss_of_vdm_is_its_bound_whatever_the_times(kernel, kind):
             return scale * exact(x, t)
 
         by_loss = ByVDMLoss(samplers(sde)[kind], 1.0, "likelihood", False, 0.0)
-        losses = by_loss.losses(noise, sde, pixels, images, jax.random.key(1))
+        losses, _ = by_loss.drawn(noise, sde, pixels, images, jax.random.key(1))
         bound = elbo(
             noise, sde, jnp.asarray(pixels.points, jnp.float32)[images[:50]],
             jax.random.key(2), eps=0.0, times=UniformTime(0.0, True), draws=64,
