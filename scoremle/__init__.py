@@ -41,12 +41,28 @@ _HOME = {name: module for _, module, _, name, *_ in _IMPORTS}
 __all__ = ["__version__", *_HOME]
 
 
+def finder(package: str):
+    """The ``__getattr__`` of a package, which imports a module of it when that is first named.
+
+    Args:
+        package: its name.
+    """
+
+    def find(name: str) -> object:
+        try:
+            return importlib.import_module(f"{package}.{name}")
+        except ModuleNotFoundError as error:
+            if error.name != f"{package}.{name}":  # another, which the module needs
+                raise
+        raise AttributeError(f"module {package!r} has no attribute {name!r}")
+
+    return find
+
+
 def __getattr__(name: str) -> object:
     if name in _HOME:
         return getattr(importlib.import_module(_HOME[name]), name)
-    if name in _submodules():
-        return importlib.import_module(f"{__name__}.{name}")
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return finder(__name__)(name)
 
 
 def _submodules() -> set[str]:

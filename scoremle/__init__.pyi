@@ -1,5 +1,8 @@
 # The names of the package: for type checkers, and for __init__.py, which imports a name from the
 # module here when it is first used.
+from collections.abc import Callable
+from typing import Any
+
 from scoremle import anomaly as anomaly
 from scoremle import core as core
 from scoremle import data as data
@@ -70,3 +73,5 @@ from scoremle.solvers.multistep import Multistep as Multistep
 from scoremle.training.fit import fit as fit
 
 __version__: str
+
+def finder(package: str) -> Callable[[str], Any]: ...

@@ -21,6 +21,8 @@ assert "jax" not in sys.modules and "scoremle.core.sde" not in sys.modules
 for name in ("core", "likelihood", "published", "data"):
     assert name in dir(scoremle)
     assert getattr(scoremle, name) is sys.modules[f"scoremle.{name}"]
+assert scoremle.core.augment is sys.modules["scoremle.core.augment"]
+assert scoremle.interop.torch.from_module and not hasattr(scoremle.core, "sdes")
 assert scoremle.VP is sys.modules['scoremle.core.sde'].VP
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

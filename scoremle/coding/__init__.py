@@ -2,3 +2,7 @@
 
 Its entropy coder is the library constriction, of the extra ``compress``.
 """
+
+from scoremle import finder
+
+__getattr__ = finder(__name__)

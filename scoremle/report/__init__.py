@@ -1,1 +1,5 @@
 """A page about one or more working directories, for a person to read."""
+
+from scoremle import finder
+
+__getattr__ = finder(__name__)
