@@ -42,7 +42,7 @@ def test_the_first_rungs_have_nothing_of_the_best():
 def test_rungs_are_of_rungs():
     for rungs in ladder.LADDERS.values():
         assert {name for r in rungs.values() for name in (r.network, r.begun)} <= {"", *rungs}
-    for rung in ladder.OBJECTIVES.values():
+    for rung in ladder.LADDERS["objectives"].values():
         assert rung.paper is None or len(rung.paper) == 2
 
 
