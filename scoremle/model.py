@@ -84,7 +84,7 @@ CODES = np.uint32(2)
 Condition = Any
 
 
-# What fields of a model are, and an example of each.
+# The kinds of a model's fields, and an example of each.
 KINDS: dict[str, tuple[Any, str]] = {
     "sde": (SDE, "scoremle.VP()"),
     "pixels": (Pixels, "scoremle.Pixels(256)"),
@@ -685,14 +685,14 @@ class ScoreModel:
 
     @overload
     def sample(
-        self, n: int, key: PRNGKey, *, condition: Condition = None, sampler: Sampler = ode_draw,
+        self, n: int, key: PRNGKey, *, condition: Condition = None, sampler: Sampler | None = None,
         batch_size: int = BATCH_SIZE, devices: Sequence[jax.Device] | None = None,
         label: str = "", log_prob: Literal[False] = False,
     ) -> np.ndarray: ...  # fmt: skip
 
     @overload
     def sample(
-        self, n: int, key: PRNGKey, *, condition: Condition = None, sampler: Sampler = ode_draw,
+        self, n: int, key: PRNGKey, *, condition: Condition = None, sampler: Sampler | None = None,
         batch_size: int = BATCH_SIZE, devices: Sequence[jax.Device] | None = None,
         label: str = "", log_prob: Literal[True],
     ) -> Samples: ...  # fmt: skip
@@ -703,7 +703,7 @@ class ScoreModel:
         key: PRNGKey,
         *,
         condition: Condition = None,
-        sampler: Sampler = ode_draw,
+        sampler: Sampler | None = None,
         batch_size: int = BATCH_SIZE,
         devices: Sequence[jax.Device] | None = None,
         label: str = "",
@@ -716,7 +716,7 @@ class ScoreModel:
             key: of all of them.
             condition: what the noise prediction takes, a row for each sample or one for all.
             sampler: any of ``scoremle.sampling`` that takes a key, with its options bound by
-                functools.partial.
+                functools.partial; None: the ODE, by the model's solver.
             batch_size: how many at once, or fewer where memory does not suffice; no sample
                 depends on it.
             devices: that share each batch; None: one.
@@ -742,7 +742,7 @@ class ScoreModel:
         rows, devices = rows_of(condition, n), devices or jax.devices()[:1]
         model = replicate(model, devices)
         if log_prob:
-            if sampler is not ode_draw:
+            if sampler:
                 raise UserError(
                     "log_prob=True is for the default sampler, the ODE: other samples do not come"
                     " with a density; draw them without it, and call the model's log_prob"
@@ -938,17 +938,18 @@ def _decode(rows: tuple[Data, Condition], model: ScoreModel) -> Data:
 
 
 def draw_samples(
-    model: ScoreModel, keys: Key[Array, " b"], condition: Condition = None, *, sampler: Sampler
-) -> tuple[Array, Array]:
+    model: ScoreModel, keys: Key[Array, " b"], condition: Condition = None, *,
+    sampler: Sampler | None,
+) -> tuple[Array, Array]:  # fmt: skip
     """Samples, a key for each, and whether each was of finite numbers: what ``sample`` compiles.
 
     Args:
         model: down to whose smallest time the sampler goes.
         keys: one for each sample.
         condition: what the noise prediction takes, a row for each sample or one for all.
-        sampler: with its options bound; the ODE's without any has the model's solver.
+        sampler: with its options bound; None: the ODE, by the model's solver.
     """
-    if sampler is ode_draw:
+    if sampler is None:
         transport = partial(ode_sample, solver=model._solver_of_states)
         sampler = partial(ode_draw, transport=transport)
     if model.coder:
@@ -964,7 +965,7 @@ Columns = dict[str, Array]
 
 @partial(compiled, static_argnames="sampler")
 def _draw(
-    model: ScoreModel, keys: Key[Array, " b"], condition: Condition, *, sampler: Sampler
+    model: ScoreModel, keys: Key[Array, " b"], condition: Condition, *, sampler: Sampler | None
 ) -> tuple[Columns, Bool[Array, " b"]]:
     x, finite = draw_samples(model, keys, condition, sampler=sampler)
     return {"x": x}, finite

@@ -130,6 +130,22 @@ def test_doubling_takes_the_steps_that_samples_need():
     assert near < min(1e-4, coarse / 3), (near, coarse)
 
 
+def test_doubling_takes_as_many_steps_in_many_dimensions():
+    """The tolerance of a state is of its root mean square."""
+    sde = SDES["vp"]
+
+    def noise(x, t):  # of N(0, 0.01 I)
+        alpha, sigma = sde.alpha(t)[:, None], sde.sigma(t)[:, None]
+        return sigma * x / (0.01 * alpha**2 + sigma**2)
+
+    z = jax.random.normal(jax.random.key(0), (3, 1))
+    one, many = (
+        ode_sample(noise, sde, jnp.tile(z, (1, dims)), eps=1e-4, solver=Doubling(1e-4))
+        for dims in (1, 100)
+    )
+    np.testing.assert_allclose(many, jnp.tile(one, (1, 100)), rtol=1e-5, atol=1e-7)
+
+
 @every_sde
 def test_encoding_is_the_likelihoods_latent_and_is_undone(name, x64):
     sde, eps = SDES[name], EPS[name]
