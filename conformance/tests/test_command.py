@@ -122,3 +122,19 @@ def test_an_adapter_s_best_setting_is_right(library):
     x = field.subject.draw(np.random.default_rng(0), 3, field.path)
     found = np.asarray(adapter.log_prob(field, x, Ask()).log_prob, np.float64)
     np.testing.assert_allclose(found, field.subject.log_model(x, field.path), atol=0.01)
+
+
+@pytest.mark.parametrize("library", ["flow_matching", "torchdiffeq", "zuko", "azula"])
+def test_a_torch_library_has_the_precision_that_it_states_and_probes_by_the_seed(library):
+    pytest.importorskip(library)
+    kind = adapter_class(library)
+    for setting, words in kind.settings.items():
+        adapter = kind(setting)
+        path, output = adapter.networks[0]
+        field = Field(subjects.anisotropic(3), PATHS[path], output)
+        x = field.subject.draw(np.random.default_rng(0), 4, field.path)
+        found, same, other = (
+            adapter.log_prob(field, x, Ask(exact=False, seed=seed)).log_prob for seed in (1, 1, 2)
+        )
+        assert words.startswith(str(found.dtype))
+        assert np.array_equal(found, same) and not np.allclose(found, other, rtol=1e-3)

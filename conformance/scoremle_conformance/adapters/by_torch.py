@@ -1,4 +1,6 @@
-"""What adapters of PyTorch libraries share: from arrays to tensors, and to log p or its slope."""
+"""Base of the adapters of PyTorch libraries: arrays to tensors, log p and its gradient."""
+
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -16,25 +18,28 @@ def log_normal(z: Tensor, std: float) -> Tensor:
 
 
 class TorchAdapter(Adapter):
-    """A library whose log p is ``of_tensor``. A setting in float64 says so first."""
+    """A library whose log p is ``of_tensor``."""
 
     framework = "torch"
+    double: ClassVar = frozenset({"best"})  # its settings in float64
 
     def of_tensor(self, field: Field, x: Tensor, labels: Tensor | None, ask: Ask) -> Tensor:
         """log p of the rows of ``x``; differentiable if ``x`` is."""
         raise NotImplementedError
 
-    def _of_array(self, field: Field, x: np.ndarray, ask: Ask, slope: bool) -> np.ndarray:
-        double = self.settings[self.setting].startswith("float64")
-        start = torch.tensor(x, dtype=torch.float64 if double else torch.float32)
+    def _tensor(self, x: np.ndarray) -> Tensor:
+        dtype = torch.float64 if self.setting in self.double else torch.float32
+        return torch.tensor(x, dtype=dtype)
+
+    def _asked(self, field: Field, x: Tensor, ask: Ask) -> Tensor:
         labels = None if ask.labels is None else torch.from_numpy(ask.labels)
         torch.manual_seed(ask.seed)
-        with torch.set_grad_enabled(slope):
-            found = self.of_tensor(field, start.requires_grad_(slope), labels, ask)
-            return torch.autograd.grad(found.sum(), start)[0].numpy() if slope else found.numpy()
+        return self.of_tensor(field, x, labels, ask)
 
     def log_prob(self, field: Field, x: np.ndarray, ask: Ask) -> Answer:
-        return Answer(self._of_array(field, x, ask, slope=False))
+        with torch.no_grad():
+            return Answer(self._asked(field, self._tensor(x), ask).numpy())
 
     def gradient(self, field: Field, x: np.ndarray) -> np.ndarray:
-        return self._of_array(field, x, Ask(), slope=True)
+        start = self._tensor(x).requires_grad_()
+        return torch.autograd.grad(self._asked(field, start, Ask()).sum(), start)[0].numpy()

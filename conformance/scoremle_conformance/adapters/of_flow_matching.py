@@ -22,6 +22,7 @@ class Backwards(ModelWrapper):
 
 class FlowMatching(TorchAdapter):
     name, package = "flow_matching", "flow_matching"
+    double = frozenset()
     can = frozenset({"exact", "probes", "classes", "steps", "gradient"})
     settings: ClassVar = {
         "example": "float32, midpoint, step_size 0.05, as in its example of a flow in the plane",
