@@ -215,12 +215,12 @@ class AtTime:
         return self.sde.log_alpha(jnp.full(len(x), self.t, x.dtype))
 
     def forward(self, x: Data) -> tuple[Data, PerExample]:
-        _, x = _like(x)
+        x = floating(as_array(x, "x"))
         log_alpha = self._log_alpha(x)
         return expand(jnp.exp(log_alpha), x) * x, sum_over(log_alpha, x)
 
     def inverse(self, z: Data) -> Data:
-        _, z = _like(z)
+        z = floating(as_array(z, "z"))
         return z / expand(jnp.exp(self._log_alpha(z)), z)
 
 

@@ -30,7 +30,6 @@ from scoremle.core.arguments import as_shape, check_choice, check_number
 from scoremle.core.kernels import KERNELS
 from scoremle.core.keys import example_keys, per_example
 from scoremle.core.pytree import describe, known, pytree
-from scoremle.core.schedules import Schedule, rate
 from scoremle.numerics import expand, floating, sum_data
 from scoremle.types import Data, Keys, PerExample, Scalar, Times
 
@@ -66,7 +65,7 @@ class SDE:
     """
 
     kernel: str = field(metadata={"static": True})
-    schedule: Schedule
+    schedule: schedules.Schedule
     prior_std: Scalar
 
     # The chain of steps that this SDE was published with, whose rules samplers follow.
@@ -142,7 +141,7 @@ class SDE:
         Args:
             t: times of any shape.
         """
-        return rate(self.log_alpha, jnp.maximum(t, SMALLEST))
+        return schedules.rate(self.log_alpha, jnp.maximum(t, SMALLEST))
 
     def likelihood_weight(self, t: ArrayLike) -> Times:
         """g^2 / sigma^2 = -d lambda / dt: the paper's likelihood weighting of the noise loss.
@@ -150,7 +149,7 @@ class SDE:
         Args:
             t: times of any shape.
         """
-        return -rate(self.log_snr, t)
+        return -schedules.rate(self.log_snr, t)
 
     def g2(self, t: ArrayLike) -> Times:
         """Squared diffusion coefficient; at t = 0, its limit.
@@ -192,7 +191,7 @@ class SDE:
         return self.prior_std * per_example(jax.random.normal, keys, shape[1:])
 
 
-def with_schedule(tree: Any, schedule: Schedule) -> Any:
+def with_schedule(tree: Any, schedule: schedules.Schedule) -> Any:
     """The same tree with another schedule in each SDE."""
 
     def moved(node: Any) -> Any:

@@ -38,7 +38,7 @@ from scoremle.types import Data, Keys, NoiseFn, Scalar, Times
 # The terms of log p are off by at most so many roundings of their own size, by comparison of
 # float32 with float64: of the state, the network and the sums along the path.
 ROUNDINGS = 8
-# What they are, and an example.
+# Their kinds, and an example of each.
 SOLVER: tuple[Any, str] = Solver | PublishedRK45, "scoremle.Multistep(64)"
 DIVERGENCE: tuple[Any, str] = DivergenceEstimator, "scoremle.Exact()"
 

@@ -24,9 +24,9 @@ from scoremle.core.arguments import check_count
 from scoremle.errors import UserError
 from scoremle.nn import layers, resample
 from scoremle.records import check_record
+from scoremle.types import Images
 from scoremle.xla import compile_once
 from scoremle.zoo import blocks
-from scoremle.zoo.blocks import Embedding, Images, Times
 from scoremle.zoo.from_torch import from_torch
 
 Labels = Integer[Array, " b"]
@@ -122,7 +122,7 @@ class ADM(nn.Module):
         return network
 
     @nn.compact
-    def __call__(self, x: Images, t: Times, class_labels: Labels | None = None) -> Images:
+    def __call__(self, x: Images, t: blocks.Times, class_labels: Labels | None = None) -> Images:
         """The raw output, of the size of ``x``; with ``learn_sigma`` twice the channels.
 
         ``t``: the number of the step, which may be a fraction. Raises UserError where fields,
@@ -138,7 +138,7 @@ class ADM(nn.Module):
         channels = (1 + self.learn_sigma) * CHANNELS
         return blocks.conv("out.2", channels, dtype=layers.wide(self.dtype))(h)
 
-    def _embed(self, t: Times, class_labels: Labels | None) -> Embedding:
+    def _embed(self, t: blocks.Times, class_labels: Labels | None) -> blocks.Embedding:
         features = 4 * self.num_channels
         waves = blocks.timestep_embedding(t, self.num_channels)
         embedding = blocks.TimestepEmbedding(features, self.dtype, name="time_embed")(waves)
@@ -150,7 +150,7 @@ class ADM(nn.Module):
     # The three parts of the U-Net. Every block on the way down leaves its features behind, so that
     # their number is that of the next block.
 
-    def _down(self, x: Images, embedding: Embedding) -> list[Images]:
+    def _down(self, x: Images, embedding: blocks.Embedding) -> list[Images]:
         """The features after every block, finest first."""
         resnet = functools.partial(self._resnet, embedding=embedding)
         skips = [blocks.conv("input_blocks.0.0", self._widths[0], dtype=self.dtype)(x)]
@@ -165,12 +165,12 @@ class ADM(nn.Module):
                 skips.append(self._halve(f"input_blocks.{len(skips)}.0", skips[-1], resnet))
         return skips
 
-    def _middle(self, h: Images, embedding: Embedding) -> Images:
+    def _middle(self, h: Images, embedding: blocks.Embedding) -> Images:
         h = self._resnet("middle_block.0", h, embedding)
         h = self._attend("middle_block.1", h, self.num_heads)
         return self._resnet("middle_block.2", h, embedding)
 
-    def _up(self, h: Images, skips: list[Images], embedding: Embedding) -> Images:
+    def _up(self, h: Images, skips: list[Images], embedding: blocks.Embedding) -> Images:
         """Up path: from the middle to the last features, with skip features of the way down."""
         resnet = functools.partial(self._resnet, embedding=embedding)
         heads = self.num_heads if self.num_heads_upsample == -1 else self.num_heads_upsample
@@ -199,7 +199,7 @@ class ADM(nn.Module):
         return 2**level in [self.image_size // size for size in self.attention_resolutions]
 
     def _resnet(
-        self, name: str, h: Images, embedding: Embedding, features: int = 0, **options: Any
+        self, name: str, h: Images, embedding: blocks.Embedding, features: int = 0, **options: Any
     ) -> Images:
         """A residual block; it keeps the number of channels unless ``features`` are given."""
         fields = ((GROUPS, GROUPS), EPS, nn.swish, self.use_scale_shift_norm, self.dtype)

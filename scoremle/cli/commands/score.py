@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from scoremle.likelihood.mean import Mean
 
 NEEDS = "scoremle.experiment.measurements"
-# The names that experiment/measurements.py knows.
+# Those of experiment/measurements.py, whose import brings JAX.
 ESTIMATORS = ("ode", "bound", "steps")
 # How clusters number tasks, in variables: the number, the first one, how many there are.
 TASKS = (

@@ -139,12 +139,15 @@ def _of_points(values: Values) -> Columns:
     It is that of a few passes, or of one pass its own, and half of what covers the solver's.
     """
     passes = len(values["log_prob"])
-    found = scoremle.Scores.of_passes({**values, "bpd": values["log_prob"]}, dims=1)  # in nats
-    random = error_of_few(found.stderr, passes) if passes > 1 else found.probe_stderr
+    mean, solver = (values[name].mean(axis=0) for name in ("log_prob", "solver_error"))
+    probes = np.sqrt(np.square(values["probe_stderr"]).mean(axis=0) / passes)
+    stderr = np.full_like(mean, np.nan)
+    if passes > 1:
+        stderr = values["log_prob"].std(axis=0, ddof=1) / np.sqrt(passes)
     return {
-        "log_prob": found.bpd,
-        "error": np.hypot(random, found.solver_error / 2),
-        "stderr": found.stderr,
-        "probe_stderr": found.probe_stderr,
-        "solver_error": found.solver_error,
+        "log_prob": mean,
+        "error": np.hypot(error_of_few(stderr, passes) if passes > 1 else probes, solver / 2),
+        "stderr": stderr,
+        "probe_stderr": probes,
+        "solver_error": solver,
     }
