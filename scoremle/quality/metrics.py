@@ -76,8 +76,8 @@ def frechet_distance(a: FeatureRows, b: FeatureRows) -> float:
     Raises UserError for fewer than two images, and for features of two sizes.
     """
     a, b = _rows(a, b, least=2)
-    covariances = (np.atleast_2d(np.cov(x, rowvar=False)) for x in (a, b))
-    return frechet_of_moments(a.mean(axis=0), next(covariances), b.mean(axis=0), next(covariances))
+    of_a, of_b = (np.atleast_2d(np.cov(x, rowvar=False)) for x in (a, b))
+    return frechet_of_moments(a.mean(axis=0), of_a, b.mean(axis=0), of_b)
 
 
 def frechet_of_moments(
@@ -148,7 +148,8 @@ def class_score(logits: Float[np.ndarray, "n classes"], *, splits: int = SPLITS)
 
     Raises UserError for fewer images than parts.
     """
-    log_p = log_softmax(*_rows(logits, least=splits), axis=1)
+    (rows,) = _rows(logits, least=splits)
+    log_p = log_softmax(rows, axis=1)
     scores = []
     for part in np.array_split(log_p, splits):
         of_part = logsumexp(part, axis=0) - np.log(len(part))

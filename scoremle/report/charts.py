@@ -124,8 +124,8 @@ def training_bpd(rows: Sequence[LogRow], uniform: float) -> Chart:
     nothing.
     """
     steps, values, errors = _columns(rows, "eval_bpd", "eval_bpd_stderr")
-    told = np.maximum.accumulate(values < uniform)
-    steps, values, errors = (column[told] for column in (steps, values, errors))
+    kept = np.maximum.accumulate(values < uniform)
+    steps, values, errors = (column[kept] for column in (steps, values, errors))
     mean, averaged = _smooth(values), len(_window(len(values)))
     band = Z95 * np.sqrt(_sums(np.square(errors))) / _sums(np.ones_like(values))
 

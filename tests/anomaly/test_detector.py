@@ -13,6 +13,7 @@ import scoremle
 from scoremle.anomaly import Anomalies, Detector
 from scoremle.anomaly.normality import Density, Ranks
 from scoremle.anomaly.statistics import LEVELS, POWERS, STATISTICS, STEPS, Examples, numbers_of
+from scoremle.core.codes import Coder
 from scoremle.errors import UserError
 from scoremle.files import SEAL, write_sealed
 from scoremle.model import Origin
@@ -191,6 +192,7 @@ def test_another_model_and_other_images_are_refused(detector):
         dataclasses.replace(IMAGES, decoder_scale=0.5),
         dataclasses.replace(IMAGES, divergence=scoremle.Exact()),
         dataclasses.replace(IMAGES, origin=Origin(middles=True)),
+        dataclasses.replace(IMAGES, coder=Coder(lambda x: x.reshape(len(x), -1), 4, 1)),
     ]  # fmt: skip
     for model in others:
         with pytest.raises(UserError, match=r"not the model.*mine.py:model"):

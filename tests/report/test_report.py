@@ -94,6 +94,12 @@ def test_the_band_is_the_error_of_the_mean_of_the_rows():
     assert words.endswith(f"2.000 ± {1.96 * 0.1 / np.sqrt(11):.3f} at last.")
 
 
+def test_rows_after_the_first_that_beats_a_uniform_distribution_stay():
+    values = [9.0, 3.0, 9.0, 9.0]  # of which the last would be left out alone
+    rows = [{"step": i, "eval_bpd": v, "eval_bpd_stderr": 0.1} for i, v in enumerate(values)]
+    assert "9.000 ± " in charts.training_bpd(rows, uniform=4.0).alt
+
+
 def test_a_chart_of_nothing_says_so():
     rows = [{"step": i, "eval_bpd": 9.0, "eval_bpd_stderr": 0.1} for i in range(3)]
     words = "no row beats a uniform distribution yet"
