@@ -54,6 +54,14 @@ def test_other_names_are_errors():
         scoremle.sdes  # noqa: B018
 
 
+def test_what_a_module_lacks_is_not_taken_for_the_module(tmp_path, monkeypatch):
+    (tmp_path / "house").mkdir()
+    (tmp_path / "house/room.py").write_text("import furniture")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ModuleNotFoundError, match="furniture"):
+        scoremle.finder("house")("room")
+
+
 def test_help_names_everything_by_what_it_is_for():
     words = re.findall(r"\w+", scoremle.__doc__)
     assert not {*scoremle.__all__} - {"__version__", *words}
