@@ -268,6 +268,10 @@ def of_zero(x, t):
     return 0 * x
 
 
+def read_as(prediction):
+    return replace(MODEL, noise=scoremle.noise_fn(of_zero, scoremle.VP(), prediction=prediction))
+
+
 def weighted(weights, x, t):
     return weights[0] * x
 
@@ -278,6 +282,8 @@ OTHERS = {
     "SDE": replace(FOUND, model=replace(MODEL, sde=scoremle.SubVP())),
     "smallest time": replace(FOUND, model=replace(MODEL, eps=1e-2)),
     "pixels": replace(FOUND, model=replace(MODEL, pixels=Pixels(17, 0, 1))),
+    "output as it is": replace(FOUND, model=read_as("eps")),
+    "another meaning of it": replace(FOUND, model=read_as("v")),
     "estimator": replace(FOUND, estimator=scoremle.ByElbo()),
     "solver": replace(FOUND, estimator=scoremle.ByOde(solver=scoremle.Multistep(9))),
 }

@@ -34,7 +34,7 @@ from scoremle.model import ScoreModel
 from scoremle.numerics import permutation, random_words
 from scoremle.records import Size, check_record
 from scoremle.resumable import fingerprint
-from scoremle.training.checksums import tree_hash
+from scoremle.training.checksums import model_hash
 
 # Chosen by benchmarks/anomaly.py.
 DEFAULT = "path"
@@ -260,7 +260,7 @@ def _identity(model: ScoreModel | None) -> str:
     if model is None:
         return ""
     return fingerprint({
-        "model": tree_hash((model.noise, model.bijector, model.coder)),
+        "model": model_hash((model.noise, model.bijector, model.coder)),
         "sde": model.sde.describe(), "eps": model.eps, "shape": list(model.shape),
         "pixels": describe(model.pixels), "solver": describe(model.solver),
         "divergence": describe(model.divergence), "decoder": describe(model.decoder_scale),

@@ -45,7 +45,7 @@ from scoremle.likelihood.steps import has_last_step
 from scoremle.model import ScoreModel
 from scoremle.resumable import content_hash, fingerprint
 from scoremle.terminal import say
-from scoremle.training.checksums import tree_hash
+from scoremle.training.checksums import model_hash
 
 if TYPE_CHECKING:
     from scoremle.weights.flows import FlowModel
@@ -120,7 +120,7 @@ class Measurement:
         """
         model = self.model
         if isinstance(model, ScoreModel):
-            of_model = {"model": tree_hash(model), "sde": model.sde.describe(), "eps": model.eps}
+            of_model = {"model": model_hash(model), "sde": model.sde.describe(), "eps": model.eps}
         else:  # whose functions show by their values alone what they are
             of_model = {"log_prob": model.log_prob(np.full((1, *model.shape), 0.5)).tolist()}
         return {

@@ -199,6 +199,12 @@ def test_another_model_and_other_images_are_refused(detector):
             found.score(model, OTHERS)
     with pytest.raises(UserError, match=r"scoremle 0\.1"):
         dataclasses.replace(found, version="0.1").score(IMAGES, OTHERS)
+    eps, v = (
+        dataclasses.replace(IMAGES, noise=scoremle.noise_fn(of_pixels, SDE, prediction=prediction))
+        for prediction in ("eps", "v")
+    )
+    with pytest.raises(UserError, match="not the model"):
+        Detector.fit(eps, NORMAL, statistic="msma").score(v, OTHERS)
     with pytest.raises(UserError, match="shape"):
         found.score(IMAGES, np.zeros((2, 3, 3, 1), np.uint8))
     assert len(found.score(IMAGES, OTHERS[:0])) == 0
