@@ -680,8 +680,9 @@ class ScoreModel:
             data = self.pixels.checked(data, self.shape)
         scaling, rows = self.pixels or self.bijector, rows_of(condition, len(data))
         return check_declaration(
-            self.noise, self.sde, jnp.asarray(data), eps=self.eps, scaling=scaling, condition=rows
-        )
+            self.noise, self.sde, cast(Any, np.asarray(data)),
+            eps=self.eps, scaling=scaling, condition=rows,
+        )  # fmt: skip
 
     @overload
     def sample(

@@ -271,7 +271,8 @@ def _identity(model: ScoreModel | None) -> str:
 def _checked(model: ScoreModel | None, data: Any, name: str) -> np.ndarray:
     if model is not None and model.pixels is not None:
         return model.pixels.checked(data, model.shape)
-    found = np.asarray(as_data(data, name=name))
+    as_data(data, name=name)
+    found = np.asarray(data, np.float64)
     if model is None and found.ndim != 2:
         raise UserError(f"{name} must be vectors [n d], not {shown(found)}")
     if model is not None and found.shape[1:] != model.shape:
@@ -283,5 +284,5 @@ def _features(
     model: ScoreModel | None, name: str, data: np.ndarray, numbers: Numbers, seed: int, label: str
 ) -> Float[np.ndarray, "n k"]:
     if model is None:
-        return data.astype(np.float64)
+        return data
     return STATISTICS[name].features(Examples(model, data, numbers, seed, label))

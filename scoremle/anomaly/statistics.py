@@ -24,6 +24,7 @@ import numpy as np
 from jaxtyping import Array, Float, UInt64
 
 from scoremle.anomaly.normality import Density, Normality, Ranks
+from scoremle.core.bijectors import in_all_digits
 from scoremle.core.keys import image_keys
 from scoremle.core.times import log_snr_range
 from scoremle.devices import within_memory
@@ -129,8 +130,8 @@ def _points(model: ScoreModel, data: Any) -> Data:
     """Examples as the network sees them: integers as the middles of their bins."""
     if model.pixels is not None:
         return model.pixels.encode(data, 0.5)
-    x = jnp.asarray(data)
-    return x if model.bijector is None else model.bijector.forward(x)[0]
+    x = data if model.bijector is None else in_all_digits(model.bijector, data)
+    return jnp.asarray(x, float)
 
 
 def _of_msma(model: ScoreModel) -> Float[Array, " levels"]:

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 from scoremle.core.arguments import as_array, as_data
 from scoremle.core.pytree import pytree, require
@@ -23,7 +23,7 @@ from scoremle.errors import UserError
 from scoremle.numerics import expand, floating, sum_data, sum_over
 from scoremle.types import Data, PerExample, Scalar
 
-__all__ = ["Affine", "AtTime", "Bijector", "Bounded", "Chain"]
+__all__ = ["Affine", "AtTime", "Bijector", "Bounded", "Chain", "in_all_digits"]
 
 
 @runtime_checkable
@@ -45,6 +45,17 @@ class Bijector(Protocol):
             z: [b *d].
         """
         ...
+
+
+def in_all_digits(bijector: Bijector, x: Float[np.ndarray, "b *d"]) -> Data:
+    """``forward`` of data in float64: beside an offset they have more digits than float32.
+
+    Args:
+        bijector: the map.
+        x: [b *d] data.
+    """
+    with jax.enable_x64(True):
+        return bijector.forward(jnp.asarray(x, float))[0]
 
 
 @pytree

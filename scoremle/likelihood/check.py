@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from scoremle.core.bijectors import Affine, Bijector
+from scoremle.core.bijectors import Affine, Bijector, in_all_digits
 from scoremle.core.pixels import Pixels
 from scoremle.core.prediction import (
     BETWEEN_REMEDY,
@@ -151,7 +151,7 @@ class _Trial:
         self.declared = Interpretation(self.noise.prediction, self.noise.time_input, scaling)
         self.likely = dict.fromkeys((self.declared.prediction, *LIKELY[sde.kernel]))
         self.measured = np.asarray(data[:count])
-        self.others = np.asarray(data[count : count + max(OTHERS, OTHER_NUMBERS // dims)])
+        self.others: Any = np.asarray(data[count : count + max(OTHERS, OTHER_NUMBERS // dims)])
         low, high = log_snr_range(sde, eps)
         self.log_snr = np.linspace(float(low), float(high), NODES)
 
@@ -208,7 +208,7 @@ class _Trial:
         elif old.scaling is not None:
             yield replace(old, scaling=None)
         elif (self.others.std(axis=0) > 0).all():
-            yield replace(old, scaling=Affine.standardizing(jnp.asarray(self.others)))
+            yield replace(old, scaling=Affine.standardizing(self.others))
 
     def on_grid(self, reading: Interpretation) -> tuple[Interpretation, list[str]]:
         """The reading, on that of two near grids which the network sees, or on the declared one;
@@ -374,8 +374,7 @@ def _scaled(x: np.ndarray, scaling: Scaling) -> Data:
     """Data as the network sees them."""
     if isinstance(scaling, Pixels):
         return jnp.asarray(scaling.points, float)[x]
-    y = jnp.asarray(x, float)
-    return y if scaling is None else scaling.forward(y)[0]
+    return jnp.asarray(x if scaling is None else in_all_digits(scaling, x), float)
 
 
 def _ends(values: Any) -> str:

@@ -86,6 +86,14 @@ def test_an_image_has_its_features_wherever_it_stands(statistic):
     np.testing.assert_allclose(of(images), of(images[::-1])[::-1], rtol=1e-4, atol=1e-5)
 
 
+def test_data_keep_the_digits_that_float32_loses_beside_an_offset():
+    x, far = DATA.draw(2, 50), 1e8
+    moved = dataclasses.replace(VECTORS, bijector=scoremle.Affine(far, 1.0))
+    of_far = Examples(moved, far + x, numbers_of(far + x), 0, "")
+    np.testing.assert_allclose(STATISTICS["msma"].features(of_far), features("msma", x), atol=1e-3)
+    assert Detector.fit(None, far + x).equal == Detector.fit(moved, far + x).equal == 0
+
+
 def features(statistic, x):
     return STATISTICS[statistic].features(Examples(VECTORS, x, numbers_of(x), 0, ""))
 

@@ -26,6 +26,9 @@ def model(**options):
 
 def positive():
     return model(bijector=scoremle.Bounded(low=0.0))
+
+def far():
+    return model(bijector=scoremle.Affine(1e8, 1.0))
 """
 X = np.random.default_rng(0).normal([1, -2], [0.5, 1], size=(7, 2))
 
@@ -76,6 +79,12 @@ def test_points_have_the_librarys_values_and_errors(score):
     _, told, _, _ = score(with_another, "--skip-bad", "--repeats=3", "--seed=5", "--force")
     assert told.startswith("log p of 7 points") and "3 passes of 33 network evaluations" in told
     assert f"mean {values.mean():.4f} +- " in told
+
+
+def test_points_keep_the_digits_that_float32_loses_beside_an_offset(score):
+    _, _, _, table = score(1e8 + X, model="far")
+    values = load("mine.py:model").log_prob(X, jax.random.key(0)).log_prob
+    np.testing.assert_allclose([float(row["log_prob"]) for row in table], values, atol=0.02)
 
 
 def test_points_without_log_p_are_refused_or_left_out(score):

@@ -239,6 +239,9 @@ def test_data_of_which_the_network_learned_standardized_ones():
     assert "bijector=Affine.standardizing(data)" in line
     whole = ScoreModel(noise, sde, 1e-3, (2,), bijector=Affine.standardizing(data))
     assert whole.check(data) == []
+    far = 1e8 + data  # where float32 loses all digits of the data
+    moved = ScoreModel(noise, sde, 1e-3, (2,), bijector=Affine.standardizing(far))
+    assert moved.check(far) == []
 
 
 def snapped(levels, ends, x, label):

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
 import scoremle
 from scoremle.cli.commands.score import both_ends, in_passes, mean_in_words
 from scoremle.core.arguments import shown
+from scoremle.core.bijectors import in_all_digits
 from scoremle.core.keys import image_keys
 from scoremle.data.readers.arrays import load_npy
 from scoremle.errors import UserError
@@ -81,17 +81,17 @@ def read_points(path: Path, shape: tuple[int, ...] | None) -> Float[np.ndarray, 
     fits = array.ndim == 2 if shape is None else array.shape[1:] == shape
     if array.dtype.kind != "f" or not fits or not array.size:
         raise UserError(f"{path} holds {shown(array)}: {wanted}")
-    with np.errstate(over="ignore"):  # what is infinite then is no point
-        return np.asarray(array, np.float32)
+    return np.asarray(array, np.float64)
 
 
 def _reasons(model: ScoreModel, points: Float[np.ndarray, "n *d"]) -> dict[int, str]:
     """The points that have no log p, by number, and why."""
     axes = tuple(range(1, points.ndim))
-    finite = np.isfinite(points).all(axis=axes)
+    with np.errstate(over="ignore"):  # what is infinite in float32 is no point
+        finite = np.isfinite(points.astype(np.float32)).all(axis=axes)
     reasons = {int(i): "has a number that is not finite" for i in np.flatnonzero(~finite)}
     if model.bijector is not None:
-        inside = np.isfinite(model.bijector.forward(jnp.asarray(points))[0]).all(axis=axes)
+        inside = np.isfinite(in_all_digits(model.bijector, points)).all(axis=axes)
         for i in np.flatnonzero(finite & ~inside):
             reasons[int(i)] = "lies where the model's bijector is not defined"
     return reasons
