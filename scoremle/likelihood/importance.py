@@ -113,6 +113,7 @@ def jackknife(log_weights: Float[Array, "k b"]) -> PerExample:
     k = len(log_weights)
     if k == 1:
         return jnp.full_like(log_weights[0], jnp.nan)
+    log_weights = log_weights - jnp.max(log_weights, axis=0)  # sums are rounded by size
     none = jnp.full_like(log_weights[:1], -jnp.inf)
     before = jnp.concatenate([none, jax.lax.cumlogsumexp(log_weights)[:-1]])
     behind = jnp.concatenate([jax.lax.cumlogsumexp(log_weights, reverse=True)[1:], none])

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scoremle.likelihood.importance import importance_bound
+from scoremle.likelihood.importance import importance_bound, jackknife
 from scoremle.likelihood.ode import Likelihood
 
 KEY = jax.random.key(0)
@@ -163,3 +163,11 @@ def test_the_error_of_the_draws_is_a_jackknifes():
     left = np.stack([np.log(np.mean(np.exp(np.delete(log_weights, i, 0)), 0)) for i in range(3)])
     expected = np.sqrt(2 / 3 * np.sum((left - left.mean(0)) ** 2, 0))
     np.testing.assert_allclose(stated, expected, rtol=1e-5)
+
+
+def test_the_error_of_the_draws_is_none_of_rounding():
+    """In float32, where all log-weights are large and their differences are small."""
+    small = np.random.default_rng(0).normal(size=(1000, 2)) * 0.1
+    large = np.float32(-8000 + small)
+    expected = jackknife(jnp.asarray(large + 8000))
+    np.testing.assert_allclose(jackknife(jnp.asarray(large)), expected, rtol=1e-4)
