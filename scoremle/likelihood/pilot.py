@@ -251,7 +251,8 @@ class Pilot:
     def measure(self, steps: int) -> Choice:
         """The error of a solution by ``steps`` steps, in bits/dim, and the calibrated solver."""
         error, error_or_doubt = self.bpd(steps) - self._truth, self.error_or_doubt(steps)
-        bias_stderr = _size(np.hypot(error.std(), self._doubt)) / math.sqrt(self.examples)
+        spread = error.std(ddof=min(1, self.examples - 1))
+        bias_stderr = _size(np.hypot(spread, self._doubt)) / math.sqrt(self.examples)
         stated = self._solved(steps, held=False).solver_error
         calibration, typical = _calibration(error_or_doubt, np.maximum(stated, NEGLIGIBLE))
         return Choice(

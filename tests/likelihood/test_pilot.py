@@ -44,6 +44,9 @@ def test_the_measured_error_is_the_true_one():
     size = np.sqrt(np.mean(error**2))
     np.testing.assert_allclose(size, choice.solver_error, rtol=0.1, atol=1e-5)
     np.testing.assert_allclose(error.mean(), choice.solver_bias, rtol=0.1, atol=1e-5)
+    spread = np.var(pilot.bpd(choice.solver.steps) - pilot._truth, ddof=1)
+    stderr = np.sqrt((spread + np.mean(pilot._doubt**2)) / 8)
+    np.testing.assert_allclose(choice.solver_bias_stderr, stderr, rtol=1e-6)
     pilot._truth = pilot._truth + 1  # the bias has a sign
     below = pilot.measure(choice.solver.steps).solver_bias
     np.testing.assert_allclose(below, choice.solver_bias - 1, rtol=1e-6)
