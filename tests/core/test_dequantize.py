@@ -98,6 +98,8 @@ def test_it_begins_where_half_a_bin_is_three_standard_deviations(name, pixels):
     start = truncation_start(sde, 1e-7, pixels)
     assert float(half_bin(sde, start, pixels)) == pytest.approx(3.0, rel=1e-4)
     assert truncation_start(sde, 0.2, pixels) == 0.2
+    _, log_q = TruncatedNormal(sde, start, pixels)(KEY, jnp.zeros((50_000, 1), int))
+    assert np.mean(log_q) / np.log(2) == pytest.approx(0.561, abs=0.01)  # as docs/math.md says
 
 
 def test_it_begins_at_eps_where_the_noise_is_wider_from_the_start():
