@@ -92,7 +92,8 @@ def moderated(
 
     The true ones are taken to be s0^2 d0 over chi-square of d0 degrees of freedom; d0 and s0 come
     from the mean and the spread of log(variance). The freedom of the result is that of the values
-    and d0 together: infinite where the variances spread no more than so few values make them.
+    and d0 together, or that of all values where it is less, as where the variances spread no more
+    than so few values make them.
 
     Args:
         variance: of each, from values of its own.
@@ -102,14 +103,15 @@ def moderated(
     """
     if len(variance) < FEWEST_VARIANCES or not (variance > 0).all():
         return variance, float(freedom)
-    half = freedom / 2
+    half, pooled = freedom / 2, freedom * len(variance)
     logs = np.log(variance) - float(digamma(half)) + math.log(half)
     beyond = float(logs.var(ddof=1) - polygamma(1, half))
     if beyond <= polygamma(1, MOST_FREEDOM / 2):
-        return np.full_like(variance, variance.mean()), math.inf
+        return np.full_like(variance, variance.mean()), float(pooled)
     prior = 2 * _inverse_trigamma(beyond)
     common = math.exp(logs.mean() + float(digamma(prior / 2)) - math.log(prior / 2))
-    return (prior * common + freedom * variance) / (prior + freedom), prior + freedom
+    shrunk = (prior * common + freedom * variance) / (prior + freedom)
+    return shrunk, min(prior + freedom, float(pooled))
 
 
 def _inverse_trigamma(value: float) -> float:

@@ -47,6 +47,12 @@ def test_variances_are_drawn_towards_their_distribution():
     np.testing.assert_allclose(drawn, (8 * 0.25 + 3 * found) / 11, rtol=0.1)
 
 
+def test_few_images_know_no_more_than_all_their_passes():
+    assert moderated(np.full(5, 2.0), 3)[1] == 5 * 3
+    share, _ = covered(np.ones(5), passes=2, repeats=2000)
+    assert share > 0.9
+
+
 def test_passes_without_spread_change_nothing():
     for variance in (np.array([1.0, 2.0, 3.0]), np.array([0.0, 1.0, 1.0, 1.0, 1.0])):
         drawn, freedom = moderated(variance, 3)
