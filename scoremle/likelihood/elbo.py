@@ -16,6 +16,7 @@ A control variate (`control_variate.py`), subtracted from the integrand and give
 form, and times drawn with the density that goes with it, make the error several times smaller.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
@@ -26,7 +27,7 @@ from jaxtyping import Array, Float, Int
 
 from scoremle.core.arguments import as_data, check_choice, check_count
 from scoremle.core.keys import example_keys, fold_in, normal, per_example, split
-from scoremle.core.pytree import pytree, static
+from scoremle.core.pytree import known, pytree, static
 from scoremle.core.sde import SDE, check_eps
 from scoremle.core.times import TimeSampler, bin_of, log_snr_edges
 from scoremle.errors import UserError
@@ -149,7 +150,7 @@ def elbo(
         x: data; for the probability of integers, their points.
         key: one, or one for each example.
         eps: the smallest time, where the decoder begins.
-        times: how the times of the diffusion term are drawn.
+        times: how the times of the diffusion term are drawn, from ``eps`` to 1.
         draws: how many of them.
         matching: "denoising" or "sliced".
         decoder: from t = eps to the data; it decides what is bounded.
@@ -157,8 +158,8 @@ def elbo(
         control: a control variate, fitted on other examples. It leaves the mean as it is and
             lowers the error.
 
-    Raises UserError for what can't be had: no draws, eps outside [0, 1), another matching, data
-    that are not finite reals, or a prediction of another shape.
+    Raises UserError for what can't be had: no draws, eps outside [0, 1), times from another eps,
+    another matching, data that are not finite reals, or a prediction of another shape.
 
     Example:
         >>> sde, x = scoremle.VP(), jnp.asarray([[1.0, 0.0]])
@@ -172,6 +173,9 @@ def elbo(
     """
     check_eps(sde, eps)
     check_count("draws", draws)
+    first = getattr(times, "eps", eps)
+    if known(first, eps) and not math.isclose(first, eps, rel_tol=1e-6):
+        raise UserError(f"times must begin at eps, {eps:g}, and not at {first:g}")
     x = as_data(x)
     key_t, key_rows = split(example_keys(key, len(x)))
     t, density = jax.vmap(lambda k: times(k, draws), out_axes=1)(key_t)

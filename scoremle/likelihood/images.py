@@ -301,7 +301,8 @@ class ByElbo:
     Args:
         draws: times for each image.
         matching: "denoising" or "sliced".
-        times: how they are drawn; None: evenly spaced in log-SNR within an image.
+        times: how they are drawn, from the smallest time on; None: evenly spaced in log-SNR within
+            an image.
         decoder: from the smallest time to the data. One that bounds the probability of
             integers takes no dequantizer.
         control: a control variate fitted on other images.

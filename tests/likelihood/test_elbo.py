@@ -23,6 +23,7 @@ from scoremle.core.divergence import FixedProbe
 from scoremle.core.loss import denoising_residual
 from scoremle.core.pixels import Pixels, bits_per_dim
 from scoremle.core.times import UniformLogSNR, UniformTime
+from scoremle.errors import UserError
 from scoremle.likelihood.decoders import Entropy, GaussianDecoder
 from scoremle.likelihood.elbo import elbo, variance_of_mean
 
@@ -311,3 +312,9 @@ def test_golden_network_bound_is_the_published_estimator_in_expectation(pieces, 
     theirs = pieces["span"] * (dsm + 768) / 2
     error = theirs.std(0, ddof=1) / 2
     assert (np.abs(theirs.mean(0) - result.diffusion) < 6 * np.hypot(error, result.stderr)).all()
+
+
+def test_times_from_another_eps_make_no_bound():
+    x, noise = jnp.asarray(DATA.draw(0, 2), jnp.float32), DATA.noise(SDES["vp"])
+    with pytest.raises(UserError, match="begin at eps"):
+        elbo(noise, SDES["vp"], x, KEY, eps=1e-5, times=UniformTime(1e-3), draws=4)
