@@ -19,6 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from scoremle.errors import UserError, first_line
 from scoremle.interop.wrappers import DenoiserMean
+from scoremle.training.checksums import tree_hash
 
 # The choice of an attention kernel is one for the whole process.
 _CHOICE = threading.Lock()
@@ -41,6 +42,11 @@ class Frozen:
         self.module.eval().float().requires_grad_(False)
         state = [*self.module.parameters(), *self.module.buffers()]
         self.device = state[0].device if state else torch.device("cpu")
+
+    def __repr__(self) -> str:
+        """Its name, and the hash of its numbers, which are no leaves of a model."""
+        state = self.module.state_dict()
+        return f"{self.name} {tree_hash({name: state[name].cpu().numpy() for name in state})}"
 
     def __call__(self, x: Tensor, label: Tensor, *condition: Tensor) -> Tensor:
         """The output. Raises UserError if the module fails or gives no float32 like ``x``."""

@@ -20,6 +20,7 @@ from scoremle.core.schedules import PerDimension
 from scoremle.errors import UserError
 from scoremle.interop.torch import _sde, from_module
 from scoremle.likelihood.published_rk45 import PublishedRK45
+from scoremle.training.checksums import model_hash
 
 torch = pytest.importorskip("torch")
 nn = torch.nn
@@ -556,6 +557,15 @@ def test_which_way_it_goes_is_said_once_and_is_in_its_repr(by, caplog):
     chosen = "in PyTorch, on cpu: by your choice"
     words = {"torch": chosen, "torchax": "translated to JAX by torchax"}
     assert words[by] in record.getMessage() and repr(model).endswith(f"{words[by]})")
+
+
+def test_other_weights_are_another_model(by):
+    module = made(MLP)
+    models = [mlp_model(by, module), mlp_model(by, made(MLP))]
+    with torch.no_grad():
+        next(module.parameters()).mul_(2)
+    first, same, other = map(model_hash, [*models, mlp_model(by, module)])
+    assert first == same != other
 
 
 def test_what_can_not_be_translated_stays_in_pytorch_and_is_said_once(caplog):
