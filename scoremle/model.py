@@ -719,7 +719,7 @@ class ScoreModel:
             sampler: any of ``scoremle.sampling`` that takes a key, with its options bound by
                 functools.partial; None: the ODE, by the model's solver.
             batch_size: how many at once, or fewer where memory does not suffice; no sample
-                depends on it.
+                depends on it, but those of the corrector ``langevin``.
             devices: that share each batch; None: one.
             label: under which progress is shown, if there is one.
             log_prob: gives ``Samples``: reals with log p of each in nats and its errors, from the
