@@ -45,8 +45,8 @@ class Frozen:
 
     def __repr__(self) -> str:
         """Its name, and the hash of its numbers, which are no leaves of a model."""
-        state = self.module.state_dict()
-        return f"{self.name} {tree_hash({name: state[name].cpu().numpy() for name in state})}"
+        numbers = [*self.module.named_parameters(), *self.module.named_buffers()]
+        return f"{self.name} {tree_hash({name: x.cpu().numpy() for name, x in numbers})}"
 
     def __call__(self, x: Tensor, label: Tensor, *condition: Tensor) -> Tensor:
         """The output. Raises UserError if the module fails or gives no float32 like ``x``."""
