@@ -123,8 +123,11 @@ def test_a_training_that_has_just_begun(rows, tmp_path):
     coded = Rates(1, 9, 3.621, gross=4, drawn=3.6, stated=3.604, stderr=None, plain=0, size=9)
     write_json(tmp_path / "run" / "coded.json", asdict(coded))
     assert main(["report", str(tmp_path / "run")]) == 0
-    told = Reader((tmp_path / "run" / "report" / "index.html").read_text()).text
+    page = Reader((tmp_path / "run" / "report" / "index.html").read_text())
+    told, optim = page.text, Workdir(tmp_path / "run").config().optim
     assert "2.5000" in told and "nan" not in told
+    rate = optim.lr * rows[-1]["step"] / optim.warmup
+    assert any(f"{rate:.2g} at last" in label for label in page.attributes["aria-label"])
     assert "coded: 3.621 bits/dim, stated 3.604 (the bound" in told
 
 
