@@ -544,8 +544,9 @@ class ScoreModel:
             label: under which progress is shown, if there is one.
 
         Raises UserError for images of another shape, type or range than the model's, an index that
-        is not whole numbers from 0 to 2**64 - 1, a seed outside 0..2**32 - 1, no passes, a
-        tolerance beside an estimator, and values that are not finite.
+        is not whole numbers from 0 to 2**64 - 1, a seed outside 0..2**32 - 1, no passes, what
+        is no estimator or dequantizer, a tolerance beside an estimator, and values that are not
+        finite.
 
         Example:
             >>> sde = scoremle.VP()
@@ -726,8 +727,8 @@ class ScoreModel:
                 same solution of the ODE, by the model's own solver and divergence. The default of
                 either is that of the method ``log_prob``.
 
-        Raises UserError for numbers of samples below 0, samples that are not finite, and
-        ``log_prob`` of a sampler other than the ODE's.
+        Raises UserError for numbers of samples below 0, what is no sampler, samples that are not
+        finite, and ``log_prob`` of a sampler other than the ODE's.
 
         Example:
             >>> sde = scoremle.VP()
@@ -739,6 +740,8 @@ class ScoreModel:
         """
         check_count("n", n, least=0)
         check_count("batch_size", batch_size)
+        if sampler is not None:
+            check_kind("sampler", sampler, Sampler, "scoremle.pc_sample")
         model, condition = self._apart(condition, n)
         rows, devices = rows_of(condition, n), devices or jax.devices()[:1]
         model = replicate(model, devices)

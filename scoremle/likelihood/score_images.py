@@ -21,7 +21,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Bool, Int, Integer
 
-from scoremle.core.arguments import as_index
+from scoremle.core.arguments import as_index, check_kind
 from scoremle.core.dequantize import Dequantizer, Uniform
 from scoremle.core.divergence import DivergenceEstimator, Hutchinson
 from scoremle.core.keys import image_keys
@@ -140,11 +140,14 @@ def score_images(
         share: of the images: only these are measured, and given back.
         label: under which progress is shown.
 
-    Raises UserError for a condition of another number of rows, and the returned ``differences``
-    for one that is not finite.
+    Raises UserError for what is no estimator or dequantizer, for a condition of another number of
+    rows, and the returned ``differences`` for one that is not finite.
     """
+    dequantizer = dequantizer or Uniform()
+    check_kind("estimator", estimator, Estimator, "scoremle.ByOde()")
+    check_kind("dequantizer", dequantizer, Dequantizer, "scoremle.Uniform()")
     measure = partial(
-        _measured, model, dequantizer=dequantizer or Uniform(), devices=devices,
+        _measured, model, dequantizer=dequantizer, devices=devices,
         batch_size=batch_size, label=label,
     )  # fmt: skip
     rows = rows_of(condition, len(images))
