@@ -1,5 +1,6 @@
 """Compression: bits that decode, as many as the bound of the model states."""
 
+import errno
 import hashlib
 import json
 import shutil
@@ -23,6 +24,7 @@ from scoremle.core import schedules
 from scoremle.core.betas import betas
 from scoremle.core.prediction import RangedNoise, noise_fn
 from scoremle.core.sde import SDE
+from scoremle.evaluation import pictures
 from scoremle.experiment.shipped import FOLDER, WEIGHTS
 from scoremle.likelihood.decoders import DiscreteDecoder, InformedDecoder
 from scoremle.likelihood.steps import chain_of
@@ -368,6 +370,19 @@ def test_the_commands_bring_images_back(tmp_path, capfd):
         assert code == 2 and "there" in err and err.count("\n") == 1
     code, _, err = run(capfd, *same)
     assert code == 2 and "two files" in err
+
+
+def test_a_full_disk_is_a_line_that_names_the_folder(tmp_path, capfd, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "no space")
+
+    np.save(tmp_path / "x.npy", np.zeros((1, 8, 8, 1), np.uint8))
+    bits, out = tmp_path / "x.bits", tmp_path / "y"
+    assert run(capfd, "compress", "digits", tmp_path / "x.npy", "-o", bits, "--steps=3")[0] == 0
+    monkeypatch.setattr(pictures, "as_png", full)
+    code, _, err = run(capfd, "decompress", bits, "-o", out)
+    assert code == 2 and err == f"scoremle: error: can't write {out}: no space\n"
+    assert sorted(tmp_path.iterdir()) == [bits, tmp_path / "x.npy"]
 
 
 def test_models_in_a_file_and_in_a_folder_of_others(tiny, tmp_path, capfd):

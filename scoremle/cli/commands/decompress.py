@@ -54,7 +54,7 @@ def run(options: Any) -> None:
     if options.out.suffix.lower() in ARRAYS:
         scoremle.files.write_array(options.out, "images", images)
     else:
-        with made_whole(options.out) as folder:
+        with made_whole(options.out) as folder, scoremle.files.writing(options.out):
             for i, image in enumerate(images):
                 (folder / f"{names[i] if names else i}.png").write_bytes(as_png(image, 256))
     say(f"{len(images)} images: {options.out}")
