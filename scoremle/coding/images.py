@@ -1,5 +1,6 @@
 """Images to a file and back, by a model."""
 
+import logging
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -24,6 +25,8 @@ from scoremle.records import Size
 from scoremle.training.checksums import tree_hash
 
 __all__ = ["compress_images", "decompress_images"]
+
+logger = logging.getLogger(__name__)
 
 # Steps of a chain, unless another number is given, and images at once.
 STEPS, LANES = 100, 64
@@ -51,7 +54,7 @@ def compress_images(
         place: where the model is, for the file's record.
         names: of the images, without endings, for the folder that they are decoded to. Where two
             are the same, one is no name of a file, or not each image has one, numbers take their
-            place.
+            place, and a warning says so.
         steps: of the chain. More steps take fewer bits, and as many times longer.
 
     Raises UserError for images that are none of the model's, a chain that it does not have, and
@@ -68,10 +71,16 @@ def compress_images(
             "no image comes back as it was: the network's numbers are not finite, or change from"
             " one call to the next; look at the model"
         )
+    if names and not file.are_names(names, len(images)):
+        logger.warning(
+            "names are not kept, since two are the same, one is too long or no file's, or not each"
+            " image has one: the images come back by number, in their order"
+        )
+        names = []
     record: file.CodedRecord = {
         "place": place, "model": tree_hash(model), "program": _program(), "steps": Size(steps),
         "lanes": Size(layers.lanes), "shape": [*map(Size, model.shape)],
-        "names": names if names and file.are_names(names, len(images)) else [],
+        "names": names or [],
     }  # fmt: skip
     size = file.write_coded(path, record, coded)
     scored = score_images(model, replace(chain, draws=min(DRAWS, steps)), images, seed=0)

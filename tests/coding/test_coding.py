@@ -272,8 +272,9 @@ def test_one_image_has_no_standard_error(tmp_path):
 
 
 @pytest.mark.parametrize("names", [["a", "a"], ["a", "../b"], ["a", ""], ["a", "b\n"], ["a"]])
-def test_names_that_files_can_not_have_are_left_out(names, tmp_path):
+def test_names_that_files_can_not_have_are_left_out(names, tmp_path, caplog):
     images.compress_images(model_of(), IMAGES[:2], tmp_path / "x", names=names, steps=2)
+    assert "by number" in caplog.text
     assert images.decompress_images(model_of(), tmp_path / "x")[1] == []
 
 
