@@ -39,7 +39,7 @@ def test_shares_make_the_table_of_one_machine(images, tmp_path, capsys):
     told = capsys.readouterr().out
     assert "share 1 of 2, 3 images" in told
     # Of each pass two: nothing was scored twice.
-    assert len(list((tmp_path / "two.csv.parts").glob("*/pass*.npz"))) == 4
+    assert len(list((tmp_path / ".two.csv.parts").glob("*/pass*.npz"))) == 4
     assert score(images, tmp_path / "two.csv", "--merge") == 0
     assert (tmp_path / "two.csv").read_text() == (tmp_path / "one.csv").read_text()
 

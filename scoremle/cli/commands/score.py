@@ -179,7 +179,8 @@ def run(options: Any) -> dict[str, Any]:
         )  # fmt: skip
     say(*wrapped(*found.doubts))
     beside = Path() if is_stream(options.out) else options.out.parent
-    above, passes = beside / f"{options.out.name}.parts", options.passes
+    # Hidden, since the table may be written among the pictures, which are read again.
+    above, passes = beside / f".{options.out.name}.parts", options.passes
     parts = found.parts(above, options.model, images, options.seed)
     score = partial(
         score_images, found.model, found.estimator, images, dequantizer=found.dequantizer,
