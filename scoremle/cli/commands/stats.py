@@ -60,7 +60,7 @@ def run(options: Any) -> None:
     label = f"{options.split} images of {facts['dataset']}"
     features = extract(extractor, images, found.levels, folder=parts, label=label)
     write_reference(options.out, features["pool_3"], extractor, facts)
-    shutil.rmtree(parts)
+    shutil.rmtree(parts, ignore_errors=True)  # another run of the same may have been first
     say(f"{options.out}: features of {len(images)} {label} ({extractor.name})")
     flags = [f"--config.eval.inception={options.weights}", f"--config.eval.stats={options.out}"]
     say(f"next: scoremle eval WORKDIR --config.eval.enable_sampling {shlex.join(flags)}")
