@@ -139,4 +139,9 @@ def images_of_arrays(
         if own != wanted:
             raise UserError(f"{path} has images of {by(own)}, where {by(wanted)} is wanted")
     images = np.concatenate([chunk.images for chunk in chunks])
+    if images.max() >= levels:
+        raise UserError(
+            f"{path} has grey values to {images.max()}, and the model takes 0 to {levels - 1}: of"
+            f" 256 grey levels, save (array * {levels / 256:g}).astype(np.uint8)"
+        )
     return [ImageReport(name, image) for name, image in zip(names, images, strict=True)], images

@@ -151,6 +151,7 @@ def test_a_file_that_is_no_picture_is_named_once(tiny, tmp_path, capfd):
     [
         ("x.npy", np.zeros((2, 8, 8, 1)), "is float64"),
         ("x.npy", np.zeros((0, 8, 8, 1), np.uint8), "no images"),
+        ("x.npy", np.full((2, 8, 8, 1), 17, np.uint8), "x.npy has grey values to 17"),
         ("x.npy", np.zeros((2, 9, 9, 1), np.uint8), "of 9x9x1, where 8x8x1 is wanted"),
         ("x.npy", np.zeros((2, 8, 8, 3), np.uint8), "of 8x8x3, where 8x8x1 is wanted"),
         ("x.npz", {"train": IMAGES, "test": IMAGES[:, 1:], "levels": 17}, "of 7x8x1, where"),
