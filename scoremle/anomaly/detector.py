@@ -23,6 +23,7 @@ from scoremle.core.arguments import (
     as_data,
     check_choice,
     check_count,
+    check_kind,
     check_number,
     check_seed,
     shown,
@@ -141,10 +142,11 @@ class Detector:
             facts: where the ``model`` is, and what else is to be kept in the file.
             label: under which progress is shown, if there is one.
 
-        Raises UserError for another statistic, data that the model does not take, fewer than 40
-        different examples, and without scikit-learn.
+        Raises UserError for what is no model, another statistic, data that the model does not
+        take, fewer than 40 different examples, and without scikit-learn.
         """
         check_seed(seed)
+        check_kind("model", model, ScoreModel | None, 'scoremle.load("digits")')
         default, choices = (DEFAULT, tuple(STATISTICS)) if model else (FEATURES, (FEATURES,))
         name = statistic or default
         check_choice("statistic", name, choices)

@@ -166,6 +166,7 @@ def test_it_says_how_many_references_it_takes():
 
 FEW = "different examples or more"
 MISTAKES = {
+    "name": (lambda: Detector.fit("digits", NORMAL), "model must be such as"),
     "statistic": (lambda: Detector.fit(IMAGES, NORMAL, statistic="luck"), "statistic must be"),
     "of vectors": (lambda: Detector.fit(VECTORS, DATA.draw(0, 50), statistic="complexity"),
                    "images"),

@@ -62,6 +62,7 @@ def test_the_noise_prediction_at_their_steps(tmp_path, kind):
     pipe = pipeline(prediction_type=kind, beta_schedule="squaredcos_cap_v2")
     pipe.save_pretrained(tmp_path)
     model = scoremle.load(tmp_path)
+    assert model.origin.classes == 0
     rng = np.random.default_rng(0)
     x = rng.normal(size=(3, 4, 4, 1)).astype(np.float32)
     label = np.array([5, 400, 900])
