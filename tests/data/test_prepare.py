@@ -5,6 +5,7 @@ import json
 import math
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -29,7 +30,7 @@ from scoremle.data.readers.base import Chunk, ImageReport, Options, Reading
 from scoremle.errors import UserError
 from scoremle.evaluation import baselines
 from scoremle.evaluation.pictures import STRIP
-from scoremle.experiment.build import build
+from scoremle.experiment.build import build, images_of
 from scoremle.experiment.run_eval import EvaluationRun
 from scoremle.experiment.workdir import Workdir
 from scoremle.files import read_sealed
@@ -439,6 +440,21 @@ def test_prepare_and_show(tmp_path, capsys, monkeypatch):
         assert scoremle_data("prepare", *words) == 2
         assert told in capsys.readouterr().err
     assert scoremle_data("prepare", "mine", "--size=4", "--channels=3", "--levels=32") == 0
+
+
+@pytest.mark.parametrize(
+    "arguments", [["pictures", "--size=4", "--fit=crop"], ["pictures"], ["digits"]]
+)
+def test_the_command_that_comes_next_takes_what_was_prepared(
+    arguments, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    write_pictures(tmp_path / "pictures", 30, (6, 6))
+    assert scoremle_data("prepare", *arguments, "--into=made") == 0
+    line = capsys.readouterr().out.splitlines()[-1]
+    command = shlex.split(line.removeprefix("next: scoremle train "))
+    found = images_of(parser_of("train").checked(command).config)
+    np.testing.assert_array_equal(found.train, data.Prepared(Path("made")).images("train"))
 
 
 def test_show_draws_the_images(tmp_path, monkeypatch, capsys):

@@ -188,6 +188,6 @@ def _training(prepared: "scoremle.data.Prepared") -> str:
     meta = prepared.meta
     size, channels = max(meta["shape"][:2]), meta["shape"][2]
     fields = {"dataset": meta["name"], "path": prepared.folder, "image_size": size}
-    fields["num_channels"] = channels
+    fields |= {"num_channels": channels, "fit": meta["options"]["fit"]}
     flags = [f"--config.data.{name}={value}" for name, value in fields.items()]
     return shlex.join(["scoremle", "train", "own_images", f"runs/{meta['name']}", *flags])
