@@ -319,10 +319,11 @@ def table_on_ray(folder, monkeypatch, experiment):
     }.items():  # fmt: skip
         monkeypatch.setattr(score_on_ray, name, lambda *_, value=value: value)
     monkeypatch.setattr(score_on_ray.Table, "begin", lambda table, facts: answer(facts))
+    np.save(folder / "x.npy", IMAGES)
 
     def key(*flags, found=FOUND):
         monkeypatch.setattr(score_on_ray, "prepared", lambda *_: found)
-        command = "digits", "images", f"--out={folder / 'out'}", *flags
+        command = "digits", str(folder / "x.npy"), f"--out={folder / 'out'}", *flags
         return asked(score_on_ray.run, parser_of("score").parse_args(command))
 
     yield "", key()
@@ -331,6 +332,8 @@ def table_on_ray(folder, monkeypatch, experiment):
         yield name, key(found=found)
     for flag in ("fit=resize", "label=3", "repeats=9", "seed=1"):
         yield flag, key(f"--{flag}")
+    np.save(folder / "x.npy", IMAGES[:3])
+    yield "images", key()
 
 
 CASES = (

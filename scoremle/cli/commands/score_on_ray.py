@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Integer
 
 from scoremle.cli.commands.score import mean_in_words
+from scoremle.data.archive import stamp
 from scoremle.data.pieces import ImageKind, Piece, piece_images, pieces_of
 from scoremle.errors import UserError
 from scoremle.evaluation import tables
@@ -47,6 +48,7 @@ def run(options: Any) -> dict[str, Any]:
     table.begin({
         **found.identity(options.model, options.seed),
         "fit": options.fit, "label": options.label, "repeats": options.passes,
+        "images": stamp(options.images.absolute()),  # a value is found by the place of its image
     })  # fmt: skip
     model_of_worker = partial(
         _model, options.model, options.checkpoint, found.model.solver, found.model.decoder_scale,
