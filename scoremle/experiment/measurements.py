@@ -392,7 +392,7 @@ class Measurements:
 
     def _exact(self, dequantization: str, by_ode: ByOde, kind: str = "exact") -> Measurement:
         """A likelihood by the ODE; by the informed decoder it is a bound."""
-        kind = _named(kind, dequantization)
+        kind = with_noise(kind, dequantization)
         if dequantization == "informed":
             by_ode, kind = replace(by_ode, decoder=self.decoder), "ode_bound"
         kind += f"_k{by_ode.samples}" * (by_ode.samples > 1)
@@ -425,7 +425,7 @@ class Measurements:
             binned = BinnedLogSNR(sde, eps, control.shares, stratified)
             by_elbo = replace(by_elbo, times=binned, control=control)
             facts |= run.describe()
-        kind = _named("bound", dequantization)
+        kind = with_noise("bound", dequantization)
         kind += "_sliced" * (by_elbo.matching == "sliced" and evaluation.suite)
         return self._measurement(kind, by_elbo, dequantization, first=start, **facts)
 
@@ -438,5 +438,6 @@ class Measurements:
         return DiscreteDecoder(np.asarray(pixels.encode_grid(jnp.arange(pixels.levels))))
 
 
-def _named(name: str, dequantization: str) -> str:
+def with_noise(name: str, dequantization: str) -> str:
+    """The name of an estimator of images with this noise."""
     return name if dequantization == "uniform" else f"{name}_{dequantization}"

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
+from scoremle.experiment.measurements import with_noise
 from scoremle.experiment.results import measured
 from scoremle.experiment.shipped import place_of
 from scoremle.experiment.workdir import Workdir
@@ -69,9 +70,20 @@ def reference_of(place: str, model: Any, estimator: str, label: str = "") -> Ref
 
 def _kind(model: ScoreModel, estimator: str, label: str) -> str | None:
     """Name of the estimator in an evaluation; None for chains of steps: there are many."""
-    exact, bound = ("exact", "bound") if model.decoder is None else ("ode_bound", "bound_informed")
-    name = {"ode": exact, "bound": bound}.get(estimator)
-    return name and name + f"_label_{label}" * bool(label)
+    if estimator == "steps":
+        return None
+    name = with_noise("exact" if estimator == "ode" else "bound", _noise(model, estimator))
+    name = name.replace("exact_informed", "ode_bound")
+    name += "_code_bound" * (model.coder is not None and name.startswith("exact"))
+    return name + f"_label_{label}" * bool(label)
+
+
+def _noise(model: ScoreModel, estimator: str) -> str:
+    """The name of the noise that an evaluation must add to measure as others are measured."""
+    if model.decoder is not None:
+        return "informed"
+    of_middles = "none" if estimator == "bound" else "truncated_normal"
+    return of_middles if model.origin.middles else "uniform"
 
 
 def _step(place: str, model: ScoreModel) -> int | None:
@@ -96,8 +108,9 @@ def how_to_get(
     if not isinstance(model, ScoreModel):
         return NO_RANKS
     known = _kind(model, estimator, label) is not None
-    flags = ["--config.eval.bound"] * (estimator == "bound")
-    flags += ["--config.eval.dequantization=informed"] * (model.decoder is not None)
+    noise, bound = _noise(model, estimator), estimator == "bound"
+    flags = ["--config.eval.bound"] if bound else ["--noconfig.eval.bound"] * model.origin.middles
+    flags += [f"--config.eval.dequantization={noise}"] * (noise != "uniform")
     flags += [f"--config.eval.label={label}"] * bool(label)
     flags += [] if checkpoint is None else [f"--config.eval.end_ckpt={checkpoint}"]
     if known and Path(place).is_dir() and _step(place, model) is not None:

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from helpers import printed
 from helpers.printed import assert_printed
+from helpers.reported import result
 from PIL import Image
 
 import scoremle
@@ -24,10 +25,13 @@ from scoremle.errors import UserError
 from scoremle.evaluation import baselines
 from scoremle.experiment.measurements import Measurement
 from scoremle.experiment.models import load_to_score
-from scoremle.experiment.reference import how_to_get
+from scoremle.experiment.reference import how_to_get, reference_of
+from scoremle.experiment.results import add_results
 from scoremle.experiment.score_table import ScoreRow
 from scoremle.experiment.shipped import FOLDER
+from scoremle.files import write_npz
 from scoremle.likelihood import score_images
+from scoremle.model import Origin
 from scoremle.weights.flows import ByLogProb
 
 IMAGES = scoremle.data.load("digits").test[:5]
@@ -396,6 +400,29 @@ def test_the_command_that_gets_ranks_measures_what_the_scores_are(tiny, model):
     told = how_to_get(str(tiny.workdir), hidden, "ode")
     assert "--config.eval.dequantization=informed measures the model's own test images" in told
     assert "informed" not in how_to_get(str(tiny.workdir), model, "ode")
+
+
+@pytest.mark.parametrize(
+    ("estimator", "kind", "flags"),
+    [
+        ("ode", "exact_truncated_normal",
+         "--noconfig.eval.bound --config.eval.dequantization=truncated_normal"),
+        ("bound", "bound_none", "--config.eval.bound --config.eval.dequantization=none"),
+    ],
+)  # fmt: skip
+def test_ranks_of_a_model_of_the_middles_of_bins_are_by_its_own_noise(
+    estimator, kind, flags, model, tmp_path
+):
+    middles = dataclasses.replace(model, origin=Origin(step=7, middles=True))
+    told = how_to_get(str(tmp_path), middles, estimator)
+    assert told.startswith(f"no ranks: scoremle eval {tmp_path} {flags} measures")
+    known = {"split": "test", "step": 7, "full_pass": True, "images": 3}
+    for name in (kind.partition("_")[0], kind):
+        assert not len(reference_of(str(tmp_path), middles, estimator).values)
+        facts = result(name, np.ones((1, 3)), **known)
+        write_npz(tmp_path / "eval" / f"{name}.npz", {"bpd": np.ones((1, 3))})
+        add_results(tmp_path / "eval" / "results.json", {name: facts})
+    assert len(reference_of(str(tmp_path), middles, estimator).values) == 3
 
 
 @pytest.mark.long

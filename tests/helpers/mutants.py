@@ -576,7 +576,7 @@ CHANGES: list[tuple[str, ...]] = [
     ("experiment/reference.py", "reference_of", "step, True)", "step, False)"),
     ("experiment/reference.py", "ReferenceScores.as_measured", "if self.decoder_scale is None",
      "if True", "cli/test_import_model.py"),
-    ("experiment/reference.py", "how_to_get", "* (model.decoder is not None)", "* 0"),
+    ("experiment/reference.py", "_noise", "if model.decoder is not None:", "if False:"),
     ("experiment/reference.py", "_kind", "f'_label_{label}' * bool(label)", '""""""',
      "cli/test_import_model.py"),
     ("experiment/measurements.py", "Measurement.parts", "'images': content_hash(images), ", ""),
