@@ -224,7 +224,9 @@ def parts_of_an_evaluation(folder, monkeypatch, experiment):
     yield "images", key(with_data(experiment, test=reverse))
     yield "number of images", key(with_evaluation(experiment, num_images=10))
     yield "split", key(with_evaluation(experiment, dataset="train"))
-    yield "flips", key(with_data(experiment, random_flip=True))
+    for name in ("random_flip", "augment"):
+        of_data = experiment.config["data"] | {name: True}
+        yield name, key(replace(experiment, config={**experiment.config, "data": of_data}))
     yield "estimator", key(one=replace(one, facts={**one.facts, "estimator": "other"}))
     yield "kind", key(one=replace(one, kind="other"))
     yield "step", key(step=2)

@@ -11,6 +11,7 @@ import scoremle
 from scoremle.errors import by, in_a_line
 from scoremle.evaluation.result import Result
 from scoremle.experiment.build import Experiment
+from scoremle.experiment.record import augmentation
 from scoremle.experiment.workdir import Workdir
 from scoremle.terminal import in_markdown
 from scoremle.training.checkpoints import Restored
@@ -64,7 +65,7 @@ def _facts(
     for name in ("data_version", "train_sha256"):
         if name in facts:
             yield name, str(facts[name])
-    yield "augmentation", "horizontal flip" if config["data"]["random_flip"] else "none"
+    yield "augmentation", augmentation(config["data"])
     parameters = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(restored.tree.ema))
     fields = ", ".join(f"{name} {of_model[name]}" for name in NETWORK)
     yield "network", f"{of_model['name']}: {fields}; {parameters:,} parameters"

@@ -76,6 +76,12 @@ def data_facts(experiment: Recorded) -> dict[str, Any]:
     return {"name": data.name, "levels": data.levels, **data.facts}
 
 
+def augmentation(data: Mapping[str, Any]) -> str:
+    """Random changes of training images, by the fields of ``data``, in words."""
+    words = {"random_flip": "horizontal flip", "augment": "flips and turns that the network sees"}
+    return " and ".join(words[name] for name in words if data[name]) or "none"
+
+
 def of_the_network(name: str) -> bool:
     of_model = name.startswith("model.") and name not in NOT_OF_THE_NETWORK
     return name in OF_THE_NETWORK or of_model

@@ -18,6 +18,7 @@ from scoremle.evaluation.result import Result, quality_table, results_table
 from scoremle.experiment.build import Experiment
 from scoremle.experiment.consistency import verdicts
 from scoremle.experiment.measurements import PILOT, Measurement, Measurements
+from scoremle.experiment.record import augmentation
 from scoremle.experiment.results import RESULTS, add_results, read_results
 from scoremle.experiment.run_sampling import SamplingRun, judge
 from scoremle.experiment.workdir import Workdir, chosen_checkpoints
@@ -272,7 +273,7 @@ class EvaluationRun:
             "split": self._evaluation.dataset,
             "data_hash": content_hash(self.images),
             "full_pass": len(self.images) == len(self._splits[0]),
-            "augmentation": "horizontal flip" if data.random_flip else "none",
+            "augmentation": augmentation(self.experiment.config["data"]),
             "eps": model.eps,
             "precision": self.experiment.precision,
             "seed": self.experiment.seed,

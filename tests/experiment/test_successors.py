@@ -22,6 +22,7 @@ from scoremle.errors import UserError
 from scoremle.experiment.build import build
 from scoremle.experiment.config import published_config
 from scoremle.experiment.configs import NAMED_CONFIGS
+from scoremle.experiment.record import augmentation
 from scoremle.experiment.rules import check_config
 from scoremle.experiment.workdir import Workdir
 
@@ -297,6 +298,17 @@ def test_a_learned_schedule_passes_every_command(tmp_path, capsys):
     models = map(scoremle.load, (whole, tmp_path / "x.safetensors"))
     for a, b in zip(*map(jax.tree.leaves, models), strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("digits", "none"), ("vp/cifar10_ddpmpp_continuous", "horizontal flip"),
+        ("idode/cifar10_aug", "flips and turns that the network sees"),
+    ],
+)  # fmt: skip
+def test_augmentation_in_words(name, words):
+    assert augmentation(published_config(name, {}).data.to_dict()) == words
 
 
 def test_augmentation_is_an_input():
