@@ -97,9 +97,11 @@ class Subject:
 
     @property
     def checks(self) -> list[Mapping[str, Any]]:
-        """Verdicts on what must hold between the estimators."""
-        found = read_results(self.place.inside(self.eval_folder, RESULTS)).values()
-        return [verdict for checks in found if isinstance(checks, list) for verdict in checks]
+        """Verdicts on what must hold between the estimators of the main result's images."""
+        main = self.main_result
+        name = f"checks_{main.split}_ckpt_{main.checkpoint}" if main else ""
+        found = read_results(self.place.inside(self.eval_folder, RESULTS)).get(name)
+        return found if isinstance(found, list) else []
 
     @cached_property
     def data(self) -> data.ImageSet | str:

@@ -65,6 +65,8 @@ def make(folder, *, shift=0.0, field=None):
             },
         ),
         "bound_test_ckpt_2": result("bound", bound, 2, profile=profile),
+        "checks_test_ckpt_1": [{"words": "of before", "holds": True, "difference": 0.5,
+                                "stderr": 0.1, "meaning": ""}],
         "checks_test_ckpt_2": [{"words": "exact <= bound", "holds": False, "difference": 0.5,
                                 "stderr": 0.1, "meaning": "a fault"}],
     })  # fmt: skip

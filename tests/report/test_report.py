@@ -53,6 +53,7 @@ def test_it_has_the_newest_checkpoint_and_all_that_differs(reported):
     told = Reader(text).text
     assert f"{values.mean():.4f}" in told and f"{(values - 9).mean():.4f}" not in told
     assert f"Checkpoint 2, step {2 * STEP:,}" in told and "FAILS: a fault" in told
+    assert "of before" not in told
     assert "2.00100 at 24 steps -0.00133 of correction, by differences of 24 to 256 steps" in told
     assert "images 0.01200, probes 0.00123, draws 0.00234, solver 0.00020, all together" in told
     steps = NAMED_CONFIGS["digits"].fields["training.n_iters"]
