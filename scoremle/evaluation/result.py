@@ -188,6 +188,11 @@ class Result(Mean):
         return in_words(self.estimator, self.dequantizer)
 
     @property
+    def kind_in_words(self) -> str:
+        """The kind, and the split unless that is the test images."""
+        return self.kind if self.split == "test" else f"{self.kind}, {self.split}"
+
+    @property
     def images_in_words(self) -> str:
         """The images that it is a mean over."""
         part = "" if self.full_pass else " (not the whole split)"

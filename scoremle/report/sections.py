@@ -88,13 +88,13 @@ def _results(page: Page, subject: Subject) -> list[Chart]:
         return []
     page.table(
         ("result", "value", "std. error", "NFE", "solver's error", "unit"),
-        ((r.kind, *r.in_cells(), r.unit) for r in subject.results),
+        ((r.kind_in_words, *r.in_cells(), r.unit) for r in subject.results),
         f"Checkpoint {subject.results[0].checkpoint}, step {subject.results[0].step:,}. The"
         " standard error is over images. The solver's error is that of one image in the mean, and"
         " does not shrink with their number.",
     )
     for each in subject.results:
-        page.text(*(f"{each.kind}: {line}." for line in each.breakdown()))
+        page.text(*(f"{each.kind_in_words}: {line}." for line in each.breakdown()))
     if coded := subject.coded:
         page.text(f"Compressed without loss, {coded.line}.")
     if subject.checks:
@@ -105,16 +105,17 @@ def _results(page: Page, subject: Subject) -> list[Chart]:
             "Relations between the estimators, image by image.",
         )  # fmt: skip
     in_bits = [result for result in subject.results if result.is_bpd]
-    drawn = []
-    if len(in_bits) > 1:
+    drawn, main = list[Chart](), subject.main_result
+    same = [r for r in in_bits if main and r.data_hash == main.data_hash]
+    if len(same) > 1:
         drawn.append(charts.estimators(
-            {r.kind: (r.mean, r.stderr or np.nan, r.is_bound) for r in in_bits}
+            {r.kind: (r.mean, r.stderr or np.nan, r.is_bound) for r in same}
         ))  # fmt: skip
-    profiles = [(r.kind, cast(Any, r.profile)) for r in in_bits if r.profile]
+    profiles = [(r.kind_in_words, cast(Any, r.profile)) for r in in_bits if r.profile]
     drawn += [charts.profile_chart(i, kind, each) for i, (kind, each) in enumerate(profiles, 1)]
-    if result := subject.main_result:
-        drawn += [charts.course(cast(Any, result.log_snr))] if result.log_snr else []
-        drawn += _of_the_ode(subject, result)
+    if main:
+        drawn += [charts.course(cast(Any, main.log_snr))] if main.log_snr else []
+        drawn += _of_the_ode(subject, main)
     page.charts(drawn)
     return drawn
 
@@ -138,17 +139,17 @@ def _images(page: Page, subject: Subject) -> list[Chart]:
         return []
     page.section(
         "Images",
-        f"By the result {result.kind}. A likely image is not always a typical one: simple and"
-        " smooth pictures are likely whatever they show. So both ends are worth a look."
+        f"By the result {result.kind_in_words}. A likely image is not always a typical one: simple"
+        " and smooth pictures are likely whatever they show. So both ends are worth a look."
         + (f" The mean was corrected by {result.correction:+.4f}, the values of single images were"
            " not." if result.correction else ""),
     )  # fmt: skip
     images = subject.images(result)
     if isinstance(images, str):
         page.text(f"The images can't be shown here: {images}")
-        chart = charts.histogram(result.kind, result.values, {})
+        chart = charts.histogram(result.kind_in_words, result.values, {})
     else:
-        chart = charts.histogram(result.kind, result.values, _baselines(subject, images))
+        chart = charts.histogram(result.kind_in_words, result.values, _baselines(subject, images))
     page.charts([chart])
     if not isinstance(images, str):
         levels = subject.place.levels()
@@ -226,7 +227,7 @@ def _protocol(page: Page, subject: Subject) -> None:
     page.section("What these numbers are")
     if result := subject.main_result:
         page.text(
-            f"{result.kind}: {result.in_words()}; importance samples K ="
+            f"{result.kind_in_words}: {result.in_words()}; importance samples K ="
             f" {result.importance_samples or 1}; augmentation: {result.augmentation}; smallest"
             f" time {result.eps:g}."
         )

@@ -65,6 +65,7 @@ def make(folder, *, shift=0.0, field=None):
             },
         ),
         "bound_test_ckpt_2": result("bound", bound, 2, profile=profile),
+        "exact_train_ckpt_2": result("exact", bound - 1, 2, split="train", data_hash="other"),
         "checks_test_ckpt_1": [{"words": "of before", "holds": True, "difference": 0.5,
                                 "stderr": 0.1, "meaning": ""}],
         "checks_test_ckpt_2": [{"words": "exact <= bound", "holds": False, "difference": 0.5,

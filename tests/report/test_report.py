@@ -53,7 +53,7 @@ def test_it_has_the_newest_checkpoint_and_all_that_differs(reported):
     told = Reader(text).text
     assert f"{values.mean():.4f}" in told and f"{(values - 9).mean():.4f}" not in told
     assert f"Checkpoint 2, step {2 * STEP:,}" in told and "FAILS: a fault" in told
-    assert "of before" not in told
+    assert "of before" not in told and f"exact, train {(values - 0.99).mean():.4f}" in told
     assert "2.00100 at 24 steps -0.00133 of correction, by differences of 24 to 256 steps" in told
     assert "images 0.01200, probes 0.00123, draws 0.00234, solver 0.00020, all together" in told
     steps = NAMED_CONFIGS["digits"].fields["training.n_iters"]
@@ -81,6 +81,8 @@ def test_charts_are_written_and_hold_their_data(reported):
     assert names == {f"{name}.{kind}" for name in drawn for kind in ("svg", "png")}
     labels = Reader(text).attributes["aria-label"]
     assert any(f"{IMAGES} images: mean {values.mean():.3f}" in label for label in labels)
+    means = f"exact {values.mean():.4f} ± ", f"; bound {values.mean() + 0.01:.4f} ± "
+    assert any(all(mean in label for mean in means) for label in labels)  # of the test images
     assert any("12 steps 0.1; 24 steps 0.004; chosen were 24." in label for label in labels)
     assert any(f"75% of {IMAGES} latents" in label and "mean square is 1.250" in label
                for label in labels)  # fmt: skip
