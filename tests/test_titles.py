@@ -169,7 +169,7 @@ CHARTS = {
     ),
     "profile": (
         lambda: charts.profile_chart(0, "a", {"log_snr_edges": [-4, 0, 2], "bits_per_dim": [1, 3],
-                                     "stderr": []}),
+                                     "stderr": []}, 2.0),
         "most at log-SNR 1.0.",
     ),
     "steps": (

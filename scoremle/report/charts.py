@@ -188,16 +188,20 @@ def histogram(name: str, bpd: Float[np.ndarray, " n"], baselines: Mapping[str, f
     )  # fmt: skip
 
 
-def profile_chart(number: int, name: str, found: Mapping[str, Sequence[float]]) -> Chart:
-    """Bits that each noise level costs in a bound, as chart number so much of the page."""
+def profile_chart(
+    number: int, name: str, found: Mapping[str, Sequence[float]], mean: float
+) -> Chart:
+    """Bits that each noise level costs in a bound of this mean, as chart number so much."""
     edges, density = np.asarray(found["log_snr_edges"]), np.asarray(found["bits_per_dim"])
     centres, whole = (edges[:-1] + edges[1:]) / 2, float(np.sum(density * np.diff(edges)))
+    back = (
+        " The reconstruction term, below zero, gives back most of it: at the right end the noise"
+        " is finer than the dequantization, and nothing can be known of it."
+    ) * (mean < whole)  # not in a bound on integers
     return Chart(
         f"profile_{number}", f"Which noise levels cost the bits: {name}",
-        f"The area is the diffusion term of the bound, {whole:.3f} bits/dim. The reconstruction"
-        " term, below zero, gives back most of it: at the right end the noise is finer than the"
-        " dequantization, and nothing can be known of it. Bars: 95 % intervals over the images."
-        " Dashed: a network that predicts no noise at all.",
+        f"The area is the diffusion term of the bound, {whole:.3f} bits/dim.{back} Bars: 95 %"
+        " intervals over the images. Dashed: a network that predicts no noise at all.",
         f"bits/dim for each unit of log-SNR; most at log-SNR {centres[density.argmax()]:.1f}.",
         partial(figures.draw_profile, profile=found),
     )  # fmt: skip

@@ -111,8 +111,8 @@ def _results(page: Page, subject: Subject) -> list[Chart]:
         drawn.append(charts.estimators(
             {r.kind: (r.mean, r.stderr or np.nan, r.is_bound) for r in same}
         ))  # fmt: skip
-    profiles = [(r.kind_in_words, cast(Any, r.profile)) for r in in_bits if r.profile]
-    drawn += [charts.profile_chart(i, kind, each) for i, (kind, each) in enumerate(profiles, 1)]
+    profiles = [(r.kind_in_words, cast(Any, r.profile), r.mean) for r in in_bits if r.profile]
+    drawn += [charts.profile_chart(i, *each) for i, each in enumerate(profiles, 1)]
     if main:
         drawn += [charts.course(cast(Any, main.log_snr))] if main.log_snr else []
         drawn += _of_the_ode(subject, main)
