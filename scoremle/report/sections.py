@@ -261,6 +261,8 @@ def _again(subject: Subject) -> Iterator[str]:
             **({"label": result.label} if result.label else {}),
         }
     flags = [f"--config.eval.{name}={value}" for name, value in fields.items()]
+    if result and result.seed not in (None, subject.config.seed):
+        flags.append(f"--config.seed={result.seed}")
     yield f"scoremle {shlex.join(['eval', str(subject.place.folder), *flags, *elsewhere])}"
     yield f"scoremle {shlex.join(['report', str(subject.place.folder), *elsewhere])}"
 
