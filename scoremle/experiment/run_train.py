@@ -180,9 +180,10 @@ def _on_eval(training: Training, held: tuple[Params, ...]) -> OnEval:
     size = min(training.data.batch_size, len(test))
 
     def on_eval(state: TrainState, step: int) -> dict[str, float]:
-        # A key of its own stream, and a window that moves over the split: pure in the step.
+        # A key of its own stream, and the window next to that before: pure in the step.
         key = jax.random.fold_in(jax.random.key(training.config.seed + 1), step)
-        x = test[(step * size + np.arange(size)) % len(test)]
+        first = step // training.schedule.eval_freq * size
+        x = test[(first + np.arange(size)) % len(test)]
         ema = devices.replicate(state.ema)
         found = devices.to_numpy(measure(*held, ema, devices.shared(x), key))
         return {name: float(value) for name, value in found.items()}

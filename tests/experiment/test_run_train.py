@@ -1,5 +1,6 @@
 """What a training logs, measured again."""
 
+import dataclasses
 import json
 import shutil
 
@@ -8,8 +9,10 @@ import numpy as np
 import pytest
 from helpers.tiny_runs import as_it_was, run
 
+from scoremle.experiment import run_train
 from scoremle.experiment.build import build
 from scoremle.experiment.workdir import Workdir
+from scoremle.training.step import TrainState
 
 
 def test_what_is_logged_of_test_images_is_of_the_averaged_parameters(tiny):
@@ -19,11 +22,31 @@ def test_what_is_logged_of_test_images_is_of_the_averaged_parameters(tiny):
     rows = map(json.loads, (tiny.workdir / "metrics.jsonl").read_text().splitlines())
     (logged,) = (row for row in rows if row["step"] == 20)
     key = jax.random.fold_in(jax.random.key(training.config.seed + 1), 20)
-    images = np.resize(np.roll(training.data.test, -20 * 32, axis=0), (32, 8, 8, 1))
+    before = 20 // training.schedule.eval_freq
+    images = np.roll(training.data.test, -before * 32, axis=0)[:32]
     found = jax.jit(training.objective.measure)(state.ema, images, key)
     assert logged["eval_bpd"] == pytest.approx(float(found["bpd"]), rel=1e-5)
     other = jax.jit(training.objective.measure)(state.params, images, key)
     assert logged["eval_bpd"] != pytest.approx(float(other["bpd"]), rel=1e-4)
+
+
+def test_the_window_of_test_images_moves_over_all_of_them(tiny, monkeypatch):
+    """Also where what is trained on between two evaluations is a multiple of their number."""
+    training = build(Workdir(tiny.workdir).config()).training
+    test = np.arange(200, dtype=np.uint8).reshape(-1, 1, 1, 1)
+    training = dataclasses.replace(
+        training, data=dataclasses.replace(training.data, test=test, batch_size=50),
+        schedule=dataclasses.replace(training.schedule, eval_freq=100),
+    )  # fmt: skip
+
+    def compiled(_):
+        return lambda ema, x, key: {"first": x[0, 0, 0, 0]}
+
+    monkeypatch.setattr(run_train.xla, "compiled", compiled)
+    on_eval = run_train._on_eval(training, ())
+    state = TrainState(np.zeros((), int), {}, {}, ())
+    seen = [on_eval(state, step)["first"] for step in (100, 200, 305, 400)]
+    assert sorted(seen) == [0, 50, 100, 150]
 
 
 @pytest.mark.long
