@@ -22,6 +22,7 @@ from scoremle.devices import memory as memory_here
 from scoremle.errors import UserError
 from scoremle.experiment.build import Experiment
 from scoremle.experiment.networks import Params
+from scoremle.likelihood.elbo import decoder_draws
 from scoremle.solvers.multistep import Multistep
 from scoremle.training.program import Program, largest_batch, make_program
 from scoremle.training.saving import bytes_of_copy
@@ -191,6 +192,10 @@ class Plan:
     def _likelihood(self) -> tuple[float | None, int | None]:
         """Seconds an image of what eval measures, and the evaluations of the network for it."""
         how = self.experiment
+        if chain := how.chain:
+            evaluations = how.evaluation.bound_steps
+            evaluations += decoder_draws(chain.decoder, evaluations) if chain.decoder else 0
+            return evaluations * self.forward.seconds, evaluations
         if how.evaluation.bound:
             one = self.forward if how.by_elbo.matching == "denoising" else self.derivative
             return how.by_elbo.draws * one.seconds, how.by_elbo.draws

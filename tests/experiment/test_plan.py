@@ -17,6 +17,7 @@ from scoremle.errors import UserError
 from scoremle.experiment import plan as planning
 from scoremle.experiment.build import build
 from scoremle.experiment.plan import Pace, Plan
+from scoremle.likelihood.elbo import MIN_LAST_DRAWS
 from scoremle.training import program as module
 from scoremle.training.program import checked, largest_batch, make_program
 from scoremle.training.step import init_state, make_optimizer
@@ -162,6 +163,10 @@ def test_a_plan_of_a_tiny_network():
     bound = Plan(tiny("--config.eval.bound"), memory=2**30)
     vars(bound).update(step=pace(1.0), forward=pace(1.0))
     assert bound._likelihood() == (4.0, 4)
+    chain = Plan(tiny("--config.eval.bound_steps=6"), memory=2**30)
+    vars(chain).update(step=pace(1.0), forward=pace(1.0))
+    steps = 6 + MIN_LAST_DRAWS  # and draws of its informed decoder
+    assert chain._likelihood() == (steps, steps)
     doubling = Plan(tiny("--config.eval.solver=doubling"), memory=2**30)
     assert doubling._likelihood() == (None, None)
 
