@@ -119,7 +119,7 @@ class Result(Mean):
     estimator: str
     checkpoint: Count
     step: Count
-    split: str
+    split: Name
     full_pass: bool
     augmentation: str
     eps: float
