@@ -53,7 +53,7 @@ BLEND = 0.2
 MILNE = (BLEND * 3 / 8 - (1 - BLEND) / 24) / ((1 - BLEND) * (3 / 8 + 1 / 24))
 # The estimate of the error, times this, covers the true error of most examples on trained networks
 # (benchmarks/README.md).
-COVERING_FACTOR = 2.5
+COVERING_FACTOR = 2.0
 # A difference of quadratures counts as an error from so many standard deviations of its noise.
 NOISE = 2.0
 # An example whose estimated error is more than so many times the typical one is unlike those of

@@ -270,7 +270,7 @@ CHANGES: list[tuple[str, ...]] = [
      "sum_data(jnp.var(parts, axis=0, ddof=1))"),
     ("solvers/multistep.py", "step_table", "kept * predictor + (1 - kept) * corrector",
      "kept * corrector + (1 - kept) * predictor"),
-    ("solvers/multistep.py", "COVERING_FACTOR", "= 2.5", "= 0.5"),
+    ("solvers/multistep.py", "COVERING_FACTOR", "= 2.0", "= 0.5"),
     ("solvers/multistep.py", "_totals", "end = max(n, min(count - 1, steps)) + 1", "end = n + 1"),
     ("solvers/multistep.py", "UNLIKE", "UNLIKE = 3.0", "UNLIKE = 30.0"),
     ("solvers/multistep.py", "_variance", "factor * (squares - together / (dims + 2))",

@@ -79,7 +79,7 @@ def test_a_velocity_either_way_has_the_density_of_its_gaussian(data_at, ends):
     expected = log_normal((1 - t) * x, (1 - t) ** 2 * w + t**2) + 3 * math.log(1 - t)
     bits = 3 * math.log(2)
     assert (np.abs(found.log_prob - expected) < 1e-4 * bits + found.solver_error).all()
-    assert (found.solver_error < 2.5e-3 * bits).all(), found.solver_error
+    assert (found.solver_error < 2e-3 * bits).all(), found.solver_error
 
 
 class Far(nn.Module):
@@ -118,8 +118,9 @@ def test_the_stated_error_near_an_open_end_is_that_of_the_steps():
         return model.log_prob(x, KEY, solver=solver)
 
     truth = run(Planned.of(1024, 1024)).log_prob
-    # Without care for the first step's difference it was 6 at 32 steps, and 14 at 128.
-    for steps, most in ((32, 5.2), (64, 6), (128, 9)):
+    # Four times is what the default call promises, at 32 steps. Without care for the first step's
+    # difference it was 5, 11 at 128 steps.
+    for steps, most in ((32, 4), (64, 5), (128, 7)):
         found = run(Planned.of(steps, 1024))
         error, stated = np.abs(found.log_prob - truth), np.asarray(found.solver_error)
         times = np.sqrt(np.mean(stated**2) / np.mean(error**2))

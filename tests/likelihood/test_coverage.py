@@ -103,8 +103,9 @@ def test_the_stated_error_of_a_network_covers_and_is_no_wider_than_need_be():
 @pytest.mark.slow
 @pytest.mark.long
 def test_the_error_that_the_default_call_states_covers_and_is_no_wider_than_need_be():
-    """The digits network that ships with the package, with one held probe. At 32 steps alone the
-    errors may be large by luck: hence the steps about it, too."""
+    """The digits network that ships with the package, with one held probe. All its images meet the
+    network's roughness at about the same steps, so that at 32 alone their errors may be small or
+    large by luck: hence the steps about it."""
     subject, x = coverage.network(coverage.SHIPPED, ROOT, 32)
     found = coverage.of_default(subject, x, probes=1)
     default = ode_log_likelihood(
@@ -114,7 +115,5 @@ def test_the_error_that_the_default_call_states_covers_and_is_no_wider_than_need
     np.testing.assert_allclose(
         default.solver_error / bits, found.stated[coverage.DEFAULT], rtol=1e-2, atol=1e-6
     )
-    least, _ = limits(len(x))
-    assert found.covered(coverage.DEFAULT) >= least / len(x)
-    assert found.covered(*coverage.NODES) >= 0.9
+    assert found.covered(coverage.DEFAULT) >= 0.9 and found.covered(*coverage.NODES) >= 0.9
     assert found.width(*coverage.NODES) <= 4

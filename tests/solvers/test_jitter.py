@@ -43,8 +43,8 @@ def test_amounts_are_even_between_their_limits_and_belong_to_the_example():
 
 
 def test_no_number_of_steps_is_lucky_or_unlucky_for_all_examples_of_a_rough_network():
-    """In closed form. On one clock for all, the true error would be small at 32 steps and large at
-    24 and 64, whatever is stated."""
+    """In closed form. On one clock for all, 82 % would be covered at 24 steps, 87 % at 64, and all
+    at 32, where the stated error would be twelve times the true one in the median."""
     dims, sde, eps = 64, SDES["vp"], EPS["vp"]
     base = RoughGaussian.random(4, dims)
     data = RoughGaussian(np.zeros(dims), base.w, base.V, 0.01)
@@ -60,8 +60,8 @@ def test_no_number_of_steps_is_lucky_or_unlucky_for_all_examples_of_a_rough_netw
     for steps in (24, 32, 48, 64):
         found = solve(jnp.asarray(x), Planned.of(steps, 64))
         error = found.log_prob - truth
-        assert np.mean(np.abs(error) <= found.solver_error) > 0.92
-        assert np.median(found.solver_error / np.abs(error)) < 9
+        assert np.mean(np.abs(error) <= found.solver_error) > 0.9
+        assert np.median(found.solver_error / np.abs(error)) < 7
 
 
 def test_a_rate_on_a_bent_clock_gives_the_gradient_of_the_log_density():
