@@ -45,7 +45,14 @@ class Ranks:
 
 
 def _residuals(features: FeatureTable, slopes: np.ndarray) -> Unusual:
-    return features[:, 0] - features[:, 1:] @ slopes[:-1] - slopes[-1]
+    return features[:, 0] - _products(features[:, 1:], slopes[:-1, None])[:, 0] - slopes[-1]
+
+
+def _products(
+    rows: Float[np.ndarray, "n k"], matrix: Float[np.ndarray, "k m"]
+) -> Float[np.ndarray, "n m"]:
+    """Rows times a matrix, one by one: BLAS rounds a row by its place among all of them."""
+    return np.matmul(rows[:, None], matrix)[:, 0]
 
 
 @dataclass(frozen=True)
@@ -72,7 +79,7 @@ class Density:
         for weight, mean, roots in zip(self.weights, self.means, self.whitening, strict=True):
             root = np.asarray(roots)
             log_det = np.linalg.slogdet(root)[1]
-            white = (z - np.asarray(mean)) @ root
+            white = _products(z - np.asarray(mean), root)
             logs.append(np.log(weight) + log_det - np.square(white).sum(axis=1) / 2)
         return -np.logaddexp.reduce(logs, axis=0)
 

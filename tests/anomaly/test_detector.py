@@ -148,6 +148,14 @@ def test_a_density_is_that_of_the_mixture():
     np.testing.assert_allclose(np.ptp(found - density(x)), 0, atol=0.1)
 
 
+@pytest.mark.parametrize("kind", [Ranks, Density])
+def test_a_score_does_not_depend_on_the_place_among_others(kind):
+    x = np.random.default_rng(4).normal(size=(101, 7))
+    normality = kind.fit(x)
+    alone = np.concatenate([normality(row[None]) for row in x])
+    np.testing.assert_array_equal(normality(x), alone)
+
+
 def test_equal_normal_images_count_once():
     detector = Detector.fit(IMAGES, np.concatenate([NORMAL, NORMAL[:7]]), statistic="msma")
     different = len(np.unique(NORMAL, axis=0))
