@@ -123,13 +123,14 @@ class Ladder(NamedTuple):
         resolve(config)
         training = build(config).training
         images, state = feed(training.data), training.init_state()
+        batch = images.batch_of(training.data)
         program = make_program(
             Partial(training.objective.loss), training.optimizer, training.ema_rate,
             seed=config.seed, resident=images.resident, gather=images.gather,
             places=training.places,
         )  # fmt: skip
-        batches = jax.tree.map(lambda *each: np.stack(each), *map(images.batch, range(STEPS)))
-        memory = needs(program.lower(state, images.batch(0)))
+        batches = jax.tree.map(lambda *each: np.stack(each), *map(batch, range(STEPS)))
+        memory = needs(program.lower(state, batch(0)))
 
         def steps() -> Any:
             nonlocal state
