@@ -35,6 +35,7 @@ the network evaluations of an image.
 import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 
@@ -100,7 +101,8 @@ class Subject:
     held: Callable[["Subject", Data, int], tuple[DivergenceEstimator, np.ndarray]]
     mean: float | None = None
 
-    def __post_init__(self) -> None:
+    @cached_property
+    def _solve(self) -> Callable[..., Likelihood]:
         def solve(
             x: Data, key: jax.Array, divergence: DivergenceEstimator | None, plan: Planned
         ) -> Likelihood:
@@ -108,7 +110,7 @@ class Subject:
                 self.noise, self.sde, x, key, eps=self.eps, divergence=divergence, solver=plan
             )
 
-        object.__setattr__(self, "_solve", jax.jit(solve))
+        return jax.jit(solve)
 
     def solve(
         self, x: Data, seed: int, divergence: DivergenceEstimator | None, steps: int

@@ -14,6 +14,7 @@ diffusers; torchax and torchdiffeq are left out where they are not installed. Un
 import math
 from dataclasses import replace
 from importlib.util import find_spec
+from typing import Any
 
 import diffusers
 import jax
@@ -47,17 +48,19 @@ class Told(torch.nn.Module):
 
 def unet() -> torch.nn.Module:
     torch.manual_seed(0)
-    return diffusers.UNet2DModel(
+    network: Any = diffusers.UNet2DModel(
         sample_size=SIZE, layers_per_block=1, block_out_channels=(32, 64), norm_num_groups=8,
         down_block_types=("DownBlock2D", "AttnDownBlock2D"),
         up_block_types=("AttnUpBlock2D", "UpBlock2D"), attention_head_dim=8,
-    ).eval().requires_grad_(False)  # fmt: skip
+    )  # fmt: skip
+    return network.eval().requires_grad_(False)
 
 
 def models(network: torch.nn.Module) -> dict[str, scoremle.ScoreModel]:
     pipeline = diffusers.DDPMPipeline(network, diffusers.DDPMScheduler())
     native = from_diffusers(pipeline)
-    noise = scoremle.noise_fn(native.noise.network, SDE, time_input="log_snr")
+    own: Any = native.noise
+    noise = scoremle.noise_fn(own.network, SDE, time_input="log_snr")
     found = {"in JAX": replace(native, noise=noise, sde=SDE, eps=EPS)}
     for by in ("torchax", "torch"):
         if by == "torch" or find_spec(by):

@@ -269,7 +269,9 @@ def draw(
 def show(ladder: Ladder, plot: Path | None) -> None:
     """Prints the table of what there is, and draws it."""
     first = {kind: ladder.ends(ladder.first, kind) for kind in KINDS}
-    rows, gains, curves = [], {}, {}
+    rows: list[tuple[str, ...]] = []
+    gains: dict[str, dict[str, tuple[float, float]]] = {}
+    curves: dict[str, list[tuple[int, float, float]]] = {}
     for name, rung in ladder.rungs.items():
         found = {kind: ladder.ends(name, kind) for kind in KINDS}
         claim = "{:.2f} exact, {:.2f} bound".format(*rung.paper) if rung.paper else rung.claim

@@ -178,9 +178,10 @@ def digits(images: int) -> Subject:
     with jax.enable_x64(True):
         double = jax.tree.map(lambda a: jnp.asarray(a, float), params)
         precise = replace(spec, network=spec.network.clone(dtype=jnp.float64)).noise(double)
-    fields = (Partial(published, spec.sde, noise) for noise in (spec.noise(params), precise))
+    noise = spec.noise(params)
+    drift, exactly = (Partial(published, spec.sde, each) for each in (noise, precise))
     return Subject(
-        "trained network, digits", spec.noise(params), *fields, spec.eps,
+        "trained network, digits", noise, drift, exactly, spec.eps,
         np.asarray(reals(spec.pixels, x)), "bits/dim", spec.dims * math.log(2), spec.sde,
     )  # fmt: skip
 
@@ -189,10 +190,10 @@ def vectors(dims: int = 10) -> Subject:
     params = mlp_params(dims)
     x = np.random.default_rng(1).normal(size=(256, dims)).astype(np.float32)
     noises = [Partial(mlp, p) for p in (params, [a.astype(float) for a in params])]
+    drift, exactly = (Partial(published, scoremle.VP(), noise) for noise in noises)
     return Subject(
-        f"MLP of random weights, {dims} dimensions", noises[0],
-        *(Partial(published, scoremle.VP(), noise) for noise in noises), 1e-3, x, "nats", 1.0,
-        scoremle.VP(), exact=True,
+        f"MLP of random weights, {dims} dimensions", noises[0], drift, exactly, 1e-3, x, "nats",
+        1.0, scoremle.VP(), exact=True,
     )  # fmt: skip
 
 
@@ -260,12 +261,13 @@ def particles(steps: int) -> Subject:
     )  # fmt: skip
     sde = scoremle.SDE("straight", Straight(), Straight().last)
     noise = scoremle.noise_fn(Partial(learned, params), sde, prediction="u", time_input="sigma")
-    fields = (Partial(along, p, Straight()) for p in (params, jax.tree.map(np.float64, params)))
+    double = jax.tree.map(np.float64, params)
+    drift, exactly = (Partial(along, p, Straight()) for p in (params, double))
     x, at = chains(np.random.default_rng(2), 32), Straight().first
     noised = (1 - at) * x + at * np.random.default_rng(3).normal(size=x.shape).astype(np.float32)
     return Subject(
-        f"trained flow, {PARTICLES} particles, {dims} dimensions", noise, *fields, 0.0, noised,
-        "nats", 1.0, sde, exact=True,
+        f"trained flow, {PARTICLES} particles, {dims} dimensions", noise, drift, exactly, 0.0,
+        noised, "nats", 1.0, sde, exact=True,
     )  # fmt: skip
 
 
@@ -427,7 +429,8 @@ class Settings(NamedTuple):
 
 def compare(subject: Subject, settings: Settings) -> Curves:
     """Prints the table; evaluations and mean error, by method."""
-    truth, rows, curves = subject.truth(), [], {}
+    truth, rows = subject.truth(), []
+    curves: Curves = {}
     for name, (make, words) in METHODS.items():
         solve, curves[name] = make(subject), []
         for setting in {"ours": settings.nodes, "Euler": settings.steps}.get(name, settings.near):
