@@ -7,12 +7,13 @@ is the bound on integers in the middle of their bins, and i-DODE draws t by alph
 
 import math
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache, partial
 from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from scoremle import devices
@@ -68,28 +69,41 @@ class Training:
 
         Of a sharded one each device holds the whole parameters, too, while it is made.
         """
-        params = devices.replicate(self._params(jnp.asarray(self.data.batch(0))))
+        images = jnp.asarray(self.data.batch(0))
+        params = devices.replicate(_first(self.objective.initialiser, self.config.seed, images))
         begin = jax.jit(init_state, static_argnums=1, out_shardings=self.places)
         return begin(params, self.optimizer, self.objective.memory)
 
     @cached_property
     def template(self) -> TrainState:
         """Shapes and dtypes of a state: what a checkpoint must fit."""
-        images = jax.ShapeDtypeStruct((1, *self.data.shape), jnp.uint8)
+        usual = jnp.result_type(float)
+        params = _shapes(self.objective.initialiser, self.data.shape, usual)
         memory = self.objective.memory
-        return jax.eval_shape(
-            lambda images: init_state(self._params(images), self.optimizer, memory), images
-        )
+        return jax.eval_shape(lambda params: init_state(params, self.optimizer, memory), params)
 
     @property
     def places(self) -> Any:
         """Shardings of the arrays of a state while it is trained."""
         return devices.shardings(self.template, sharded=self.config.devices.fsdp)
 
-    def _params(self, images: IntImages) -> Params:
-        # One generator for each of hundreds of arrays: "rbg" compiles in half the time.
-        key = jax.random.fold_in(jax.random.key(self.config.seed, impl="rbg"), INITIALISATION)
-        return self.objective.init(key, images)
+
+def _first(initialiser: "NetworkSpec | FlowObjective", seed: int, images: IntImages) -> Params:
+    # One generator for each of hundreds of arrays: "rbg" compiles in half the time.
+    key = jax.random.fold_in(jax.random.key(seed, impl="rbg"), INITIALISATION)
+    return initialiser.init(key, images)
+
+
+@lru_cache(maxsize=16)
+def _shapes(
+    initialiser: "NetworkSpec | FlowObjective", size: tuple[int, int, int], usual: DTypeLike
+) -> Params:
+    """Shapes and dtypes of the first parameters, where ``usual`` is that of a float.
+
+    To trace a network takes as long as all else of loading it: a process does it once.
+    """
+    images = jax.ShapeDtypeStruct((1, *size), jnp.uint8)
+    return jax.eval_shape(partial(_first, initialiser, 0), images)
 
 
 @dataclass(frozen=True)
@@ -149,9 +163,10 @@ class Objective:
         """Moments of the loss before the first step, if times are learned from them; else ()."""
         return LossMoments.none() if self.training.time_density == "learned" else ()
 
-    def init(self, key: PRNGKey, images: IntImages) -> Params:
-        """Parameters to begin with, for images of this shape."""
-        return self.model.init(key, images)
+    @property
+    def initialiser(self) -> NetworkSpec:
+        """What makes the first parameters."""
+        return self.model
 
     def losses(self, params: Params, x: IntImages, key: Keys) -> PerExample:
         """The loss of each example in the published scaling, without dropout."""
@@ -209,6 +224,11 @@ class FlowObjective:
     network: FlowPP
     stratified: bool
     decoder: Decoder
+
+    @property
+    def initialiser(self) -> "FlowObjective":
+        """What makes the first parameters."""
+        return self
 
     def init(self, key: PRNGKey, images: IntImages) -> Params:
         """Parameters to begin with; they depend on these images."""

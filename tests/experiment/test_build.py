@@ -21,6 +21,7 @@ from scoremle.errors import UserError, choose
 from scoremle.experiment import training
 from scoremle.experiment.build import build, logged_by
 from scoremle.experiment.configs import NAMED_CONFIGS
+from scoremle.experiment.networks import NetworkSpec
 from scoremle.experiment.rules import check_config
 from scoremle.experiment.run_train import run_train
 from scoremle.experiment.workdir import Workdir
@@ -60,6 +61,15 @@ def untraced(path, *fields):
 @cache
 def digits(*fields):
     return untraced("configs/digits.py", *LW_IS, *SMALL, *fields)
+
+
+def test_a_network_is_traced_once_for_all_that_load_it(monkeypatch):
+    fields = *LW_IS, *SMALL, "model.nf=5"
+    first = build(config("configs/digits.py", *fields)).training.template
+    monkeypatch.setattr(NetworkSpec, "init", lambda *_: pytest.fail("traced"))
+    assert build(config("configs/digits.py", *fields, "seed=3")).training.template == first
+    with pytest.raises(pytest.fail.Exception, match="traced"):
+        build(config("configs/digits.py", *fields, "model.ch_mult=(2,)"))
 
 
 @cache
