@@ -91,7 +91,7 @@ class Detector:
         fitted: by which features become a score.
         reference: the scores of normal examples that nothing was fitted to, in ascending order.
         shape: of one example.
-        equal: normal examples that were left out, since equal ones count once.
+        equal: normal examples beyond the first of those that are equal; each counts.
         model: a fingerprint of the model, "" of features alone.
         facts: where the model is, and what else is to be kept in the file.
         seed: of the split, the statistic, and ties.
@@ -151,15 +151,19 @@ class Detector:
         name = statistic or default
         check_choice("statistic", name, choices)
         data = _checked(model, normal, "normal")
-        numbers, first = np.unique(numbers_of(data), return_index=True)
+        numbers, first, place = np.unique(
+            numbers_of(data), return_index=True, return_inverse=True
+        )
         if len(first) < FEWEST:
             raise UserError(
                 f"normal must have {FEWEST} different examples or more, not {len(first)}: half are"
                 " fitted to, and the others give p-values in steps of 1 / (n + 1)"
             )
-        order = permutation(len(first), seed, SPLIT)
-        features = _features(model, name, data[first][order], numbers[order], seed, label)
-        half = len(first) // 2
+        # Equal examples count each, since they come again among new ones: without them the ranks
+        # of new ones would not be equally likely.
+        order = np.sort(place)[permutation(len(data), seed, SPLIT)]
+        features = _features(model, name, data[first], numbers, seed, label)[order]
+        half = len(data) // 2
         fitted = STATISTICS[name].fit(features[:half]) if model else Density.fit(features[:half])
         reference = tuple(np.sort(fitted(features[half:])).tolist())
         shape, equal = tuple(map(Size, data.shape[1:])), len(data) - len(first)

@@ -156,11 +156,29 @@ def test_a_score_does_not_depend_on_the_place_among_others(kind):
     np.testing.assert_array_equal(normality(x), alone)
 
 
-def test_equal_normal_images_count_once():
-    detector = Detector.fit(IMAGES, np.concatenate([NORMAL, NORMAL[:7]]), statistic="msma")
-    different = len(np.unique(NORMAL, axis=0))
-    assert detector.equal == len(NORMAL) + 7 - different
-    assert len(detector.reference) == different - different // 2
+def test_p_values_hold_where_examples_are_equal():
+    """Of data of which nearly half are one blank vector: as many normal ones are unusual."""
+
+    def draw(seed, n):
+        rng = np.random.default_rng(seed)
+        return np.where(rng.random((n, 1)) < 0.45, 9.0, rng.normal(size=(n, 2)))
+
+    shares = []
+    for seed in range(40):
+        detector = Detector.fit(None, draw([0, seed], 199), seed=seed)
+        assert len(detector.reference) == 100 and 60 < detector.equal < 120
+        shares.append((detector.score(None, draw([1, seed], 300)).p <= 0.1).mean())
+    # Blank ones have one p-value together: the share of a detector varies by up to 0.45.
+    error = np.std(shares, ddof=1) / len(shares) ** 0.5
+    assert abs(np.mean(shares) - 10 / 101) < 3 * error and error < 0.03
+
+
+def test_the_order_of_normal_images_does_not_matter():
+    normal = np.concatenate([NORMAL, NORMAL[:7]])
+    detector = Detector.fit(IMAGES, normal, statistic="msma")
+    assert detector == Detector.fit(IMAGES, normal[::-1], statistic="msma")
+    assert detector.equal == len(normal) - len(np.unique(NORMAL, axis=0))
+    assert len(detector.reference) == 49
 
 
 def test_it_says_how_many_references_it_takes():

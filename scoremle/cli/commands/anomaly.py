@@ -98,7 +98,10 @@ def _fit(options: Any) -> dict[str, Any]:
     )
     detector.write(options.out)
     if detector.equal:
-        say(f"{detector.equal} of {len(data)} normal ones are equal to others, which count once")
+        say(*wrapped(
+            f"{detector.equal} of {len(data)} normal ones are equal to others; each counts, since"
+            " as many may come again: leave out copies that were made by accident"
+        ))  # fmt: skip
     n = len(detector.reference)
     say(*wrapped(
         f"{detector.statistic}, with {n} references: the least p-value is 1/{n + 1}, so that at a"
