@@ -16,6 +16,7 @@ import optax
 import pytest
 from helpers.places import ROOT
 
+from scoremle import bounded
 from scoremle.errors import UserError
 from scoremle.training.checkpoints import Checkpoints
 from scoremle.training.checksums import tree_hash
@@ -47,6 +48,13 @@ def test_round_trip(store):
     assert tree_hash(tree) == tree_hash(make_tree(2))
     assert kernel(store.restore(template, 1)) == 1
     assert store.meta(1) == {"step": 10}
+
+
+def test_a_state_that_compresses_well_is_no_bomb(store, monkeypatch):
+    """Its shapes are those of the template, whatever its files have."""
+    monkeypatch.setattr(bounded, "SMALL", 0)
+    monkeypatch.setattr(bounded, "MAX_RATIO", 0)
+    assert kernel(store.restore(jax.eval_shape(make_tree))) == 2
 
 
 @pytest.mark.parametrize("mixed", ["parts", "state"])
