@@ -16,7 +16,7 @@ from typing import TypedDict
 
 import numpy as np
 
-from scoremle.bounded import LONGEST_JSON, MAX_FILE, check_ratio
+from scoremle.bounded import LONGEST_JSON, MAX_FILE, MAX_PIXELS
 from scoremle.coding.codec import Coded, CodedBlock
 from scoremle.coding.rates import KIND
 from scoremle.errors import UserError
@@ -55,6 +55,11 @@ class _Whole(CodedRecord):
     initial: Count
 
 
+def are_short(names: list[str]) -> bool:
+    """Whether so many names are short enough, all together, to be read again."""
+    return len(json.dumps(names)) <= LONGEST_JSON // 2
+
+
 def are_names(names: list[str], images: int) -> bool:
     """Whether so many pictures in one folder may have these names, without their endings."""
     return len(set(names)) == len(names) == images and all(map(_is_name, names))
@@ -65,7 +70,10 @@ def _is_name(name: str) -> bool:
 
 
 def write_coded(path: str | Path, record: CodedRecord, coded: Coded) -> int:
-    """Writes the file; returns its size in bytes."""
+    """Writes the file; returns its size in bytes.
+
+    Raises UserError for more than is read again, before anything is written.
+    """
     whole: _Whole = {
         **record,
         "blocks": [(Size(b.images), Count(b.crc), Count(b.plain)) for b in coded.blocks],
@@ -74,6 +82,8 @@ def write_coded(path: str | Path, record: CodedRecord, coded: Coded) -> int:
     header = json.dumps(whole, separators=(",", ":")).encode() + b"\n"
     content = MAGIC + header + coded.words.astype("<u4").tobytes() + coded.plain
     content += hashlib.sha256(content).digest()
+    if len(header) > LONGEST_JSON or len(content) > MAX_FILE:
+        raise UserError(f"{path}: too many images for one file: compress them in parts")
     write_bytes(path, content)
     return len(content)
 
@@ -111,7 +121,10 @@ def read_coded(path: str | Path) -> tuple[CodedRecord, Coded]:
 
 
 def _check(path: Path, record: _Whole, blocks: tuple[CodedBlock, ...], plain: int) -> None:
-    """Raises UserError for numbers that contradict each other, or exceed those of any image."""
+    """Raises UserError for numbers that contradict each other, or exceed those of any image.
+
+    How many pixels a byte becomes has no bound: they are decoded, and compared, block by block.
+    """
     images = sum(block.images for block in blocks)
     if not blocks or sum(block.plain for block in blocks) != plain or plain < 0:
         raise UserError(f"{path}: its record contradicts its size")
@@ -119,6 +132,6 @@ def _check(path: Path, record: _Whole, blocks: tuple[CodedBlock, ...], plain: in
     if names and not are_names(names, images):
         raise UserError(f"{path}: its names are not those of {images} files in one folder")
     largest = max(block.images for block in blocks)
-    if largest > record["lanes"] or record["lanes"] > MOST_LANES or record["steps"] > MOST_STEPS:
+    lanes, dims = record["lanes"], math.prod(record["shape"])
+    if largest > lanes or lanes > MOST_LANES or record["steps"] > MOST_STEPS or dims > MAX_PIXELS:
         raise UserError(f"{path}: its record has larger numbers than compress ever writes")
-    check_ratio(path, images * math.prod(record["shape"]), path.stat().st_size)

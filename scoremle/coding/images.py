@@ -71,10 +71,10 @@ def compress_images(
             "no image comes back as it was: the network's numbers are not finite, or change from"
             " one call to the next; look at the model"
         )
-    if names and not file.are_names(names, len(images)):
+    if names and not (file.are_names(names, len(images)) and file.are_short(names)):
         logger.warning(
-            "names are not kept, since two are the same, one is too long or no file's, or not each"
-            " image has one: the images come back by number, in their order"
+            "names are not kept, since two are the same, one is too long or no file's, not each"
+            " image has one, or they are too many: the images come back by number, in their order"
         )
         names = []
     record: file.CodedRecord = {

@@ -14,7 +14,7 @@ from helpers.marks import some
 from helpers.oracles import Gaussian
 from PIL import Image
 
-from scoremle import VE, VP, Pixels, ScoreModel, UserError
+from scoremle import VE, VP, Pixels, ScoreModel, UserError, bounded
 from scoremle.cli import main as cli
 from scoremle.coding import codec, file, images
 from scoremle.coding.layers import LatentLayers
@@ -278,8 +278,30 @@ def test_names_that_files_can_not_have_are_left_out(names, tmp_path, caplog):
     assert images.decompress_images(model_of(), tmp_path / "x")[1] == []
 
 
-def test_what_could_not_be_read_again_is_not_written(tmp_path):
+def test_names_that_are_too_many_to_be_read_again_are_left_out(tmp_path, caplog, monkeypatch):
+    """Letters that are no ASCII take up to twelve bytes each in the record."""
+    names = [14 * letter for letter in "\N{GRINNING FACE}ab"]
+    for longest, kept in ((440, True), (380, False)):
+        monkeypatch.setattr(file, "LONGEST_JSON", longest)
+        assert file.are_short(names) is kept
+    images.compress_images(model_of(), IMAGES[:3], tmp_path / "x", names=names, steps=2)
+    assert "too many" in caplog.text
+    assert images.decompress_images(model_of(), tmp_path / "x")[1] == []
+
+
+def test_images_that_take_hardly_any_bits_come_back(tmp_path, monkeypatch):
+    monkeypatch.setattr(bounded, "SMALL", 0)
+    monkeypatch.setattr(bounded, "MAX_RATIO", 0)
+    images.compress_images(model_of(), IMAGES[:3], tmp_path / "x", steps=2)
+    assert np.array_equal(images.decompress_images(model_of(), tmp_path / "x")[0], IMAGES[:3])
+
+
+def test_what_could_not_be_read_again_is_not_written(tmp_path, monkeypatch):
     path = tmp_path / "x"
+    for bound in ("LONGEST_JSON", "MAX_FILE"):
+        with monkeypatch.context() as patch, pytest.raises(UserError, match="in parts"):
+            patch.setattr(file, bound, 100)
+            images.compress_images(model_of(), IMAGES[:2], path, steps=2)
     with pytest.raises(UserError, match=r"steps.*10000"):
         images.compress_images(model_of(), IMAGES[:2], path, steps=file.MOST_STEPS + 1)
     with pytest.raises(UserError, match="comes back"):
