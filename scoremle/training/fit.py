@@ -2,12 +2,14 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from scoremle.core.arguments import check_count, check_number, check_seed
+from scoremle.errors import UserError
 from scoremle.training.checkpoints import Checkpoints
 from scoremle.training.loop import Intervals, Loop
 from scoremle.training.program import make_program
@@ -34,7 +36,7 @@ def fit(
 
     Args:
         loss: of parameters, a batch and a key: a scalar, such as the mean of ``denoising_loss``.
-        params: the first parameters, a tree of arrays.
+        params: the first parameters, a tree of arrays, which stay as they are.
         batch: gives the examples of step i, [b ...]. Where training goes on from a checkpoint, i
             goes on, too.
         steps: in all.
@@ -47,7 +49,8 @@ def fit(
             stopped. None: no checkpoints.
 
     Raises UserError for a loss, gradient or parameter that is not finite, and a folder with
-    checkpoints of other parameters; Stopped after SIGTERM or Ctrl-C, when the step is saved.
+    checkpoints of other parameters, of another seed or ``ema_rate``, or of more steps; Stopped
+    after SIGTERM or Ctrl-C, when the step is saved.
 
     Example:
         >>> import optax
@@ -64,12 +67,30 @@ def fit(
     check_count("every", every)
     check_number("ema_rate", ema_rate, 0, 1)
     check_seed(seed)
+    store = None if folder is None else Checkpoints(Path(folder), keep=2)
+    note = {"seed": seed, "ema_rate": ema_rate}
+    if store:
+        _check_begun(store, steps, note)
     training = Loop(
         make_program(loss, optimizer, ema_rate, seed=seed),
         lambda _: batch,
         Intervals(steps, 1, every, steps, every, every),
-        preemption=None if folder is None else Checkpoints(Path(folder), keep=2),
+        preemption=store,
         writers=[Console(steps)],
-        note={"seed": seed},
+        note=note,
     )
-    return training.run(init_state(jax.tree.map(jnp.asarray, params), optimizer)).ema
+    # Copies, since the loop uses up the state that it begins with.
+    return training.run(init_state(jax.tree.map(jnp.array, params), optimizer)).ema
+
+
+def _check_begun(store: Checkpoints, steps: int, note: dict[str, Any]) -> None:
+    """Raises UserError for checkpoints of a training by other arguments."""
+    for number in store.numbers():
+        try:
+            before = store.meta(number)
+        except UserError:  # a damaged one is passed over, with a warning
+            continue
+        wanted = note | {"step": min(steps, number)}
+        if other := [name for name in wanted if before.get(name, wanted[name]) != wanted[name]]:
+            words = " and ".join(f"{name} {before[name]}, not {wanted[name]}" for name in other)
+            raise UserError(f"{store.path(number)} has {words}: give the training another folder")

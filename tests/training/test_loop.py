@@ -241,10 +241,28 @@ def test_a_network_of_ones_own_is_trained_by_the_same_steps(tmp_path, capsys):
     ended = fitted(10, tmp_path, lambda i: asked.append(i) or worker.batch(i))
     assert tree_hash(ended) == expected
     assert asked == [7, 8, 9]
+    assert tree_hash(fitted(10, tmp_path)) == expected
+    for words, call in {
+        "seed 5, not 6": lambda: fitted(10, tmp_path, seed=6),
+        r"ema_rate 0\.9, not 0\.8": lambda: fitted(10, tmp_path, ema_rate=0.8),
+        "step 10, not 9": lambda: fitted(9, tmp_path),
+    }.items():
+        with pytest.raises(UserError, match=words):
+            call()
     with pytest.raises(UserError, match="loss is nan"):
         fitted(3, batch=lambda i: np.full((4, 2, 2, 1), np.nan))
     with pytest.raises(UserError, match="ema_rate"):
         fitted(3, ema_rate=1.5)
+
+
+def test_the_parameters_that_a_training_begins_with_stay():
+    first = {"mean": jnp.zeros(3)}
+    for _ in range(2):
+        found = fit(
+            lambda p, x, key: jnp.mean(jnp.square(p["mean"] - x)), first, lambda i: np.ones(3),
+            steps=2, optimizer=optax.sgd(0.1), ema_rate=0.5,
+        )  # fmt: skip
+        assert not first["mean"].any() and (found["mean"] > 0).all()
 
 
 def test_schedule():
