@@ -569,18 +569,19 @@ class ScoreModel:
         numbers = example_numbers(index, n)
         if n == 0:
             return Scores(*np.zeros((5, 0)))
-        model, choice, devices = self, None, devices or jax.devices()[:1]
+        choice, devices = None, devices or jax.devices()[:1]
+        model, condition = self._apart(condition, n)
         if tolerance is not None:
             if estimator:
                 raise UserError("give a tolerance, or an estimator with its solver, not both")
             check_number("tolerance", tolerance, above=0)
             choice = choose_for_images(
-                self._plain(), images, condition=condition, mean_over=n, passes=passes,
+                model, images, condition=condition, mean_over=n, passes=passes,
                 tolerance=tolerance, devices=devices, seed=seed,
             )  # fmt: skip
-            model = replace(self, solver=choice.solver)
+            model = replace(model, solver=choice.solver)
         found = score_images(
-            model._plain(), estimator or model.default_estimator, images, numbers,
+            model, estimator or model.default_estimator, images, numbers,
             dequantizer=dequantizer or self.default_dequantizer, condition=condition,
             passes=passes, seed=seed, batch_size=batch_size, devices=devices, label=label,
         )  # fmt: skip
@@ -843,7 +844,7 @@ class ScoreModel:
         if known(x, self.bijector):  # the map may need all digits of float64: those of an offset
             with jax.ensure_compile_time_eval(), jax.enable_x64(True):
                 # A copy: within a trace JAX keeps the float32 that it made of x above.
-                z, log_det = _forward((as_data(np.array(x), dtype, name),), self.bijector)
+                z, log_det = _forward((as_data(np.array(x), name=name),), self.bijector)
         else:
             z, log_det = _forward((data,), self.bijector)
         check_examples(z, f"{name}, after the model's bijector,")

@@ -126,6 +126,23 @@ def test_a_condition_may_be_bound_or_given(method):
     assert (np.abs(found - use(model, x, 0 * condition)) > 1e-3).any()
 
 
+@pytest.mark.parametrize("how", [{}, {"tolerance": 0.05}])
+def test_scores_are_under_a_condition_that_is_bound(how):
+    def noise(x, t, c):
+        x, t, c = x.reshape(len(x), -1), t[:, None], c[:, None]
+        eps = VP.sigma(t) * (x - VP.alpha(t) * c) / (0.1 * VP.alpha(t) ** 2 + VP.sigma(t) ** 2)
+        return (eps + 0.1 * jnp.sin(9 * c * x) * VP.sigma(t)).reshape(-1, 1, 3, 1)
+
+    model = ScoreModel(noise, VP, 1e-3, (1, 3, 1), Pixels(8))
+    images = np.random.default_rng(0).integers(0, 8, (5, 1, 3, 1), np.uint8)
+    c = np.linspace(-0.9, 0.8, 5, dtype=np.float32)
+    bound = model.condition_on(c).score(images, **how)
+    given = model.score(images, condition=c, **how)
+    np.testing.assert_array_equal(bound.bpd, given.bpd)
+    assert bound.mean == given.mean
+    assert (np.abs(bound.bpd - model.score(images, condition=0 * c).bpd) > 1e-3).all()
+
+
 def test_a_condition_that_a_network_does_not_take_is_refused():
     """It would be taken for something else."""
     with pytest.raises(UserError, match="3 arguments"):
@@ -152,7 +169,10 @@ def test_a_map_of_data_has_all_their_digits():
     def of_constants(model, x):
         return jax.jit(lambda k: k * log_prob(model, x))(1.0)
 
-    for use in (log_prob, of_constants, ScoreModel.encode):
+    def in_float32(model, x):
+        return model.log_prob(x, KEY, dtype="float32").log_prob
+
+    for use in (log_prob, of_constants, in_float32, ScoreModel.encode):
         np.testing.assert_allclose(use(moved, 1e6 + x), use(model, x), atol=1e-4)
 
 
