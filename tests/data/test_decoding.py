@@ -1,6 +1,7 @@
 """Pictures of every kind, as a model takes them: what is changed of them is said, or why not."""
 
 import io
+import struct
 
 import numpy as np
 import pytest
@@ -25,6 +26,16 @@ def encoded(pixels, kind="PNG", **settings):
     return content.getvalue()
 
 
+def of_12_bits(grey):
+    """A TIFF, which Pillow does not write: one of 8 bits, of which two tags are changed."""
+    bits = np.unpackbits(grey.astype(">u2")[..., None].view(np.uint8), axis=-1)[..., 4:]
+    packed = np.packbits(bits).reshape(len(grey), -1)
+    content = encoded(packed, "TIFF")
+    for *tag, was, now in ((256, 4, packed.shape[1], grey.shape[1]), (258, 3, 8, 12)):
+        content = content.replace(*(struct.pack("<HHII", *tag, 1, n) for n in (was, now)))
+    return content
+
+
 def luma(colour):
     """ITU-R 601, in Pillow's fixed point."""
     red, green, blue = np.moveaxis(colour.astype(int), -1, 0)
@@ -35,6 +46,7 @@ TRANSPOSED = Image.Exif()
 TRANSPOSED[0x0112] = 5
 DEEP = (GREY.astype(np.uint16) << 8) + 77
 FRAMES = [Image.fromarray(COLOUR), Image.fromarray(COLOUR[::-1].copy())]
+SEEN_THROUGH = np.where(GREY == 27, 255, GREY)
 WHITE = np.where(ALPHA == 255, GREY, 255)
 NEARLY_GREY = [COLOUR[..., order] for order in ([0, 0, 1], [1, 0, 0])]
 LOSSLESS = {"WEBP": {"lossless": True}, "TIFF": {}, "BMP": {}, "PNG": {}}
@@ -51,6 +63,14 @@ LOSSLESS = {"WEBP": {"lossless": True}, "TIFF": {}, "BMP": {}, "PNG": {}}
         (encoded(GREY), 3, np.stack([GREY] * 3, axis=-1), [decoding.RGB]),
         (encoded(DEEP), 1, GREY, [decoding.CUT]),
         (encoded(DEEP, "TIFF"), 1, GREY, [decoding.CUT]),
+        (of_12_bits(DEEP >> 4), 1, GREY, [decoding.CUT]),
+        # Pillow turns grey round as it writes 8 bits, but not 16.
+        (encoded(GREY, "TIFF", tiffinfo={262: 0}), 1, GREY, []),
+        (encoded(~DEEP, "TIFF", tiffinfo={262: 0}), 1, GREY, [decoding.CUT]),
+        (encoded(GREY, transparency=27), 1, SEEN_THROUGH, [decoding.ON_WHITE]),
+        (encoded(DEEP, transparency=(27 << 8) + 77), 1, SEEN_THROUGH,
+         [decoding.CUT, decoding.ON_WHITE]),
+        (encoded(DEEP, transparency=27), 1, GREY, [decoding.CUT, decoding.OPAQUE]),
         (encoded(np.dstack([COLOUR, ALPHA | 255])), 3, COLOUR, [decoding.OPAQUE]),
         (encoded(np.dstack([GREY, ALPHA])), 1, WHITE, [decoding.ON_WHITE]),
         (encoded(Image.fromarray(COLOUR).convert("P", palette=Image.Palette.ADAPTIVE)), 3, COLOUR,

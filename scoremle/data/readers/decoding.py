@@ -37,7 +37,7 @@ IN_TIFF = {
     "group4", "jpeg",
 }  # fmt: skip
 TILE = 322, 323  # tags of TIFF: width and height of a tile; a picture consists of whole tiles
-BITS_PER_SAMPLE = 258  # a tag of TIFF
+BITS_PER_SAMPLE, PHOTOMETRIC, WHITE_IS_ZERO = 258, 262, 0  # tags of TIFF, and a value
 OF_GREY, OF_ALPHA = ("1", "L", "LA", "La"), ("LA", "La", "PA", "RGBA", "RGBa")
 USUAL = {*OF_GREY, *OF_ALPHA, "P", "RGB"}
 # Pixels that are converted at once.
@@ -165,7 +165,7 @@ def _note(image: Image.Image, content: bytes, changes: Changes) -> None:
 def _plain(image: Image.Image, changes: Changes) -> Image.Image:
     """Grey or RGB of 8 bits, without alpha."""
     if image.mode.startswith("I;16"):
-        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+        image = _cut(image)
     changes += [UNPALETTED] * (image.mode in ("P", "PA"))
     changes += [OTHER_COLOURS.format(image.mode)] * (image.mode not in USUAL)
     mode = "L" if image.mode in OF_GREY else "RGB"
@@ -175,6 +175,18 @@ def _plain(image: Image.Image, changes: Changes) -> Image.Image:
         return _in_mode(image, mode)
     except ValueError:
         raise UnusableImage(f"its colours are {image.mode}; save it as RGB") from None
+
+
+def _cut(image: Image.Image) -> Image.Image:
+    """Grey of more bits in 8, with alpha where one of its values is transparent."""
+    pixels, tags = np.asarray(image), getattr(image, "tag_v2", {})
+    grey = (pixels >> (tags.get(BITS_PER_SAMPLE, (16,))[0] - 8)).astype(np.uint8)
+    if tags.get(PHOTOMETRIC) == WHITE_IS_ZERO:
+        grey = ~grey
+    if "transparency" not in image.info:
+        return Image.fromarray(grey)
+    alpha = (pixels != image.info["transparency"]) * np.uint8(255)
+    return Image.fromarray(np.dstack([grey, alpha]))
 
 
 def _on_white(image: Image.Image, mode: str, changes: Changes) -> Image.Image:
