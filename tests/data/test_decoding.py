@@ -82,7 +82,10 @@ LOSSLESS = {"WEBP": {"lossless": True}, "TIFF": {}, "BMP": {}, "PNG": {}}
          [decoding.FIRST_FRAME]),
         (encoded(Image.fromarray(255 - np.dstack([COLOUR, 255 | COLOUR[..., 0]]), "CMYK"), "TIFF"),
          3, COLOUR, ["made RGB of CMYK, without a profile of its colours"]),
-        (encoded(GREY.T.copy(), exif=TRANSPOSED), 1, GREY, [decoding.TURNED]),
+        *((encoded(COLOUR.transpose(1, 0, 2).copy(), kind, exif=TRANSPOSED, **how), 3, COLOUR,
+           [decoding.TURNED]) for kind, how in LOSSLESS.items() if kind != "BMP"),
+        (encoded(~DEEP.T, "TIFF", tiffinfo={262: 0, 274: 5}, compression="tiff_lzw"), 1, GREY,
+         [decoding.CUT, decoding.TURNED]),
     ],
 )  # fmt: skip
 def test_what_is_done_to_a_picture_is_said(content, channels, pixels, changes):

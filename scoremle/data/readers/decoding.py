@@ -110,10 +110,10 @@ def _upright(name: str, content: bytes, changes: Changes) -> Image.Image:
             image = Image.open(io.BytesIO(content), formats=formats)
             _check_claims(image, content)
             _note(image, content, changes)
-            image.load()
-            turned = image.getexif().get(EXIF_ORIENTATION) in range(2, 9)
-            changes += [TURNED] * turned
-            return ImageOps.exif_transpose(image) if turned else image
+            # A TIFF is turned as it is loaded, and forgets it then.
+            changes += [TURNED] * (image.getexif().get(EXIF_ORIENTATION) in range(2, 9))
+            ImageOps.exif_transpose(image, in_place=True)  # loads it, too
+            return image
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise UnusableImage(_TOO_LARGE) from error
     except UnusableImage:
