@@ -311,6 +311,13 @@ def test_a_file_of_svhn_is_missing(tmp_path, prepare, publish):
         prepare("svhn", write_tree(tmp_path / "one", files))
 
 
+def test_a_file_of_svhn_is_there_twice(tmp_path, prepare, publish):
+    files = publish({"test_32x32.mat": svhn(pictures(2), np.ones(2, np.uint8))})
+    copies = {f"more/{name}": content for name, content in files.items()}
+    with pytest.raises(UserError, match=r"remove more/test_32x32\.mat"):
+        prepare("svhn", write_tree(tmp_path / "two", files | copies))
+
+
 @pytest.mark.parametrize("zipped", [False, True])
 def test_celeba_is_cropped_as_published(zipped, tmp_path, prepare):
     # The crop, columns 19 to 158 and rows 39 to 178, has one colour in each quarter.

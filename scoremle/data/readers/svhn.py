@@ -30,6 +30,8 @@ def _chunks(source: Source) -> Iterator[Chunk]:
     missing = set(published)
     for name, content in source.files(lambda name: basename(name) in published, MAX_BATCH):
         file = basename(name)
+        if file not in missing:
+            raise UserError(f"{source.path}: {file} is in it twice; remove {name}")
         missing.remove(file)
         if hashlib.sha256(content).hexdigest() != published[file][1]:
             raise UserError(
