@@ -24,7 +24,7 @@ from scoremle.cli import cache
 from scoremle.cli.commands import parser_of, score_on_ray, stats
 from scoremle.core.dequantize import Flow
 from scoremle.core.pixels import Pixels
-from scoremle.data import archive, dataset
+from scoremle.data import archive, dataset, prepared
 from scoremle.data.dataset import Dataset
 from scoremle.data.prepare import prepare
 from scoremle.data.prepared import Prepared
@@ -104,7 +104,7 @@ def folder_of_a_prepared_set(folder, monkeypatch, experiment):
     for field in fields(Options):
         yield field.name, named._cached(one, replace(options, **{field.name: other[field.name]}))
     with monkeypatch.context() as patch:
-        patch.setattr(dataset, "FORMAT", -1)
+        patch.setattr(prepared, "FORMAT", -1)
         yield "format", named._cached(one, options)
     os.utime(one, ns=(2000, 2000))
     yield "time", named._cached(one, options)

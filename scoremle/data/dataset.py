@@ -13,7 +13,7 @@ from pathlib import Path
 from scoremle.data.archive import stamp
 from scoremle.data.fetch import ORIGINS, fetched
 from scoremle.data.prepare import prepare
-from scoremle.data.prepared import FORMAT, Prepared, cache_folder, is_prepared
+from scoremle.data.prepared import Prepared, cache_folder, format_of, is_prepared
 from scoremle.data.readers.base import Options, Reader
 from scoremle.errors import UserError
 from scoremle.terminal import say
@@ -90,7 +90,7 @@ class Dataset:
 
     def _cached(self, place: Path | None, options: Options) -> Path:
         files = [str(place.resolve()), stamp(place)] if place else []
-        facts = [FORMAT, self.name, files, asdict(options)]
+        facts = [format_of(options), self.name, files, asdict(options)]
         key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]
         return cache_folder() / f"{self.name}-{key}"
 
@@ -113,9 +113,10 @@ class Dataset:
 
     def _in_cache(self, options: Options) -> Prepared:
         """The one with these options that was prepared before."""
-        wanted = {name: getattr(options, name) for name in ("levels", *ANY_SIZE)}.items()
+        given = {name: getattr(options, name) for name in ("levels", *ANY_SIZE)}
+        wanted = {"format": format_of(options), **given}.items()
         there = map(Prepared, filter(is_prepared, sorted(cache_folder().glob(f"{self.name}-*"))))
-        found = [prepared for prepared in there if wanted <= prepared.meta["options"].items()]
+        found = [made for made in there if wanted <= (made.meta | made.meta["options"]).items()]
         if len(found) > 1:
             listing = ", ".join(str(prepared.folder) for prepared in found)
             raise UserError(

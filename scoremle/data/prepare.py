@@ -1,12 +1,12 @@
 """From a reader's stream of images to a prepared folder, checked on the way, in one pass.
 
-Every image is hashed. The hash finds duplicates, and divides a source without splits: an image is
-for testing if its hash, as a share of all hashes, is below the stated fraction. So the split
-depends on the image alone: it is the same in any order, whatever else is added, and copies of an
-image never lie on both sides.
-
 Fewer grey levels than the source's are its values x scaled down, floor(x levels / own levels): for
 a power of two, the upper bits.
+
+Every image is hashed as it is then. The hash finds duplicates, and divides a source without
+splits: an image is for testing if its hash, as a share of all hashes, is below the stated
+fraction. So the split depends on the image alone: it is the same in any order, whatever else is
+added, and copies of an image never lie on both sides.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 import scoremle
-from scoremle.data.prepared import FORMAT, META, made_whole
+from scoremle.data.prepared import META, format_of, made_whole
 from scoremle.data.readers.base import Chunk, ImageReport, Options, Reading, in_levels
 from scoremle.errors import UserError, by, in_short
 from scoremle.files import write_sealed, writing
@@ -57,7 +57,7 @@ def prepare(
         facts = writer.finish(source)
         _check_counts(facts["counts"], counts, f"{name} in {source}")
         meta = {
-            "format": FORMAT,
+            "format": format_of(options),
             "name": name,
             "version": reading.version,
             "source": source,
@@ -139,15 +139,15 @@ class _Writer:
             yield min(block.stop / len(chunk.images), 1.0)
 
     def _add(self, images: np.ndarray, labels: np.ndarray | None, split: str | None) -> None:
+        images = in_levels(images, self._levels, self._own_levels)
         words = _hashes(images)
         self._constant += int((images == images[:, :1, :1]).all(axis=(1, 2, 3)).sum())
         self._ways.add(split is None)
         for_test = words < np.uint64(self._options.test_fraction * 2.0**64)
         parts: dict[str, Any] = {"train": ~for_test, "test": for_test}
         for part, chosen in ({split: slice(None)} if split else parts).items():
-            reduced = in_levels(images[chosen], self._levels, self._own_levels)
             of_these = None if labels is None else labels[chosen]
-            self._split(part).add(reduced, words[chosen], of_these)
+            self._split(part).add(images[chosen], words[chosen], of_these)
 
     def _checked(self, images: np.ndarray) -> np.ndarray:
         if self._shape is None:

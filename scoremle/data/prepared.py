@@ -27,6 +27,7 @@ import numpy as np
 
 from scoremle import files
 from scoremle.data.readers.arrays import map_npy
+from scoremle.data.readers.base import Options
 from scoremle.errors import UserError, first_line
 from scoremle.records import GreyLevels, check_record
 
@@ -35,7 +36,8 @@ __all__ = ["cache_folder"]
 META = "meta.json"
 VERIFIED = ".verified.json"
 VERIFY = "SCOREMLE_VERIFY"
-FORMAT = 1
+# In 1, sets of fewer grey levels than their source were divided by the images of the source.
+FORMAT, FEWER_LEVELS = 1, 2
 
 
 class _Splits(TypedDict):
@@ -87,7 +89,7 @@ class Prepared:
     @cached_property
     def meta(self) -> dict[str, Any]:
         meta = files.read_sealed(files.inside(self.folder, META), self._remedy)
-        if meta.get("format") != FORMAT:
+        if meta.get("format") not in (FORMAT, FEWER_LEVELS):
             raise UserError(
                 f"{self.folder / META} is not of a data set that this version prepared;"
                 " prepare it again"
@@ -144,6 +146,11 @@ class Prepared:
             raise UserError(f"{path} is damaged (its checksum differs); {self._remedy}")
         with suppress(UserError):  # where nothing can be written, it is compared each time
             files.write_json(self.folder / VERIFIED, {**verified, path.name: version})
+
+
+def format_of(options: Options) -> int:
+    """The format of a folder that is prepared with these options."""
+    return FEWER_LEVELS if options.levels else FORMAT
 
 
 def is_prepared(folder: Path) -> bool:

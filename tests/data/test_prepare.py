@@ -179,6 +179,19 @@ def test_levels_are_the_upper_bits_and_uniform_models_need_exactly_their_bits(le
     np.testing.assert_array_equal(baselines.uniform_bpd(reduced.images("test"), levels), bits)
 
 
+def test_with_fewer_levels_what_is_kept_is_divided_and_counted(tmp_path):
+    images = pictures(60)
+    images[0] = images[1] = 8
+    images[0, :2] = 9  # which 128 levels don't tell from 8
+    alike = np.concatenate([images, images ^ 1])
+    found = prepared(tmp_path / "a", Chunk(alike, None, 1.0), test_fraction=0.5, levels=128)
+    assert found.meta["duplicates"]["of train in test"] == 0
+    train, test = ({x.tobytes() for x in found.images(split)} for split in ("train", "test"))
+    assert min(len(train), len(test)) > 20 and not train & test
+    assert sum(found.meta["duplicates"].values()) == 120 - len(train | test) == 61
+    assert found.meta["constant_images"] == 4
+
+
 def test_one_bit_digits_from_the_config_to_the_network(cache):
     config = parser_of("").checked([
         *TINY, "--workdir=w", "--mode=train", "--config.data.levels=2",
@@ -240,6 +253,23 @@ def test_first_use_prepares_and_later_uses_open(tmp_path, cache, capsys, monkeyp
     assert len(list(cache.iterdir())) == 3
     with pytest.raises(UserError, match="more than once"):
         data.load("mnist")
+
+
+def test_a_set_of_fewer_levels_of_the_version_before_is_taken_by_its_place_alone(
+    tmp_path, cache, monkeypatch
+):
+    """It was divided by images of all levels."""
+    folder = str(idx_folder(tmp_path))
+    monkeypatch.setattr(folders, "FEWER_LEVELS", folders.FORMAT)
+    data.load("mnist", path=folder, levels=4)
+    monkeypatch.undo()
+    monkeypatch.setenv("SCOREMLE_DATA", str(cache))
+    (old,) = cache.iterdir()
+    with pytest.raises(UserError, match="no default place"):
+        data.load("mnist", levels=4)
+    assert data.load("mnist", path=str(old), levels=4).levels == 4
+    data.load("mnist", path=folder, levels=4)
+    assert data.load("mnist", levels=4).levels == 4 and len(list(cache.iterdir())) == 2
 
 
 def test_where_the_cache_is(monkeypatch, tmp_path):
