@@ -134,7 +134,7 @@ class _Writer:
         self._notes.update(chunk.notes)
         for start in range(0, len(chunk.images), BLOCK):
             block = slice(start, start + BLOCK)
-            labels = None if chunk.labels is None else np.asarray(chunk.labels[block])
+            labels = None if chunk.labels is None else np.asarray(chunk.labels[block], object)
             self._add(self._checked(chunk.images[block]), labels, chunk.split)
             yield min(block.stop / len(chunk.images), 1.0)
 
@@ -240,14 +240,19 @@ class _Writer:
                 )
 
     def _write_labels(self) -> tuple[dict[str, str], list[str]]:
-        """Writes them if each image has one; the files' hashes, and the names of the numbers."""
+        """Writes them if each image has one, and all are names or all numbers.
+
+        Gives the files' hashes, and the names of the numbers.
+        """
         splits = self._splits["train"], self._splits["test"]
         both = [split.labels for split in splits]
-        if [len(labels) for labels in both] != [split.count for split in splits]:
-            return {}, []
         everything = both[0] + both[1]
+        kinds = {isinstance(label, str) for label in everything}
+        whole = [len(labels) for labels in both] == [split.count for split in splits]
+        if not whole or len(kinds) > 1:
+            return {}, []
         names: list[str] = []
-        if isinstance(everything[0], str):
+        if kinds == {True}:
             names = sorted(set(everything))
             if len(names) < 2:
                 return {}, []

@@ -122,6 +122,17 @@ def test_names_of_classes_become_their_places_in_order(split, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("train", "test"),
+    [([3, 1], ["", ""]), (["", ""], [3, 1]), (["a", "b"], [3, 1]), ([3, ""], [1, 2]),
+     ([-1, "a"], ["a", "b"]), (None, [3, 1])],
+)  # fmt: skip
+def test_labels_that_some_images_lack_or_of_two_kinds_are_none(train, test, tmp_path):
+    chunks = Chunk(pictures(2), "train", 0.5, train), Chunk(pictures(2), "test", 1.0, test)
+    found = prepared(tmp_path / "a", *chunks)
+    assert found.labels("train") is None and found.meta["classes"] == []
+
+
+@pytest.mark.parametrize(
     ("chunks", "message"),
     [
         ([], "no images in"),

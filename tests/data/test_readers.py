@@ -859,6 +859,8 @@ def test_parquet(tmp_path, prepare):
     np.testing.assert_array_equal(found.images("train"), images[:3])
     np.testing.assert_array_equal(found.images("test"), images[3:])
     np.testing.assert_array_equal(found.labels("train"), labels[:3])
+    pq.write_table(table.drop_columns("label"), folder / "test-2.parquet")
+    assert prepare("images", folder).labels("train") is None  # some lack them
     pq.write_table(pa.table({"text": ["a"]}), folder / "test-2.parquet")
     with pytest.raises(UserError, match="encoded pictures"):
         prepare("images", folder)
