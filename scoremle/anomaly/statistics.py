@@ -88,7 +88,8 @@ def _likelihood(of: Examples) -> FeatureTable:
 def _complexity(of: Examples) -> FeatureTable:
     if of.model.pixels is None:
         raise UserError("complexity is of images: take another statistic for vectors")
-    return np.column_stack([_likelihood(of), png_bpd(of.data)])
+    png = png_bpd(of.data)
+    return np.column_stack([_likelihood(of), png])
 
 
 def _profile(of: Examples) -> FeatureTable:

@@ -13,6 +13,8 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from PIL.PngImagePlugin import getchunks
 
+from scoremle.errors import UserError
+
 __all__ = ["gaussian_bpd", "histogram_bpd", "png_bpd"]
 
 TrainImages = UInt8[np.ndarray, "train h w c"]
@@ -68,7 +70,12 @@ def png_bpd(images: Images) -> Bits:
 
     Args:
         images: [n h w c].
+
+    Raises UserError for more channels than Pillow writes: 4 of 8 bits, or 1 of 16.
     """
+    channels, most = images.shape[3], 4 if images.dtype == np.uint8 else 1
+    if channels > most:
+        raise UserError(f"as PNG, {images.dtype} has {most} channels at most, not {channels}")
     return np.array([8 * _png_bytes(image) / image.size for image in images])
 
 

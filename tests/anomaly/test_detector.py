@@ -191,11 +191,14 @@ def test_it_says_how_many_references_it_takes():
 
 
 FEW = "different examples or more"
+COLOURS = np.arange(396, dtype=np.uint16).reshape(99, 1, 1, 4)
+DEEP = dataclasses.replace(IMAGES, shape=(1, 1, 4), pixels=scoremle.Pixels(1024))
 MISTAKES = {
     "name": (lambda: Detector.fit("digits", NORMAL), "model must be such as"),
     "statistic": (lambda: Detector.fit(IMAGES, NORMAL, statistic="luck"), "statistic must be"),
     "of vectors": (lambda: Detector.fit(VECTORS, DATA.draw(0, 50), statistic="complexity"),
                    "images"),
+    "deep colours": (lambda: Detector.fit(DEEP, COLOURS, statistic="complexity"), "as PNG"),
     "of no model": (lambda: Detector.fit(None, DATA.draw(0, 50), statistic="msma"), "features"),
     "few": (lambda: Detector.fit(IMAGES, NORMAL[:20]), FEW),
     "equal": (lambda: Detector.fit(IMAGES, np.repeat(NORMAL[:20], 9, axis=0)), FEW),

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from scoremle.errors import UserError
 from scoremle.evaluation.baselines import png_bpd
 from scoremle.evaluation.statistics import error_of_few, moderated
 
@@ -70,3 +71,9 @@ def test_png_is_the_length_of_the_compressed_pixels():
     np.testing.assert_allclose(png_bpd(images), 8 * np.array(lengths) / 192)
     assert png_bpd(images)[1] < 2 < 8 <= png_bpd(images)[0]
     assert png_bpd(images[..., :1]).shape == (2,)
+
+
+@pytest.mark.parametrize(("dtype", "channels"), [(np.uint8, 5), (np.uint16, 3)])
+def test_what_is_not_written_as_png_is_a_line(dtype, channels, unchecked):
+    with pytest.raises(UserError, match="as PNG"):
+        png_bpd(np.zeros((2, 4, 4, channels), dtype))
