@@ -25,7 +25,7 @@ from scoremle.core.arguments import as_array, check_count, check_number
 from scoremle.errors import UserError
 from scoremle.types import AnyArray, Data, IntImages
 
-__all__ = ["Pixels", "as_uint8", "bits_per_dim"]
+__all__ = ["Pixels", "as_integers", "bits_per_dim"]
 
 # Rounding error of encode in float32, as a share of the range.
 ROUNDING = 2e-7
@@ -167,21 +167,21 @@ def bits_per_dim(
     return -(log_prob / dims + pixels.log_det_per_dim) / math.log(2)
 
 
-def as_uint8(array: np.ndarray, name: str = "array", top: int = 255) -> str:
-    """The expression that makes uint8 of numbers, 0 to ``top``; "" if their range fits none.
+def as_integers(array: np.ndarray, name: str = "array", top: int = 255) -> str:
+    """The expression that makes integers of numbers, 0 to ``top``; "" if their range fits none.
 
     Args:
         array: numbers.
         name: its name in the expression.
         top: the greatest integer.
     """
-    low, high = array.min(), array.max()
+    low, high, dtype = array.min(), array.max(), np.min_scalar_type(top)
     if low >= 0 and high <= 1 and array.dtype.kind == "f":
-        return f"({top} * {name}).round().astype(np.uint8)"
+        return f"({top} * {name}).round().astype(np.{dtype})"
     if low >= -1 and high <= 1 and array.dtype.kind == "f":
-        return f"({top / 2:g} * ({name} + 1)).round().astype(np.uint8)"
+        return f"({top / 2:g} * ({name} + 1)).round().astype(np.{dtype})"
     if low >= 0 and high <= top:
-        return f"{name}.round().astype(np.uint8)"
+        return f"{name}.round().astype(np.{dtype})"
     return ""
 
 
@@ -193,6 +193,7 @@ def _remedy(images: np.ndarray, shape: tuple[int, ...], levels: int) -> str:
         steps.append("images[None]")
     elif images.shape[1:] == (channels, height, width) != shape:
         steps.append("images.transpose(0, 2, 3, 1)")
-    if images.dtype != np.uint8 and images.dtype.kind in "iuf" and images.size:
-        steps.append(as_uint8(images, "images", levels - 1))
+    whole = images.dtype in (np.uint8, np.min_scalar_type(levels - 1))
+    if not whole and images.dtype.kind in "iuf" and images.size:
+        steps.append(as_integers(images, "images", levels - 1))
     return "".join(f"; try {step}" for step in steps if step)

@@ -112,3 +112,15 @@ def test_the_first_value_beyond_the_levels_is_refused():
     assert Pixels(17).checked(images, (2, 2, 1)) is images
     with pytest.raises(UserError, match=r"0\.\.16"):
         Pixels(17).checked(images + np.uint8(1), (2, 2, 1))
+
+
+@pytest.mark.parametrize("levels", [17, 256, 257, 65536])
+def test_the_remedy_that_is_named_reaches_the_highest_level(levels, unchecked):
+    pixels, unit = Pixels(levels), np.array([0.0, 1.0]).reshape(1, 1, 2, 1)
+    wanted = np.asarray(pixels.decode(2 * unit - 1))
+    for images in (unit, 2 * unit - 1, (levels - 1) * unit, wanted[0]):
+        with pytest.raises(UserError, match="; try") as error:
+            pixels.checked(images, (1, 2, 1))
+        _, remedy = str(error.value).split("; try ")
+        made = eval(remedy, {"np": np, "images": images})
+        np.testing.assert_array_equal(pixels.checked(made, (1, 2, 1)), wanted)

@@ -14,7 +14,7 @@ import numpy as np
 
 from scoremle.bounded import MAX_ARRAYS, MAX_FILE, File, npy_header
 from scoremle.bounded import read_arrays as arrays_of
-from scoremle.core.pixels import as_uint8
+from scoremle.core.pixels import as_integers
 from scoremle.data.archive import Source, hash_files, listing
 from scoremle.data.readers.base import Chunk, Options, Reading, as_labels
 from scoremle.errors import UserError, by, damaged
@@ -108,7 +108,7 @@ def check_images(array: np.ndarray, where: str) -> np.ndarray:
 def _advice(array: np.ndarray) -> str:
     if array.dtype.kind not in "iuf" or not array.size:
         return ": save whole numbers from 0 to 255 as uint8"
-    made = as_uint8(array)
+    made = as_integers(array)
     remedy = f"save {made}" if made else "bring it to 0..255 and save it as uint8"
     return f" (from {array.min():g} to {array.max():g}): {remedy}"
 
