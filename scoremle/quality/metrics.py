@@ -22,7 +22,7 @@ import numpy as np
 from jaxtyping import Float
 from scipy.special import log_softmax, logsumexp
 
-from scoremle.core.arguments import as_array
+from scoremle.core.arguments import as_array, check_count
 from scoremle.errors import UserError
 
 __all__ = ["class_score", "frechet_distance", "kernel_distance", "precision_recall"]
@@ -144,10 +144,11 @@ def class_score(logits: Float[np.ndarray, "n classes"], *, splits: int = SPLITS)
 
     Args:
         logits: [n classes].
-        splits: number of parts.
+        splits: number of parts, two or more: their spread is the error.
 
-    Raises UserError for fewer images than parts.
+    Raises UserError for fewer than two parts, and for fewer images than parts.
     """
+    check_count("splits", splits, 2)
     (rows,) = _rows(logits, least=splits)
     log_p = log_softmax(rows, axis=1)
     scores = []

@@ -116,6 +116,12 @@ def test_each_split_of_the_class_score_has_its_own_mean():
     assert metrics.class_score(logits, splits=2) == pytest.approx((1, 0))
 
 
+@pytest.mark.parametrize("splits", [1, 0, 2.5])
+def test_the_class_score_takes_two_parts_for_its_error(splits, unchecked):
+    with pytest.raises(UserError, match="splits must"):
+        metrics.class_score(np.ones((40, 4)), splits=splits)
+
+
 def test_the_error_of_the_class_score_is_honest():
     found = [metrics.class_score(normal(400, 5, seed=seed)) for seed in range(200)]
     values = np.array([e.value for e in found])
