@@ -165,7 +165,7 @@ class Objective:
 
     @property
     def initialiser(self) -> NetworkSpec:
-        """What makes the first parameters."""
+        """Makes the first parameters."""
         return self.model
 
     def losses(self, params: Params, x: IntImages, key: Keys) -> PerExample:
@@ -227,7 +227,7 @@ class FlowObjective:
 
     @property
     def initialiser(self) -> "FlowObjective":
-        """What makes the first parameters."""
+        """Makes the first parameters."""
         return self
 
     def init(self, key: PRNGKey, images: IntImages) -> Params:
