@@ -569,19 +569,19 @@ class ScoreModel:
         numbers = example_numbers(index, n)
         if n == 0:
             return Scores(*np.zeros((5, 0)))
-        choice, devices = None, devices or jax.devices()[:1]
-        model, condition = self._apart(condition, n)
+        model, choice, devices = self, None, devices or jax.devices()[:1]
+        plain, condition = self._apart(condition, n)
         if tolerance is not None:
             if estimator:
                 raise UserError("give a tolerance, or an estimator with its solver, not both")
             check_number("tolerance", tolerance, above=0)
             choice = choose_for_images(
-                model, images, condition=condition, mean_over=n, passes=passes,
+                plain, images, condition=condition, mean_over=n, passes=passes,
                 tolerance=tolerance, devices=devices, seed=seed,
             )  # fmt: skip
-            model = replace(model, solver=choice.solver)
+            model = replace(self, solver=choice.solver)
         found = score_images(
-            model, estimator or model.default_estimator, images, numbers,
+            model._plain(plain.noise), estimator or model.default_estimator, images, numbers,
             dequantizer=dequantizer or self.default_dequantizer, condition=condition,
             passes=passes, seed=seed, batch_size=batch_size, devices=devices, label=label,
         )  # fmt: skip
