@@ -30,6 +30,7 @@ from scoremle.core.arguments import as_shape, check_choice, check_number
 from scoremle.core.kernels import KERNELS
 from scoremle.core.keys import example_keys, per_example
 from scoremle.core.pytree import describe, known, pytree
+from scoremle.errors import UserError
 from scoremle.numerics import expand, floating, sum_data
 from scoremle.types import Data, Keys, PerExample, Scalar, Times
 
@@ -39,6 +40,8 @@ __all__ = ["SDE", "VE", "VP", "LinearVE", "SubVP", "check_eps"]
 # In place of t = 0, where factors of f and g^2 may be zero or infinite and only their product is
 # finite.
 SMALLEST = 1e-30
+# Of a time in float32, as a share.
+ROUNDING = 1e-6
 
 Init = TypeVar("Init", bound=Callable[..., None])
 
@@ -203,7 +206,7 @@ def with_schedule(tree: Any, schedule: schedules.Schedule) -> Any:
 def check_eps(sde: SDE | None, eps: Any, name: str = "eps") -> None:
     """Raises UserError unless ``eps`` is a time from 0 to below 1 where the log-SNR is finite.
 
-    An SDE that is not known (None) may be finite at 0.
+    An SDE that is not known (None) may be finite at 0. A schedule of steps begins with its first.
 
     Args:
         sde: None if it is not known.
@@ -214,6 +217,11 @@ def check_eps(sde: SDE | None, eps: Any, name: str = "eps") -> None:
     at_zero = known(eps) and np.ndim(eps) == 0 and np.asarray(eps) == 0
     if not (at_zero and (sde is None or _is_finite_at_zero(sde))):
         check_number(name, eps, 0, 1)
+    schedule = sde and sde.schedule
+    if isinstance(schedule, schedules.Discrete) and known(eps) and np.ndim(eps) == 0:
+        first = schedule.eps
+        if np.asarray(eps) < first * (1 - ROUNDING):
+            raise UserError(f"{name} must be {first:g} or more, the first step, not {eps}")
 
 
 def _is_finite_at_zero(sde: SDE) -> bool:

@@ -197,3 +197,8 @@ def test_time_begins_at_zero_where_the_log_snr_is_finite_there():
     for sde in (VP(), SDE("vp", LinearSigma(), 1.0), SDE("vp", steps, 1.0)):
         with pytest.raises(UserError, match="eps"):
             ScoreModel(sde=sde, eps=0.0, **noise)
+    first = Discrete(np.linspace(9.0, -9.0, 1000))  # whose step in float32 is below 1 / 1000
+    for eps in (1e-3, float(np.float32(1e-3)), 0.5):
+        assert ScoreModel(sde=SDE("vp", first, 1.0), eps=eps, **noise).eps == eps
+    with pytest.raises(UserError, match="first step"):
+        ScoreModel(sde=SDE("vp", first, 1.0), eps=0.9e-3, **noise)
