@@ -4,7 +4,8 @@ The flags that the authors' scripts take (``--num_channels 128 ...``) are in no 
 are a JSON object in a file of the same name: ``model.json`` beside ``model.pt``. Those of the
 diffusion are diffusion_steps, noise_schedule (linear or cosine), predict_xstart, learn_sigma,
 sigma_small and rescale_timesteps. The network takes the number of the step, rescaled to 0..1000
-with rescale_timesteps. With learn_sigma it predicts the variance of its steps, too.
+with rescale_timesteps, whose default depends on the library: it must be given unless there are
+1000 steps. With learn_sigma it predicts the variance of its steps, too.
 
 Nothing in a ``.pt`` is run.
 """
@@ -16,7 +17,7 @@ from typing import Any, TypedDict, cast
 from jax.tree_util import Partial
 
 from scoremle.core.betas import betas
-from scoremle.core.prediction import RangedNoise, noise_fn
+from scoremle.core.prediction import RangedNoise, TimeInput, noise_fn
 from scoremle.core.schedules import Discrete
 from scoremle.core.sde import SDE
 from scoremle.devices import placed
@@ -68,12 +69,13 @@ def load(path: Path) -> ScoreModel:
     check_record(flags, _Diffusion, "the flags")
     network = ADM.from_flags(flags)
     schedule = _schedule(flags)
+    time_input = _time_input(flags, schedule.steps)
     sde = SDE("vp", schedule, 1.0)
     params = placed(adm_params(pytorch.tensors(named(path)), network))
     prediction = noise_fn(
         Partial(Applied(network), params), sde,
         prediction="x_0" if flags.get("predict_xstart") else "eps",
-        time_input=rescaled_step if flags.get("rescale_timesteps") else "step",
+        time_input=time_input,
     )  # fmt: skip
     noise = RangedNoise(prediction) if network.learn_sigma else prediction
     shape = (network.image_size, network.image_size, CHANNELS)
@@ -82,6 +84,16 @@ def load(path: Path) -> ScoreModel:
         chain=BySteps(variance=_variance(flags)),
         classes=network.num_classes if network.class_cond else 0,
     )  # fmt: skip
+
+
+def _time_input(flags: Mapping[str, Any], steps: int) -> str | TimeInput:
+    """Time input of the network. Raises UserError where the libraries' defaults differ."""
+    if steps != RESCALED_TO and "rescale_timesteps" not in flags:
+        raise UserError(
+            f"the flags need rescale_timesteps where there are {steps} steps: True is"
+            " improved-diffusion's default, False guided-diffusion's"
+        )
+    return rescaled_step if flags.get("rescale_timesteps") else "step"
 
 
 def _variance(flags: Mapping[str, Any]) -> str:

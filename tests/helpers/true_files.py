@@ -280,7 +280,8 @@ def of_openai() -> dict[str, Any]:
 
 
 def openai_flags() -> Any:
-    return of_openai()["flags"] | {"diffusion_steps": 8, "noise_schedule": "cosine"}
+    diffusion = {"diffusion_steps": 8, "noise_schedule": "cosine", "rescale_timesteps": False}
+    return of_openai()["flags"] | diffusion
 
 
 def openai_tensors() -> Files:

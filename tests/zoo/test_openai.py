@@ -14,6 +14,7 @@ from scoremle.core.betas import betas
 from scoremle.core.divergence import Exact
 from scoremle.core.keys import example_keys, fold_in, normal, split
 from scoremle.core.times import log_snr_edges
+from scoremle.errors import UserError
 from scoremle.likelihood.steps import step_bound
 from scoremle.solvers.multistep import Multistep
 from scoremle.zoo import families, openai
@@ -28,12 +29,13 @@ def load(golden, monkeypatch, tmp_path):
     """A small model, class-conditional; its tensors in place of a .pt."""
     arrays = golden("adm_guided")
 
-    def load(**flags):
+    def load(without=None, **flags):
         shapes = json.loads(str(arrays["shapes"]))
         if flags.get("learn_sigma"):
             shapes |= {name: (6, *shapes[name][1:]) for name in ("out.2.weight", "out.2.bias")}
         monkeypatch.setattr(openai.pytorch, "load_pth", lambda path: drawn(shapes))
         flags = {**json.loads(str(arrays["flags"])), **DIFFUSION, **flags}
+        flags.pop(without, None)
         families.flags_beside(tmp_path / "model.pt").write_text(json.dumps(flags))
         return openai.load(tmp_path / "model.pt")
 
@@ -144,3 +146,11 @@ def test_the_flags_say_what_the_network_predicts(load):
     output = by_eps.noise(x, t)
     alpha, sigma = (float(f(t[0])) for f in (by_eps.sde.alpha, by_eps.sde.sigma))
     np.testing.assert_allclose(by_start.noise(x, t), (x - alpha * output) / sigma, atol=1e-5)
+
+
+def test_time_labels_that_are_no_number_of_a_thousand_steps_must_be_declared(load):
+    """At a thousand steps both of the libraries' defaults are the same labels."""
+    with pytest.raises(UserError, match="need rescale_timesteps") as error:
+        load(without="rescale_timesteps")
+    assert "\n" not in str(error.value)
+    load(without="rescale_timesteps", diffusion_steps=1000)
