@@ -155,7 +155,7 @@ def _declared(
     config: Mapping[str, Any], scheduler: Mapping[str, Any], place: str
 ) -> tuple[UNet2D, Discrete, Scheduler]:
     """The network, its schedule, and the scheduler's fields. UserError for other ones."""
-    if not {"beta_schedule", "trained_betas"} & set(scheduler):
+    if "beta_schedule" not in scheduler and scheduler.get("trained_betas") is None:
         raise UserError(f"{place}: its scheduler has no betas, which define the noise")
     network, of_noise = UNet2D.from_config(config), Scheduler.of(scheduler)
     if of_noise.prediction_type not in PREDICTION_TYPES:

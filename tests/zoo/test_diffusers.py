@@ -205,6 +205,14 @@ def test_what_can_not_be_served_is_one_line(folder, tmp_path, name, fields, word
     assert "\n" not in str(error.value)
 
 
+def test_a_scheduler_without_betas_is_refused(folder, tmp_path):
+    place = edited(folder, tmp_path, SCHEDULER)
+    of_ipndm = {"num_train_timesteps": 1000, "trained_betas": None}
+    (place / SCHEDULER).write_text(json.dumps(of_ipndm))
+    with pytest.raises(UserError, match="no betas"):
+        scoremle.load(place)
+
+
 CUT = (lambda b: b[:5], lambda b: b[:-9], lambda b: b[:8] + b"!" + b[9:])
 
 
