@@ -37,8 +37,10 @@ from scoremle.zoo.unet2d import UNet2D, unet2d_params
 __all__ = ["assembled", "refuse_latents"]
 
 PREDICTION_TYPES = {"epsilon": "eps", "sample": "x_0", "v_prediction": "v"}
-# The variances for which the bound of a chain is known. With "learned" there is none here.
+# The variances for which the bound of a chain is known. With "learned" there is none here; where
+# none is given, it is the default of DDPM's scheduler.
 VARIANCES = {
+    None: "small",
     "fixed_small": "small",
     "fixed_small_log": "small",
     "fixed_large": "large",
@@ -64,7 +66,7 @@ class Scheduler:
     trained_betas: list[float] | None = None
     prediction_type: str = "epsilon"
     rescale_betas_zero_snr: bool = False
-    variance_type: str = "fixed_small"
+    variance_type: str | None = None
     clip_sample: bool = True
     clip_sample_range: float = 1.0
     thresholding: bool = False

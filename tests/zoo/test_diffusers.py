@@ -129,6 +129,7 @@ def test_images_are_of_the_height_and_the_width_of_the_config(folder, tmp_path, 
     ("fields", "words"),
     [
         ({}, "fixed small variance, estimates clipped"),
+        ({"variance_type": None}, "fixed small variance, estimates clipped"),  # of DPMSolver
         ({"variance_type": "fixed_large", "clip_sample": False}, "fixed large variance"),
         ({"variance_type": "learned"}, None),
         ({"thresholding": True}, None),
