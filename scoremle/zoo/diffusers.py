@@ -47,6 +47,8 @@ VARIANCES = {
     "fixed_large_log": "large",
     "learned_range": "learned",
 }
+# Fields by which the noise or the time input is another, with the value at which it is not.
+NEUTRAL = {"snr_shift_scale": 1, "timestep_type": "discrete", "use_flow_sigmas": False}
 # Cut of an SNR of zero: the least that float32 distinguishes from no signal.
 LEAST_LOG_SNR = -20.0
 SCHEDULER = "scheduler_config.json"
@@ -65,6 +67,7 @@ class Scheduler:
     beta_schedule: str = "linear"
     trained_betas: list[float] | None = None
     prediction_type: str = "epsilon"
+    predict_epsilon: bool = True  # of 2022, in place of prediction_type
     rescale_betas_zero_snr: bool = False
     variance_type: str | None = None
     clip_sample: bool = True
@@ -79,7 +82,10 @@ class Scheduler:
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> "Scheduler":
         """The fields of a config, which has others, too; one that it lacks has its default."""
-        return cls(**{f.name: config[f.name] for f in fields(cls) if f.name in config})
+        given = {f.name: config[f.name] for f in fields(cls) if f.name in config}
+        if not given.get("predict_epsilon", True):
+            given.setdefault("prediction_type", "sample")
+        return cls(**given)
 
 
 def load(path: Path) -> ScoreModel:
@@ -157,8 +163,7 @@ def _declared(
     config: Mapping[str, Any], scheduler: Mapping[str, Any], place: str
 ) -> tuple[UNet2D, Discrete, Scheduler]:
     """The network, its schedule, and the scheduler's fields. UserError for other ones."""
-    if "beta_schedule" not in scheduler and scheduler.get("trained_betas") is None:
-        raise UserError(f"{place}: its scheduler has no betas, which define the noise")
+    _check_noise(scheduler, place)
     network, of_noise = UNet2D.from_config(config), Scheduler.of(scheduler)
     if of_noise.prediction_type not in PREDICTION_TYPES:
         raise UserError(
@@ -173,6 +178,15 @@ def _declared(
     if network.sample_size is None:
         raise UserError(f"{place}: the network's config has no sample_size")
     return network, schedule_of(of_noise), of_noise
+
+
+def _check_noise(scheduler: Mapping[str, Any], place: str) -> None:
+    """Raises UserError for a scheduler without betas, and for one that does more than they say."""
+    if "beta_schedule" not in scheduler and scheduler.get("trained_betas") is None:
+        raise UserError(f"{place}: its scheduler has no betas, which define the noise")
+    for name, value in NEUTRAL.items():
+        if scheduler.get(name, value) != value:
+            raise UserError(f"{place}: its scheduler has {name} {scheduler[name]!r}, not {value}")
 
 
 def _steps(scheduler: Scheduler) -> BySteps | None:

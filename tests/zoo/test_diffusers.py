@@ -197,6 +197,9 @@ def edited(folder, tmp_path, name, **fields):
         (SCHEDULER, {"prediction_type": "flow"}, "not one of"),
         (SCHEDULER, {"beta_schedule": "odd"}, "betas are named"),
         (SCHEDULER, {"variance_type": "learned_range"}, "predicts none"),
+        (SCHEDULER, {"snr_shift_scale": 3.0}, "has snr_shift_scale"),
+        (SCHEDULER, {"timestep_type": "continuous"}, "has timestep_type"),
+        (SCHEDULER, {"use_flow_sigmas": True}, "has use_flow_sigmas"),
         ("unet/config.json", {"_class_name": "UNet2DConditionModel"}, "a UNet2DModel"),
     ],
 )
@@ -204,6 +207,21 @@ def test_what_can_not_be_served_is_one_line(folder, tmp_path, name, fields, word
     with pytest.raises(UserError, match=words) as error:
         scoremle.load(edited(folder, tmp_path, name, **fields))
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("fields", "prediction"),
+    [
+        ({"predict_epsilon": False}, "x_0"),
+        ({"predict_epsilon": True}, "eps"),
+        ({"predict_epsilon": False, "prediction_type": "v_prediction"}, "v"),
+        ({"snr_shift_scale": 1.0, "timestep_type": "discrete", "use_flow_sigmas": False}, "eps"),
+    ],
+)
+def test_the_prediction_that_a_scheduler_declares(folder, tmp_path, fields, prediction):
+    place = edited(folder, tmp_path, SCHEDULER)
+    (place / SCHEDULER).write_text(json.dumps({"beta_schedule": "linear"} | fields))
+    assert scoremle.load(place).noise.prediction == prediction
 
 
 def test_a_scheduler_without_betas_is_refused(folder, tmp_path):
