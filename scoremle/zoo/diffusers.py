@@ -223,11 +223,14 @@ def _there(path: Path, *names: str) -> Path | None:
 def refuse_latents(place: str, parts: Mapping[str, Any]) -> None:
     """Raises UserError for the parts of a latent model, as ``model_index.json`` lists them.
 
+    A part that is optional and left out is [None, None] there.
+
     Args:
         place: where it is from.
         parts: of the pipeline.
     """
-    if latent := {"vae", "vqvae", "text_encoder", "transformer"} & set(parts):
+    there = {name for name, part in parts.items() if part not in ([None, None], (None, None))}
+    if latent := {"vae", "vqvae", "text_encoder", "transformer"} & there:
         raise UserError(
             f"{place} is a {parts.get('_class_name', 'pipeline')} with a {sorted(latent)[0]}:"
             " it is a model of latents, and has no likelihood of images"

@@ -190,6 +190,13 @@ def edited(folder, tmp_path, name, **fields):
     return tmp_path
 
 
+@pytest.mark.parametrize("absent", [[None, None], (None, None)])
+def test_a_part_that_is_left_out_makes_no_latent_model(absent):
+    family.refuse_latents("folder", {"vqvae": absent, "unet": ["diffusers", "UNet2DModel"]})
+    with pytest.raises(UserError, match="a vae"):
+        family.refuse_latents("folder", {"vqvae": absent, "vae": ["diffusers", "AutoencoderKL"]})
+
+
 @pytest.mark.parametrize(
     ("name", "fields", "words"),
     [
