@@ -145,7 +145,8 @@ class ADM(nn.Module):
         blocks.check_labels(class_labels, self.class_cond)
         if class_labels is None:
             return embedding
-        return embedding + nn.Embed(self.num_classes, features, name="label_emb")(class_labels)
+        rows = nn.Embed(self.num_classes, features, name="label_emb")
+        return embedding + rows(blocks.class_rows(class_labels, self.num_classes))
 
     # The three parts of the U-Net. Every block on the way down leaves its features behind, so that
     # their number is that of the next block.

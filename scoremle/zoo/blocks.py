@@ -124,6 +124,11 @@ def check_labels(labels: Any, wanted: bool) -> None:
         raise UserError(f"the network {what}")
 
 
+def class_rows(labels: Any, count: int) -> Array:
+    """Rows of classes in a table of ``count``; of a negative class one beyond it, which is NaN."""
+    return jnp.where(labels < 0, jnp.int32(count), labels)
+
+
 def check_image_shape(shape: tuple[int, ...], channels: int, levels: int) -> None:
     """UserError unless images of a shape have so many channels and can be halved so often."""
     _, height, width, found = shape

@@ -25,7 +25,7 @@ from scoremle.nn.applied import Applied
 from scoremle.published.pytorch import network_parameters
 from scoremle.training.checkpoints import Damaged
 from scoremle.zoo.adm import ADM, adm_params
-from scoremle.zoo.blocks import check_labels
+from scoremle.zoo.blocks import check_labels, class_rows
 
 Arrays = Mapping[str, np.ndarray]
 # Way, size, kind and number of a part, as they are in names.
@@ -237,8 +237,8 @@ class Labelled:
 
     def __call__(self, params: Any, x: Any, noise_label: Any, label: Any = None) -> Any:
         check_labels(label, "rows" in params)
-        # Of a class that there is not, NaN: an index would take the last.
-        shift = None if label is None else jnp.take(params["rows"], label, axis=0)
+        rows = params.get("rows", ())
+        shift = None if label is None else jnp.take(rows, class_rows(label, len(rows)), axis=0)
         return self.network.apply({"params": params["network"]}, x, noise_label, shift=shift)
 
 

@@ -260,7 +260,7 @@ class UNet2D(nn.Module):
             return embedding + second(waves(class_labels.astype(t.dtype)))
         assert self.num_class_embeds is not None  # the one case that is left
         rows = nn.Embed(self.num_class_embeds, features, name="class_embedding")
-        return embedding + rows(class_labels)
+        return embedding + rows(blocks.class_rows(class_labels, self.num_class_embeds))
 
     def _waves(self) -> Callable[[Times], Embedding]:
         size = self.block_out_channels[0]
