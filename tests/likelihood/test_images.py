@@ -9,9 +9,12 @@ import pytest
 from helpers.oracles import Mixture
 
 from scoremle import VE, VP, Exact, Hutchinson, Multistep, Orthogonal, Pixels, ScoreModel
+from scoremle.core.codes import Coder
 from scoremle.core.dequantize import Uniform
 from scoremle.core.keys import example_keys, split
-from scoremle.likelihood.images import ByElbo, ByOde, OdeDifference
+from scoremle.core.polynomial_schedule import CodedPolynomial, first_polynomial
+from scoremle.core.sde import SDE
+from scoremle.likelihood.images import ByElbo, ByOde, OdeDifference, measure
 from scoremle.likelihood.ode import ode_log_likelihood
 
 PIXELS, SHAPE = Pixels(17), (2, 2, 1)
@@ -129,6 +132,24 @@ def test_a_difference_of_steps_is_what_they_change_with_the_same_noise(divergenc
     gap = found - exact
     assert abs(gap.mean()) < 4 * gap.std() / 20 + 1e-7
     assert found.std() < 0.5 * fresh.std()
+
+
+def test_a_difference_of_steps_has_no_cost_of_a_code():
+    schedule = CodedPolynomial(first_polynomial(6, 4, jax.random.key(1)), -5.0, 8.0, SHAPE)
+    coder = Coder(lambda y: jnp.sin(y.reshape(len(y), 4) @ jnp.arange(24.0).reshape(4, 6)), 6, 3)
+    model = ScoreModel(
+        lambda x, t, code: noise(x, t), SDE("vp", schedule, 1.0), 0.0, SHAPE, PIXELS, coder=coder
+    )
+    coarse, fine, found = (
+        measure(estimator, model, Uniform(), X, KEYS)["bpd"]
+        for estimator in (
+            ByOde(Exact(), Multistep(8)),
+            ByOde(Exact(), Multistep(24)),
+            OdeDifference(ByOde(Exact()), 8, 24),
+        )
+    )
+    assert coder.nats / BITS > 1
+    np.testing.assert_allclose(found, fine - coarse, rtol=0, atol=2e-5)
 
 
 @pytest.mark.long
