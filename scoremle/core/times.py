@@ -260,7 +260,7 @@ class BinnedLogSNR:
     Args:
         sde: the SDE whose log-SNR is drawn.
         eps: the smallest time.
-        shares: the probabilities of the bins: all above zero, with sum one.
+        shares: the probabilities of the 24 bins: all above zero, with sum one.
         stratified: space the draws of one call evenly.
 
     Raises UserError for eps outside [0, 1), other shares, and a log-SNR that each dimension has of
@@ -282,18 +282,18 @@ class BinnedLogSNR:
     def __post_init__(self) -> None:
         check_eps(self.sde, self.eps)
         object.__setattr__(self, "shares", as_array(self.shares, "shares"))
-        require(self, self._are_shares, "shares must be above 0, and their sum 1")
+        require(self, self._are_shares, f"shares must be {BINS} numbers above 0 of sum 1")
 
     def _are_shares(self) -> bool:
         shares = np.asarray(self.shares)
-        return shares.ndim == 1 and bool(shares.min() > 0 and abs(shares.sum() - 1) < 1e-3)
+        return shares.shape == (BINS,) and bool(shares.min() > 0 and abs(shares.sum() - 1) < 1e-3)
 
     def __repr__(self) -> str:
         return f"BinnedLogSNR({np.size(self.shares)} bins)"
 
     def __call__(self, key: PRNGKey, n: int) -> tuple[Times, Times]:
         edges = log_snr_edges(self.sde, self.eps)
-        shares = jnp.asarray(self.shares)
+        shares = jnp.asarray(self.shares) / jnp.sum(self.shares)
         below = jnp.concatenate([jnp.zeros(1), jnp.cumsum(shares)])
         u = unit_draws(key, n, self.stratified)
         index = bin_of(below, u)

@@ -17,6 +17,7 @@ from scoremle.core.times import (
     UniformTime,
     unit_draws,
 )
+from scoremle.errors import UserError
 
 every_sde = some("name", SDES, quick=["vp", "ve_linear"])
 either = pytest.mark.parametrize("stratified", [False, True])
@@ -129,6 +130,20 @@ def test_weighted_mean_is_the_integral(name, stratified, kind):
     means = np.asarray(t / p, np.float64).mean(axis=1)
     error = means.mean() - (1 - eps**2) / 2
     assert abs(error) < 4 * means.std() / np.sqrt(repeats) + 1e-5
+
+
+def test_shares_are_one_for_each_bin():
+    for other in (BINS // 2, 2 * BINS):
+        with pytest.raises(UserError, match="24 numbers"):
+            BinnedLogSNR(SDES["vp"], 1e-3, np.full(other, 1 / other))
+
+
+def test_shares_of_nearly_sum_one_are_normalised():
+    exact, off = (
+        BinnedLogSNR(SDES["vp"], 1e-3, factor * SHARES, stratified=True)(jax.random.key(3), 99)
+        for factor in (1, 1.0009)
+    )
+    np.testing.assert_allclose(off, exact, rtol=2e-5)
 
 
 @pytest.mark.parametrize("kind", ["time", "log_snr"])
