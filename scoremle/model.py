@@ -545,8 +545,8 @@ class ScoreModel:
 
         Raises UserError for images of another shape, type or range than the model's, an index that
         is not whole numbers from 0 to 2**64 - 1, a seed outside 0..2**32 - 1, no passes, what
-        is no estimator or dequantizer, a tolerance beside an estimator, and values that are not
-        finite.
+        is no estimator or dequantizer, an estimator that does not suit the model, a tolerance
+        beside an estimator, and values that are not finite.
 
         Example:
             >>> sde = scoremle.VP()

@@ -173,9 +173,7 @@ def elbo(
     """
     check_eps(sde, eps)
     check_count("draws", draws)
-    first = getattr(times, "eps", eps)
-    if known(first, eps) and not math.isclose(first, eps, rel_tol=1e-6):
-        raise UserError(f"times must begin at eps, {eps:g}, and not at {first:g}")
+    check_start(eps, times)
     x = as_data(x)
     key_t, key_rows = split(example_keys(key, len(x)))
     t, density = jax.vmap(lambda k: times(k, draws), out_axes=1)(key_t)
@@ -187,6 +185,18 @@ def elbo(
         decoder=decoder, integers=integers, control=control,
         last_draws=decoder_draws(decoder, draws),
     )  # fmt: skip
+
+
+def check_start(eps: Scalar, times: TimeSampler | None) -> None:
+    """Raises UserError for times from another eps, as far as they are known.
+
+    Args:
+        eps: the smallest time.
+        times: how the times are drawn; None: from eps.
+    """
+    first = getattr(times, "eps", eps)
+    if known(first, eps) and not math.isclose(first, eps, rel_tol=1e-6):
+        raise UserError(f"times must begin at eps, {eps:g}, and not at {first:g}")
 
 
 def elbo_at(

@@ -45,7 +45,7 @@ from scoremle.core.sde import check_eps
 from scoremle.core.times import TimeSampler, evenly
 from scoremle.likelihood.control_variate import Control
 from scoremle.likelihood.decoders import LOG_2PI, Decoder, GaussianDecoder, InformedDecoder
-from scoremle.likelihood.elbo import ELBO, MATCHINGS, elbo
+from scoremle.likelihood.elbo import ELBO, MATCHINGS, check_start, elbo
 from scoremle.likelihood.flow import along_flow
 from scoremle.likelihood.image_model import ImageModel, pixels_of
 from scoremle.likelihood.importance import DrawLikelihood, ImportanceBound, importance_bound
@@ -363,12 +363,20 @@ class ByElbo:
             **(decoder.describe() if isinstance(decoder, InformedDecoder) else {}),
         }
 
+    def first(self, model: ImageModel) -> Scalar:
+        """The smallest time.
+
+        Args:
+            model: the one that is measured.
+        """
+        return model.eps if self.start is None else self.start
+
     def __call__(
         self, model: ImageModel, dequantizer: Dequantizer, x: IntImages, keys: Key[Array, " b"]
     ) -> ImageValues:
         key_u, key_bound = split(keys)
         pixels, dims, bits = pixels_of(model), dims_of(x), dims_of(x) * jnp.log(2.0)
-        eps = model.eps if self.start is None else self.start
+        eps = self.first(model)
         terms: ImageValues = {}
         if (y := self.decoder.encode(x)) is None:
             u, log_q = dequantizer(key_u, x)
@@ -386,6 +394,21 @@ class ByElbo:
             **of_bound(found, bits),
             **terms,
         }
+
+
+def check_suits(estimator: Estimator, model: Any) -> None:
+    """Raises UserError for an estimator with a part that was made for another model.
+
+    Those are times of a bound from another smallest time. Within a compiled program no number is
+    known: this is called before.
+
+    Args:
+        estimator: any; of ``ByLabels``, that of one label is checked.
+        model: as the estimator takes it.
+    """
+    estimator = getattr(estimator, "of_one", estimator)
+    if isinstance(estimator, ByElbo):
+        check_start(estimator.first(model), estimator.times)
 
 
 def measure(

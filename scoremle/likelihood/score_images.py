@@ -29,7 +29,7 @@ from scoremle.core.prediction import rows_of
 from scoremle.devices import replicate, round_up, split_rows, to_numpy, within_memory
 from scoremle.errors import UserError
 from scoremle.likelihood.image_model import ImageModel
-from scoremle.likelihood.images import ByOde, Estimator, OdeDifference, measure
+from scoremle.likelihood.images import ByOde, Estimator, OdeDifference, check_suits, measure
 from scoremle.likelihood.levels import StepLevels, bias_bound
 from scoremle.likelihood.mean import Mean, PassValues
 from scoremle.likelihood.pilot import FINEST, NOISE_SHARE, PILOT_IMAGES, Choice, Pilot, Solved
@@ -140,12 +140,14 @@ def score_images(
         share: of the images: only these are measured, and given back.
         label: under which progress is shown.
 
-    Raises UserError for what is no estimator or dequantizer, for a condition of another number of
-    rows, and the returned ``differences`` for one that is not finite.
+    Raises UserError for what is no estimator or dequantizer, for an estimator that does not suit
+    the model and a condition of another number of rows, and the returned ``differences`` for one
+    that is not finite.
     """
     dequantizer = dequantizer or Uniform()
     check_kind("estimator", estimator, Estimator, "scoremle.ByOde()")
     check_kind("dequantizer", dequantizer, Dequantizer, "scoremle.Uniform()")
+    check_suits(estimator, model)
     measure = partial(
         _measured, model, dequantizer=dequantizer, devices=devices,
         batch_size=batch_size, label=label,

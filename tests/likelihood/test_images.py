@@ -8,13 +8,26 @@ import numpy as np
 import pytest
 from helpers.oracles import Mixture
 
-from scoremle import VE, VP, Exact, Hutchinson, Multistep, Orthogonal, Pixels, ScoreModel
+from scoremle import (
+    VE,
+    VP,
+    Exact,
+    Hutchinson,
+    Multistep,
+    Orthogonal,
+    Pixels,
+    ScoreModel,
+    UniformLogSNR,
+    UniformTime,
+    UserError,
+)
 from scoremle.core.codes import Coder
 from scoremle.core.dequantize import Uniform
 from scoremle.core.keys import example_keys, split
 from scoremle.core.polynomial_schedule import CodedPolynomial, first_polynomial
 from scoremle.core.sde import SDE
 from scoremle.likelihood.images import ByElbo, ByOde, OdeDifference, measure
+from scoremle.likelihood.labels import ByLabels
 from scoremle.likelihood.ode import ode_log_likelihood
 
 PIXELS, SHAPE = Pixels(17), (2, 2, 1)
@@ -195,3 +208,14 @@ def test_the_terms_of_the_bound_add_up():
     y = PIXELS.encode(X, Uniform()(key_u, X)[0])
     nats = MODEL.elbo(y, key_bound, draws=8)
     np.testing.assert_allclose(found["draw_stderr"], nats.stderr / BITS, rtol=1e-4)
+
+
+@pytest.mark.parametrize("times", [UniformLogSNR(VP(), 0.1), UniformTime(1e-3)])
+def test_times_from_another_smallest_time_are_refused(times):
+    """Of the bound itself and of its mean over labels; one that begins there takes them."""
+    start = float(times.eps)
+    late = ByElbo(4, times=times, start=0.1 if start == 1e-3 else None)
+    for wrong in (late, ByLabels(late, 2)):
+        with pytest.raises(UserError, match="begin at eps"):
+            MODEL.score(X, estimator=wrong)
+    assert MODEL.score(X, estimator=ByElbo(4, times=times, start=start)).bpd.shape == (3,)
