@@ -23,6 +23,7 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from scoremle.core.arguments import as_data, check_choice, check_count
@@ -158,8 +159,9 @@ def elbo(
         control: a control variate, fitted on other examples. It leaves the mean as it is and
             lowers the error.
 
-    Raises UserError for what can't be had: no draws, eps outside [0, 1), times from another eps,
-    another matching, data that are not finite reals, or a prediction of another shape.
+    Raises UserError for what can't be had: no draws, eps outside [0, 1), times or a control from
+    another eps, another matching, data that are not finite reals, or a prediction of another
+    shape.
 
     Example:
         >>> sde, x = scoremle.VP(), jnp.asarray([[1.0, 0.0]])
@@ -173,7 +175,7 @@ def elbo(
     """
     check_eps(sde, eps)
     check_count("draws", draws)
-    check_start(eps, times)
+    check_start(sde, eps, times, control)
     x = as_data(x)
     key_t, key_rows = split(example_keys(key, len(x)))
     t, density = jax.vmap(lambda k: times(k, draws), out_axes=1)(key_t)
@@ -187,16 +189,28 @@ def elbo(
     )  # fmt: skip
 
 
-def check_start(eps: Scalar, times: TimeSampler | None) -> None:
-    """Raises UserError for times from another eps, as far as they are known.
+def check_start(
+    sde: SDE, eps: Scalar, times: TimeSampler | None, control: Control | None
+) -> None:
+    """Raises UserError for times or a control variate from another eps, as far as they are known.
 
     Args:
+        sde: what noise is added when.
         eps: the smallest time.
         times: how the times are drawn; None: from eps.
+        control: a control variate, if there is one.
     """
     first = getattr(times, "eps", eps)
     if known(first, eps) and not math.isclose(first, eps, rel_tol=1e-6):
         raise UserError(f"times must begin at eps, {eps:g}, and not at {first:g}")
+    if control is None or sde.schedule.per_dimension or not known(control, sde, eps):
+        return
+    with jax.ensure_compile_time_eval():
+        if not np.allclose(control.edges, log_snr_edges(sde, eps), rtol=1e-4, atol=1e-4):
+            raise UserError(
+                f"the control variate is of another smallest time than {eps:g}, or of another"
+                " SDE: fit it anew"
+            )
 
 
 def elbo_at(

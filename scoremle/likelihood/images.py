@@ -399,8 +399,8 @@ class ByElbo:
 def check_suits(estimator: Estimator, model: Any) -> None:
     """Raises UserError for an estimator with a part that was made for another model.
 
-    Those are times of a bound from another smallest time. Within a compiled program no number is
-    known: this is called before.
+    Those are times or a control of a bound from another smallest time. Within a compiled program
+    no number is known: this is called before.
 
     Args:
         estimator: any; of ``ByLabels``, that of one label is checked.
@@ -408,7 +408,7 @@ def check_suits(estimator: Estimator, model: Any) -> None:
     """
     estimator = getattr(estimator, "of_one", estimator)
     if isinstance(estimator, ByElbo):
-        check_start(estimator.first(model), estimator.times)
+        check_start(model.sde, estimator.first(model), estimator.times, estimator.control)
 
 
 def measure(

@@ -1,5 +1,6 @@
 """The Gaussian's residual is what the oracle says; a control leaves the bound's mean as it is."""
 
+from dataclasses import replace
 from functools import cache
 
 import jax
@@ -10,6 +11,7 @@ from helpers.marks import some
 from helpers.oracles import EPS, SDES, Gaussian, Mixture, log_snr64
 from scipy.integrate import quad
 
+from scoremle import ByElbo, Pixels, ScoreModel, UserError
 from scoremle.core import times
 from scoremle.core.loss import denoising_residual
 from scoremle.likelihood.control_variate import (
@@ -270,6 +272,24 @@ def test_no_number_of_examples_makes_it_worse_than_none(n, left):
         ratios.append(float(stated_error(x, jax.random.key(seed), control) / without))
     assert max(ratios) <= 1.05, ratios
     assert np.mean(ratios) <= left, np.mean(ratios)
+
+
+def test_a_control_of_another_smallest_time_or_sde_is_refused():
+    """Whose integrals run over other bins than the draws. In a compiled program no number is
+    known, so that the estimator is asked before."""
+    control, sde, x = fit("vp"), SDES["vp"], jnp.asarray(DATA.draw(2, 2), jnp.float32)
+    for name, eps in (("vp", 1e-2), ("vp", 1e-5), ("ve", 1e-3)):
+        options = {"eps": eps, "sampler": uniform(name, eps), "control": control}
+        with pytest.raises(UserError, match="control variate"):
+            bound_of(DATA.noise(sde), name, x, **options)
+    images, flat = np.zeros((2, 2, 2, 1), np.uint8), DATA.noise(sde)
+    model = ScoreModel(
+        lambda x, t: flat(x.reshape(-1, 4), t).reshape(x.shape), sde, 1e-3, (2, 2, 1), Pixels(8)
+    )
+    assert model.score(images, estimator=ByElbo(4, control=control)).bpd.shape == (2,)
+    for late, start in ((replace(model, eps=1e-2), None), (model, 1e-2)):
+        with pytest.raises(UserError, match="control variate"):
+            late.score(images, estimator=ByElbo(4, control=control, start=start))
 
 
 # The pilot
