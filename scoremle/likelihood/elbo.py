@@ -160,8 +160,8 @@ def elbo(
             lowers the error.
 
     Raises UserError for what can't be had: no draws, eps outside [0, 1), times or a control from
-    another eps, another matching, data that are not finite reals, or a prediction of another
-    shape.
+    another eps, another matching, data that are not finite reals, or integers or a prediction of
+    another shape.
 
     Example:
         >>> sde, x = scoremle.VP(), jnp.asarray([[1.0, 0.0]])
@@ -177,6 +177,8 @@ def elbo(
     check_count("draws", draws)
     check_start(sde, eps, times, control)
     x = as_data(x)
+    if integers is not None and np.shape(integers) != x.shape:
+        raise UserError(f"integers must have the shape of x, {x.shape}, not {np.shape(integers)}")
     key_t, key_rows = split(example_keys(key, len(x)))
     t, density = jax.vmap(lambda k: times(k, draws), out_axes=1)(key_t)
     order = jnp.argsort(t, axis=0)

@@ -43,6 +43,7 @@ from scoremle.core.prediction import conditioned
 from scoremle.core.pytree import describe, pytree, static
 from scoremle.core.sde import check_eps
 from scoremle.core.times import TimeSampler, evenly
+from scoremle.errors import UserError
 from scoremle.likelihood.control_variate import Control
 from scoremle.likelihood.decoders import LOG_2PI, Decoder, GaussianDecoder, InformedDecoder
 from scoremle.likelihood.elbo import ELBO, MATCHINGS, check_start, elbo
@@ -399,14 +400,20 @@ class ByElbo:
 def check_suits(estimator: Estimator, model: Any) -> None:
     """Raises UserError for an estimator with a part that was made for another model.
 
-    Those are times or a control of a bound from another smallest time. Within a compiled program
-    no number is known: this is called before.
+    Those are a decoder of other levels, and times or a control of a bound from another smallest
+    time. Within a compiled program no number is known: this is called before.
 
     Args:
         estimator: any; of ``ByLabels``, that of one label is checked.
         model: as the estimator takes it.
     """
     estimator = getattr(estimator, "of_one", estimator)
+    points = getattr(getattr(estimator, "decoder", None), "points", None)
+    if points is not None and len(points) != (levels := pixels_of(model).levels):
+        raise UserError(
+            f"the decoder has points of {len(points)} levels, and the model's images {levels}:"
+            " give it those of the model, model.pixels.points"
+        )
     if isinstance(estimator, ByElbo):
         check_start(model.sde, estimator.first(model), estimator.times, estimator.control)
 

@@ -8,11 +8,13 @@ from helpers.oracles import SDES, Gaussian, Mixture
 from scipy.special import log_softmax
 from scipy.stats import norm
 
+from scoremle import ByElbo, ByOde, ScoreModel, UserError
 from scoremle.core.dequantize import truncation_start
 from scoremle.core.pixels import Pixels
 from scoremle.core.times import UniformLogSNR
-from scoremle.likelihood.decoders import DiscreteDecoder, decoding_cost
+from scoremle.likelihood.decoders import DiscreteDecoder, InformedDecoder, decoding_cost
 from scoremle.likelihood.elbo import elbo
+from scoremle.likelihood.steps import BySteps
 
 VP = SDES["vp"]
 LEVELS = 16
@@ -101,3 +103,29 @@ def test_a_wrong_noise_is_a_looser_bound():
 
     wrong = Gaussian.of([0.15], [0.3**2]).noise(VP)  # of the Gaussian without its levels
     assert mean(wrong) > mean(noise) + 0.2
+
+
+@pytest.mark.parametrize("levels", [2, LEVELS - 1, LEVELS + 1])
+def test_a_decoder_of_other_levels_than_the_images_is_refused(levels):
+    """JAX takes the last of too few points for all beyond: the value is better, and false."""
+    model = ScoreModel(lambda x, t: x, VP, 1e-3, (1, 2, 1), PIXELS)
+    points, images = Pixels(levels).points, np.zeros((1, 1, 2, 1), np.uint8)
+    for estimator in (
+        ByElbo(4, decoder=DiscreteDecoder(points)),
+        ByOde(decoder=InformedDecoder(points, 0.1)),
+        BySteps(np.arange(1, 5) / 4, decoder=DiscreteDecoder(points)),
+    ):
+        with pytest.raises(UserError, match=f"{levels} levels"):
+            model.score(images, estimator=estimator)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_integers_of_another_shape_than_the_data_are_refused():
+    """One row of them was that of all examples."""
+    x = np.zeros((2, 1), np.int32)
+    with pytest.raises(UserError, match="shape of x"):
+        elbo(
+            lambda x, t: x, VP, jnp.asarray(POINTS, jnp.float32)[x], jax.random.key(0),
+            eps=1e-3, times=UniformLogSNR(VP, 1e-3), draws=4, decoder=DiscreteDecoder(POINTS),
+            integers=x[:1],
+        )  # fmt: skip
