@@ -640,7 +640,8 @@ class ScoreModel:
             images: [n h w c] integers, of which a few are used, at one network evaluation each.
             seed: of the noise.
 
-        Raises UserError for images of another type or range than the model's.
+        Raises UserError for no images, and for those of another shape, type or range than the
+        model's.
 
         Example:
             >>> model = scoremle.load("digits")  # it has no decoder
@@ -648,10 +649,13 @@ class ScoreModel:
             True
         """
         check_seed(seed)
+        images = pixels_of(self).checked(images, self.shape)
+        if not len(images):
+            raise UserError("there are no images to fit the decoder to")
         decoder = self.decoder
         if decoder is None or isinstance(decoder.scale, LearnedScale):
             return self
-        scale = fitted_scale(self, np.asarray(images)[:PILOT_IMAGES], jax.random.key(seed))
+        scale = fitted_scale(self, images[:PILOT_IMAGES], jax.random.key(seed))
         return replace(self, decoder_scale=scale)
 
     def check(

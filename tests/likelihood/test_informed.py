@@ -286,6 +286,19 @@ def test_a_model_that_is_fitted_gains_what_the_scale_of_the_noise_costs():
     assert far.decoder is None and far.fit_decoder(x // 128) is far
 
 
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("levels", [256, 2])
+def test_no_images_and_those_of_another_shape_fit_no_decoder(levels):
+    """Of a model with a decoder, and of one that has none."""
+    model, x = gaussian_pixels(8)
+    model, x = replace(model, pixels=Pixels(levels)), x // (256 // levels)
+    for wrong in (x[:0], x[:, :2], np.repeat(x, 3, axis=3), x / 255):
+        with pytest.raises(UserError, match="images"):
+            model.fit_decoder(wrong)
+    fitted, same = model.fit_decoder(x), model.fit_decoder(x[..., 0])  # of one channel
+    assert fitted.decoder_scale == same.decoder_scale
+
+
 @pytest.mark.long
 def test_what_each_way_to_the_integers_is_worth_where_a_model_ends_at_9():
     """Images of one grey level in 64 pixels, 8 / 64 bits/dim, and the model that knows it, on
