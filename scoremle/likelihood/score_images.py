@@ -165,10 +165,11 @@ def score_images(
 
     def differences(coarse: int, fine: int, halved: bool, size: int) -> PassValues:
         chosen, words = np.flatnonzero(finite)[order[:size]], f"steps {coarse} to {fine}"
+        folder = parts and parts / f"{words}, {'halved' if halved else 'alone'}"
         found, _ = measure(
             OdeDifference(estimator, coarse, fine, halved), images[chosen], np.arange(size),
             jax.tree.map(lambda row: row[chosen], rows), seed=seed ^ DIFFERENCES,
-            parts=parts and parts / words, label=label and f"{label} {words}",
+            parts=folder, label=label and f"{label} {words}",
         )  # fmt: skip
         if not _finite(found).all():
             raise UserError(f"{label}, {words}: a difference is not finite")

@@ -291,7 +291,7 @@ def test_auto_says_what_it_chose_corrects_the_mean_and_states_its_errors(
     values = npz(folder / "exact_test_ckpt_2.npz")["bpd"].mean(axis=0)
     order = permutation(21, 42, DIFFERENCES)
     apart = f"steps {steps[0]} to {steps[1]}"
-    (part,) = (folder / "parts").glob(f"exact*/{apart}/pass0_image0.npz")
+    (part,) = (folder / "parts").glob(f"exact*/{apart}, halved/pass0_image0.npz")
     difference, halving = (npz(part)[k].astype(np.float64) for k in ("bpd", "halving"))
     assert errors["finest_bias"] == pytest.approx(bias_bound(halving))
     corrected = values.mean() + difference.mean()

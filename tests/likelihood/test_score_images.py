@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scoremle import devices
+from scoremle import VP, ByOde, Multistep, Pixels, ScoreModel, devices
 from scoremle.core.keys import image_keys, per_example
 from scoremle.evaluation.statistics import profile
 from scoremle.likelihood import score_images as module
@@ -173,6 +173,23 @@ def test_seconds_an_image_leave_compilation_out(monkeypatch):
     monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: next(moments)))
     found = score_images(MODEL, Toy(), IMAGES, batch_size=12)
     assert found.seconds == 0.5 and "seconds" not in found.values
+
+
+def test_differences_with_and_without_the_last_halving_are_kept_apart(tmp_path):
+    """As levels ask for that were chosen for another tolerance, and for fewer images."""
+    model = ScoreModel(lambda x, t: jnp.tanh(2 * x), VP(), 1e-3, (1, 1, 1), Pixels(23))
+
+    def differences(folder):
+        by_ode = ByOde(solver=Multistep(4))
+        return score_images(model, by_ode, IMAGES, parts=folder, batch_size=8).differences
+
+    expected = differences(None)(4, 8, True, 16)
+    for halved, size in ((False, 16), (True, 8), (True, 16), (False, 16)):
+        found = differences(tmp_path)(4, 8, halved, size)
+        wanted = {name: expected[name][:, :size] for name in ("bpd", "halving")[: 1 + halved]}
+        assert found.keys() == wanted.keys()
+        for name, column in wanted.items():
+            np.testing.assert_allclose(found[name], column, atol=1e-6)
 
 
 def test_a_share_is_given_back_alone_and_kept_for_the_whole(tmp_path, toy):
