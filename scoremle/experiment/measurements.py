@@ -417,7 +417,6 @@ class Measurements:
                 by_elbo, decoder=self.decoder or self._discrete, times=None, start=start
             )
             facts |= {"offset": None, "times": "log_snr", "stratified": True}
-            facts |= {} if self.decoder else {"start": float(start)}
         elif evaluation.bound_times == LEARNED:
             of_data = experiment.data, experiment.seed
             run = ControlRun(self._of_pilot, by_elbo.matching, *of_data)

@@ -29,14 +29,14 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from scoremle.core.pytree import pytree, static
+from scoremle.core.pytree import describe, pytree, static
 from scoremle.core.sde import SDE
 from scoremle.errors import UserError
 from scoremle.likelihood.scales import LearnedScale, Scale
@@ -213,9 +213,9 @@ class InformedDecoder(Decoder):
         return "informed decoder" + " with the network's own scales" * learned
 
     def describe(self) -> dict[str, Any]:
-        """The scale, as results state it: a number, or "learned" by the network."""
-        learned = callable(self.scale)
-        return {"decoder_scale": "learned" if learned else float(cast(float, self.scale))}
+        """The scale, as results state it: "learned" by the network, or what ``describe`` gives."""
+        learned = isinstance(self.scale, LearnedScale)
+        return {"decoder_scale": "learned" if learned else describe(self.scale)}
 
     def encode(self, integers: IntImages) -> Data:
         return jnp.asarray(self.points, float)[integers]

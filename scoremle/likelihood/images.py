@@ -360,6 +360,8 @@ class ByElbo:
             "matching": self.matching,
             "draws": self.draws,
             "times": describe(self.times),
+            "control": describe(self.control),
+            "start": describe(self.start),
             "reconstruction": type(decoder).__name__.removesuffix("Decoder"),
             **(decoder.describe() if isinstance(decoder, InformedDecoder) else {}),
         }

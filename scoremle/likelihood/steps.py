@@ -377,6 +377,8 @@ class BySteps:
             "estimator": self.title,
             "model": "chain",
             "times": describe(self.times),
+            "draws": self.draws,
+            "reconstruction": decoder and type(decoder).__name__.removesuffix("Decoder"),
             **(decoder.describe() if isinstance(decoder, InformedDecoder) else {}),
         }
 

@@ -1,5 +1,7 @@
 """Bits/dim of images: what is counted, and in which unit."""
 
+import json
+from dataclasses import fields, replace
 from functools import cache
 
 import jax
@@ -26,9 +28,15 @@ from scoremle.core.dequantize import Uniform
 from scoremle.core.keys import example_keys, split
 from scoremle.core.polynomial_schedule import CodedPolynomial, first_polynomial
 from scoremle.core.sde import SDE
+from scoremle.likelihood.by_loss import ByLoss, ByVDMLoss
+from scoremle.likelihood.control_variate import Control, FittedGaussian
+from scoremle.likelihood.decoders import DiscreteDecoder, InformedDecoder
 from scoremle.likelihood.images import ByElbo, ByOde, OdeDifference, measure
 from scoremle.likelihood.labels import ByLabels
 from scoremle.likelihood.ode import ode_log_likelihood
+from scoremle.likelihood.scales import LearnedScale, ScaleOfOthers
+from scoremle.likelihood.steps import BySteps
+from scoremle.weights.flows import ByLogProb
 
 PIXELS, SHAPE = Pixels(17), (2, 2, 1)
 X = np.arange(12, dtype=np.uint8).reshape(3, *SHAPE)
@@ -219,3 +227,42 @@ def test_times_from_another_smallest_time_are_refused(times):
         with pytest.raises(UserError, match="begin at eps"):
             MODEL.score(X, estimator=wrong)
     assert MODEL.score(X, estimator=ByElbo(4, times=times, start=start)).bpd.shape == (3,)
+
+
+# Of each field of an estimator, another value than it has.
+DECODER = DiscreteDecoder(PIXELS.points)
+GAUSSIAN = FittedGaussian(*map(jnp.zeros, (4, (4, 2), 2)))
+CONTROL = Control(GAUSSIAN, *map(jnp.zeros, (3, (2, 2), (3, 4), 2)))
+OF_LOSS = {"times": UniformTime(0.1), "scale": 2.0, "weighting": "plain", "dequantized": False}
+OTHERS = [
+    (ByOde(), {"divergence": Exact(), "solver": Multistep(9), "samples": 2,
+               "decoder": InformedDecoder(PIXELS.points, 0.1)}),
+    (ByElbo(), {"draws": 9, "matching": "sliced", "times": UniformTime(1e-3), "decoder": DECODER,
+                "control": CONTROL, "start": 0.1}),
+    (BySteps(), {"times": np.arange(1, 5) / 4, "variance": "large", "clip": False, "draws": 9,
+                 "decoder": DECODER}),
+    (ByLogProb(), {"draws": 9}),
+    (ByLabels(ByElbo(), 2), {"of_one": ByElbo(9), "labels": 3}),
+    (OdeDifference(ByOde(), 8, 16), {"of": ByOde(Exact()), "coarse": 4, "fine": 24,
+                                     "halved": True}),
+    (ByLoss(UniformTime(1e-3), 1.0, "likelihood", True), OF_LOSS),
+    (ByVDMLoss(UniformTime(1e-3), 1.0, "likelihood", True), OF_LOSS | {"eps": 0.1}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("estimator", "others"), OTHERS, ids=lambda a: type(a).__name__)
+def test_each_field_of_an_estimator_changes_its_description(estimator, others):
+    assert set(others) == {each.name for each in fields(estimator)}
+    for name, value in others.items():
+        assert replace(estimator, **{name: value}).describe() != estimator.describe(), name
+
+
+def test_each_scale_of_a_decoder_has_a_description_of_its_own():
+    array, images = jnp.full((2, 2, 1), 0.1), X
+    scales = [
+        0.1, 0.2, array, 2 * array, LearnedScale(-1.0, 1.0), ScaleOfOthers(images, 0.1, 0.2),
+        ScaleOfOthers(images, 0.1, 0.3), ScaleOfOthers(images[:1], 0.1, 0.2),
+    ]  # fmt: skip
+    found = [InformedDecoder(PIXELS.points, s).describe()["decoder_scale"] for s in scales]
+    assert found[:2] == [0.1, 0.2] and found[4] == "learned"
+    assert len({*map(json.dumps, found)}) == len(scales)
