@@ -450,8 +450,9 @@ class ScoreModel:
     ) -> Profile:
         """Bits over noise levels and over the numbers of an example, and its local dimension.
 
-        The bits are those of the bound's diffusion term, of uniformly dequantized images. What is
-        taken without noise is of the middles of their bins.
+        The bits are those of the bound's diffusion term: of uniformly dequantized images, or where
+        the model has a ``decoder``, of the middles of their bins. What is taken without noise is
+        of these middles, too.
 
         Args:
             data: of the model's shape: integers [n h w c] where it is one of images, else reals.
