@@ -16,7 +16,7 @@ MODEL = (
     " hf:OWNER/NAME, a .pt of improved- or guided-diffusion, a .safetensors of scoremle export"
     " or of EDM, or FILE.py:function"
 )
-UNDERSCORED = re.compile(r"--[a-z]+(_[a-z]+)+(?==|$)")
+UNDERSCORED = re.compile(r"^--[a-z]+(_[a-z]+)+(?==|$)")
 # A folder of a user behind a flag, which no shell finds there.
 HOME = re.compile(r"^(--[\w.-]+=)(~[^/]*)")
 

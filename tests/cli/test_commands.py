@@ -242,6 +242,13 @@ def test_a_folder_of_the_user_is_found_behind_a_flag(monkeypatch):
     assert (options.workdir, options.config.data.path) == ("/home/me/w", "/home/me/a=~b")
 
 
+def test_a_flag_may_have_underscores_and_no_name_of_a_file_is_changed():
+    words = ["digits", "pics--a_b", "--out=res--my_run", "--skip_bad"]
+    options = parser_of("score").parse_args(words)
+    found = str(options.images), str(options.out), options.skip_bad
+    assert found == ("pics--a_b", "res--my_run", True)
+
+
 @pytest.mark.parametrize(
     "line",
     ["score x.pt x.npy --out=x.pt", "compress x.pt x.npy -o x.pt",
