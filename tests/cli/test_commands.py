@@ -204,6 +204,8 @@ def test_what_writes_nothing_needs_no_folder(line):
         ("data show digits --splot=test", "unknown flag --splot"),
         ("data show digits -x", "unknown flag -x"),
         ("score digits . --workers=2", "--engine=ray"),
+        ("score digits -- . --repeats=1", "--repeats=1 is no flag after --"),
+        ("data prepare -- . --size=3", "--size=3 is no flag after --"),
     ],
 )
 def test_mistakes_in_commands(line, words, capsys):
@@ -243,10 +245,11 @@ def test_a_folder_of_the_user_is_found_behind_a_flag(monkeypatch):
 
 
 def test_a_flag_may_have_underscores_and_no_name_of_a_file_is_changed():
-    words = ["digits", "pics--a_b", "--out=res--my_run", "--skip_bad"]
-    options = parser_of("score").parse_args(words)
-    found = str(options.images), str(options.out), options.skip_bad
-    assert found == ("pics--a_b", "res--my_run", True)
+    for name in (["pics--a_b"], ["--", "--a_b"]):
+        words = ["digits", "--out=res--my_run", "--skip_bad", *name]
+        options = parser_of("score").parse_args(words)
+        found = str(options.images), str(options.out), options.skip_bad
+        assert found == (name[-1], "res--my_run", True)
 
 
 @pytest.mark.parametrize(
