@@ -71,6 +71,8 @@ def asked(*flags):
 @pytest.mark.parametrize(("task", "share"), [
     ({"SLURM_ARRAY_TASK_ID": 5, "SLURM_ARRAY_TASK_MIN": 3, "SLURM_ARRAY_TASK_COUNT": 10,
       "SLURM_PROCID": 0, "SLURM_NTASKS": 1}, (3, 10)),
+    ({"SLURM_ARRAY_TASK_ID": 6, "SLURM_ARRAY_TASK_MIN": 0, "SLURM_ARRAY_TASK_COUNT": 4,
+      "SLURM_ARRAY_TASK_STEP": 2}, (4, 4)),
     ({"SLURM_PROCID": 1, "SLURM_NTASKS": 4}, (2, 4)),
     ({"OMPI_COMM_WORLD_RANK": 2, "OMPI_COMM_WORLD_SIZE": 3}, (3, 3)),
 ])  # fmt: skip
@@ -80,6 +82,14 @@ def test_the_share_of_a_task_of_a_cluster(task, share, monkeypatch):
     assert asked("--shard").shard == share
     assert asked("--shard=2/5").shard == (2, 5)
     assert asked().shard is None
+
+
+@pytest.mark.parametrize(("number", "step"), [(5, 1), (3, 2), (8, 2)])
+def test_a_task_beside_the_steps_of_its_array_is_refused(number, step, monkeypatch):
+    for name, value in {"ID": number, "MIN": 0, "COUNT": 4, "STEP": step}.items():
+        monkeypatch.setenv(f"SLURM_ARRAY_TASK_{name}", str(value))
+    with pytest.raises(UserError, match="say I/N"):
+        asked("--shard")
 
 
 @pytest.mark.parametrize("share", ["=0/3", "=4/3", "=1", "=a/b", ""])

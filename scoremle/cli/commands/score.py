@@ -39,11 +39,12 @@ if TYPE_CHECKING:
 NEEDS = "scoremle.experiment.measurements"
 # Those of experiment/measurements.py, whose import brings JAX.
 ESTIMATORS = ("ode", "bound", "steps")
-# How clusters number tasks, in variables: the number, the first one, how many there are.
+ARRAY = "SLURM_ARRAY_TASK_"
+# How clusters number tasks, in variables: the number, the first one, the step, how many there are.
 TASKS = (
-    ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_MIN", "SLURM_ARRAY_TASK_COUNT"),
-    ("OMPI_COMM_WORLD_RANK", "", "OMPI_COMM_WORLD_SIZE"),
-    ("SLURM_PROCID", "", "SLURM_NTASKS"),
+    (f"{ARRAY}ID", f"{ARRAY}MIN", f"{ARRAY}STEP", f"{ARRAY}COUNT"),
+    ("OMPI_COMM_WORLD_RANK", "", "", "OMPI_COMM_WORLD_SIZE"),
+    ("SLURM_PROCID", "", "", "SLURM_NTASKS"),
 )
 # Images that are shown of either end of the list.
 SHOWN = 3
@@ -98,10 +99,16 @@ def _share(text: str) -> tuple[int, int]:
 
 def _share_of_task() -> tuple[int, int]:
     for names in TASKS:
-        found = [os.environ.get(name, "") if name else "0" for name in names]
+        unset = "", "0", "1", ""
+        found = [os.environ.get(*pair) for pair in zip(names, unset, strict=True)]
         if all(map(str.isdecimal, found)):
-            number, least, count = map(int, found)
-            return number - least + 1, count
+            number, least, step, count = map(int, found)
+            share, between = divmod(number - least, max(step, 1))
+            if not between and 0 <= share < count:
+                return share + 1, count
+            raise argparse.ArgumentTypeError(
+                f"task {number} is none of {count} from {least} in steps of {step}: say I/N"
+            )
     raise argparse.ArgumentTypeError(
         "this is no task of an array of SLURM, and none of several of SLURM or Open MPI: say I/N"
     )
