@@ -78,7 +78,7 @@ def writable(flag: str, place: Path, *, force: bool | None) -> None:
         place: of the file.
         force: write over what is there; None: the command never does.
     """
-    folder = next(above for above in place.absolute().parents if above.exists())
+    folder = next((above for above in place.absolute().parents if above.exists()), place)
     what = ""
     if place.is_symlink() and place.is_file():
         what = f"it is a link; name its target, {place.resolve()}"

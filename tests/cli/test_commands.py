@@ -252,6 +252,25 @@ def test_a_flag_may_have_underscores_and_no_name_of_a_file_is_changed():
         assert found == (name[-1], "res--my_run", True)
 
 
+@pytest.mark.parametrize("place", [".", "/", "", ".."])
+@pytest.mark.parametrize(
+    "line",
+    ["score digits x.npy --out=", "score digits x.npy --page=", "sample digits --out=",
+     "compress digits x.npy --out=", "decompress x.npy --out=",
+     "anomaly fit digits x.npy --out=", "anomaly score x.npy x.npy --out=",
+     "anomaly score x.npy x.npy --page=", "stats digits --weights=w --out=",
+     "convert-inception x.npy ", "export x.npy ", "data show digits --picture=",
+     "data prepare digits --into="],
+)  # fmt: skip
+def test_a_folder_is_no_file_to_write(line, place, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "x.npy").touch()
+    command, *words, last = line.split(" ")
+    with pytest.raises(UserError, match=r"write|there|exists"):
+        parser_of(command).checked([*words, last + place])
+    assert [*tmp_path.iterdir()] == [tmp_path / "x.npy"]
+
+
 @pytest.mark.parametrize(
     "line",
     ["score x.pt x.npy --out=x.pt", "compress x.pt x.npy -o x.pt",

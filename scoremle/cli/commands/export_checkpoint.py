@@ -48,7 +48,7 @@ def check(options: Any) -> None:
     # Its record is beside it, if not in it.
     record = path.suffix != ".safetensors" and not is_stream(path)
     for ending in ("", *[".json"] * record, *[".md"] * options.card):
-        checks.writable("", path.with_name(path.name + ending), force=options.force)
+        checks.writable("", Path(f"{path}{ending}"), force=options.force)
 
 
 def run(options: Any) -> None:

@@ -142,7 +142,7 @@ def check(options: Any) -> None:
 
 def _beside(table: Path) -> Path:
     """The file beside a table, with what is known of it."""
-    return table.with_name(f"{table.name}.json")
+    return Path(f"{table}.json")
 
 
 def run(options: Any) -> dict[str, Any]:
