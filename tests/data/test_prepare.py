@@ -448,6 +448,12 @@ def write_pictures(folder: Path, count: int, size: tuple[int, int] = (10, 8)) ->
     return folder
 
 
+@pytest.mark.parametrize("name", ["size", "channels", "levels"])
+def test_a_size_below_0_is_refused(name):
+    with pytest.raises(UserError, match=f"{name} must be"):
+        data.Options(**{name: -8})
+
+
 def test_prepare_and_show(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     folder = write_pictures(tmp_path / "holiday", 30)
@@ -477,6 +483,7 @@ def test_prepare_and_show(tmp_path, capsys, monkeypatch):
         ("mine", "--size=8"): "--size is 8",
         ("mine", "--channels=1"): "--channels is 1",
         ("digits", "--size=16"): "--size is not for digits",
+        (folder, "--size=-8", "--fit=crop"): "-8 is no integer",
     }.items():
         assert scoremle_data("prepare", *words) == 2
         assert told in capsys.readouterr().err

@@ -40,7 +40,7 @@ def arguments(parser: Parser) -> None:
         add("name", f"your own images by their path, or one of {', '.join(DATASETS)}",
             metavar="NAME|PATH")  # fmt: skip
         add("--path", "files of NAME; an own PATH needs none", default="")
-        add("--size", "height and width; 0: as it is", type=int, default=0)
+        add("--size", "height and width; 0: as it is", type=checks.at_least(0), default=0)
         add("--channels", "1: grey, 3: RGB; 0: as the images are", type=int, default=0,
             choices=(0, 1, 3))  # fmt: skip
         add("--fit", "bring other sizes to --size: crop the centre, resize the centred square, or"

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import UInt8
 
+from scoremle.core.arguments import check_count
 from scoremle.errors import UserError
 
 __all__ = ["ImageReport", "in_levels"]
@@ -32,6 +33,10 @@ class Options:
     levels: int = 0
     test_fraction: float = 0.1
     skip_bad: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("size", "channels", "levels"):
+            check_count(name, getattr(self, name), least=0)
 
 
 class ImageReport(NamedTuple):
