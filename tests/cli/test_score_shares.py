@@ -105,5 +105,22 @@ def test_ray_that_is_not_there_is_named(images, tmp_path, capsys, monkeypatch):
     assert score(images, tmp_path / "out", "--engine=ray") == 2
     told, err = capsys.readouterr()
     assert "pip install 'scoremle[ray]'" in err and not told  # before any work
-    assert score(images, tmp_path / "out", "--engine=ray", "--shard=1/2") == 2
-    assert "not for --engine=ray" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("out", "flag", "words"),
+    [
+        ("out", "--shard=1/2", "--shard is not"),
+        ("out", "--force", "--force is not"),
+        ("out", "--skip-bad", "--skip-bad is not"),
+        ("pictures", "", "among the images"),
+        ("pictures/../pictures/scores.csv", "", "among the images"),
+        (".", "", "among the images"),
+    ],
+)
+def test_what_is_not_for_ray_is_refused(out, flag, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pictures").mkdir()
+    line = ["digits", "pictures", f"--out={out}", "--engine=ray", *flag.split()]
+    with pytest.raises(UserError, match=words):
+        parser_of("score").checked(line)

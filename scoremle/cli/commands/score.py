@@ -27,7 +27,7 @@ import scoremle
 from scoremle.cli import checks
 from scoremle.cli.parser import MODEL, Parser, add_shared
 from scoremle.cli.signals import going_on
-from scoremle.errors import UserError
+from scoremle.errors import UserError, as_flag
 from scoremle.evaluation.tables import wrapped
 from scoremle.terminal import is_stream, passing, say
 
@@ -120,24 +120,33 @@ def check(options: Any) -> None:
         raise UserError(f"--steps is of --estimator=steps, not of {options.estimator}")
     if options.profile and options.label == "all":
         raise UserError("--profile is under one label, not under all")
-    if not options.engine:
-        if options.workers or options.address:
-            raise UserError("--workers and --address are for --engine=ray: leave them out")
-        read = options.model, options.images
-        checks.different(read, options.out, _beside(options.out), options.page)
-        checks.writable("--out=", options.out, force=options.force)
-        if not is_stream(options.out):
-            checks.writable("--out=", _beside(options.out), force=options.force)
-        if options.page:
-            checks.writable("--page=", options.page, force=options.force)
-    elif any((options.page, options.profile, options.shard, options.merge, options.correct)):
-        flags = "--page, --profile, --shard, --merge and --correct"
-        raise UserError(f"{flags} are not for --engine=ray: leave them out")
-    else:  # into a folder, in which the same command goes on
-        options.out = options.out.with_suffix("") if options.out.suffix == ".csv" else options.out
-        if options.out.is_file():
-            raise UserError(f"--out={options.out} must be a folder: workers write files into it")
+    (_check_for_ray if options.engine else _check_here)(options)
     checks.model(options)
+
+
+def _check_here(options: Any) -> None:
+    if options.workers or options.address:
+        raise UserError("--workers and --address are for --engine=ray: leave them out")
+    read = options.model, options.images
+    checks.different(read, options.out, _beside(options.out), options.page)
+    checks.writable("--out=", options.out, force=options.force)
+    if not is_stream(options.out):
+        checks.writable("--out=", _beside(options.out), force=options.force)
+    if options.page:
+        checks.writable("--page=", options.page, force=options.force)
+
+
+def _check_for_ray(options: Any) -> None:
+    """Refuses what is not for Ray; makes ``--out`` a folder, in which the same command goes on."""
+    names = "page", "profile", "shard", "merge", "correct", "force", "skip_bad"
+    if given := [as_flag(name) for name in names if getattr(options, name)]:
+        raise UserError(f"{given[0]} is not for --engine=ray: leave it out")
+    options.out = options.out.with_suffix("") if options.out.suffix == ".csv" else options.out
+    if options.out.is_file():
+        raise UserError(f"--out={options.out} must be a folder: workers write files into it")
+    out, images = options.out.resolve(), options.images.resolve()
+    if out.is_relative_to(images) or images.is_relative_to(out):
+        raise UserError(f"--out={options.out} would be among the images: name a folder elsewhere")
 
 
 def _beside(table: Path) -> Path:
