@@ -188,6 +188,8 @@ def test_what_writes_nothing_needs_no_folder(line):
         ("eval w", "no folder w"),
         ("eval digits", "no folder digits"),
         ("score digits . --steps=9", "--estimator=steps"),
+        ("score digits . --correct --estimator=bound", "--correct"),
+        ("score digits . --correct --label=all", "--correct"),
         ("score digits . --estimator=steps", "no chain"),
         ("score digits . --label=3", "no class labels"),
         ("sample digits --label=all", "no class labels"),

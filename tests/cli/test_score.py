@@ -387,6 +387,14 @@ def test_the_table_is_written_before_the_mean_is_corrected(folder, tmp_path, cap
     assert [row["file"] for row in rows(out)] == [row["file"] for row in before]
 
 
+def test_a_mean_that_is_not_corrected_is_said(tiny, tmp_path, capfd):
+    """Of a model whose config states the solver's steps."""
+    np.save(tmp_path / "x.npy", IMAGES)
+    flags = "--correct", "--repeats=1", f"--out={tmp_path / 's.csv'}"
+    code, _, told = score(capfd, tiny.workdir, tmp_path / "x.npy", *flags)
+    assert code == 0 and "not corrected" in told
+
+
 def test_the_command_that_gets_ranks_is_of_the_same_checkpoint(model, tmp_path):
     place = tmp_path / "a run"
     place.mkdir()

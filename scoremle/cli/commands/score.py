@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import logging
 import math
 import os
 import re
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from scoremle.experiment.score_table import ScoreRow
     from scoremle.likelihood.mean import Mean
 
+logger = logging.getLogger(__name__)
 NEEDS = "scoremle.experiment.measurements"
 # Those of experiment/measurements.py, whose import brings JAX.
 ESTIMATORS = ("ode", "bound", "steps")
@@ -120,6 +122,8 @@ def check(options: Any) -> None:
         raise UserError(f"--steps is of --estimator=steps, not of {options.estimator}")
     if options.profile and options.label == "all":
         raise UserError("--profile is under one label, not under all")
+    if options.correct and (options.estimator != "ode" or options.label == "all"):
+        raise UserError("--correct is of --estimator=ode, under one label: leave it out")
     (_check_for_ray if options.engine else _check_here)(options)
     checks.model(options)
 
@@ -194,6 +198,9 @@ def run(options: Any) -> dict[str, Any]:
             options.passes, options.correct,
         )  # fmt: skip
     say(*wrapped(*found.doubts))
+    levels = found.choice and found.choice.levels
+    if options.correct and not levels:
+        logger.warning("the mean is not corrected: no pilot chose steps, on four images or more")
     beside = Path() if is_stream(options.out) else options.out.parent
     # Hidden, since the table may be written among the pictures, which are read again.
     above, passes = beside / f".{options.out.name}.parts", options.passes
@@ -246,10 +253,10 @@ def run(options: Any) -> dict[str, Any]:
 
     mean = scored.mean
     summary = write(mean)
-    if found.choice and found.choice.levels:
+    if levels:
         with going_on(f"{options.out} is written, and its mean is not corrected: the same command"
                       " with --force goes on"):  # fmt: skip
-            corrected = scored.corrected(found.choice.levels, measurements.TOLERANCE)
+            corrected = scored.corrected(levels, measurements.TOLERANCE)
             mean = cast("Mean", corrected.mean)
         summary = write(mean)
     shutil.rmtree(parts, ignore_errors=True)
