@@ -33,6 +33,9 @@ def noise(x, t):
 
 def model():
     return scoremle.ScoreModel(noise, sde, 1e-3, (8, 8, 1), pixels)
+
+def of_reals():
+    return scoremle.ScoreModel(noise, sde, 1e-3, (8, 8, 1))
 """
 
 
@@ -56,6 +59,7 @@ def places(tmp_path_factory):
     mixed = np.concatenate([OTHERS, NOISE])
     for name, images in {"normal": NORMAL, "mixed": mixed, "trained": TRAIN[:60]}.items():
         np.savez(folder / f"{name}.npz", test=images, levels=17)
+    np.save(folder / "reals.npy", NOISE / 17)
     model = f"{folder / 'digits.py'}:model"
     words = "fit", model, folder / "normal.npz", f"--out={folder / 'detector'}"
     assert cli.main(["anomaly", *map(str, words)]) == 0
@@ -155,6 +159,10 @@ def test_features_of_one_s_own_come_from_an_array_or_an_encoder(tmp_path, capfd)
         (("fit", "digits", "normal.npz", "--out=x", "--encoder=mine"), "FILE.py:function"),
         (("fit", "gaussian", "normal.npz", "--out=x"), "of reals"),
         (("fit", "digits", "normal.npz", "--out=x", "--size=9"), "--encoder"),
+        (("fit", "gaussian", "normal.npz", "--out=x", "--checkpoint=0"), "--checkpoint"),
+        (("fit", "gaussian", "reals.npy", "--out=x", "--fit=crop"), "--fit"),
+        (("fit", "gaussian", "reals.npy", "--out=x", "--skip-bad"), "--skip-bad"),
+        (("score", "detector", "reals.npy", "--model=digits.py:of_reals", "--page=y"), "--page"),
         (("fit", "digits", "normal.npz", "--out=normal.npz", "--force"), "two files"),
         (("score", "detector", "mixed.npz", "--out=x.csv", "--page=./x.csv"), "two files"),
     ],

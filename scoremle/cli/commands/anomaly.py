@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import scoremle
 from scoremle.cli import checks
 from scoremle.cli.parser import MODEL, Parser, add_shared
-from scoremle.errors import UserError, in_short
+from scoremle.errors import UserError, as_flag, in_short
 from scoremle.evaluation.tables import wrapped
 from scoremle.terminal import cell, say
 
@@ -145,15 +145,15 @@ def _score(options: Any) -> dict[str, Any]:
     model, reports, data = _read(options, facts)
     kept = [report for report in reports if report.pixels is not None]
     bad = [(report.name, report.reason) for report in reports if report.pixels is None]
-    if options.page and kept[0].pixels.ndim != 3:
-        raise UserError("--page is of images, and these are vectors")
+    of_model = model is not None and model.pixels is not None
+    if options.page and not (of_model or "encoder" in facts):
+        raise UserError("--page is of images, and these are vectors or other reals")
     found = detector.score(model, data, label="scores")
     listed, names = found.suspects(options.rate), [report.name for report in kept]
     lines = [_verdict(names, found.p, listed, options.rate)]
     lines += filter(None, [detector.limits(len(found), options.rate)])
     _write(options.out, reports, found, listed)
     if options.page:
-        of_model = model is not None and model.pixels is not None
         by = f"By the statistic {detector.statistic}, with {len(detector.reference)} references."
         write_anomalies(
             options.page, f"Suspects among {options.images}", names,
@@ -193,6 +193,8 @@ def _read(options: Any, facts: dict[str, str]) -> tuple[Any, list[Any], np.ndarr
     model = None
     if facts["model"] != GAUSSIAN:
         model = scoremle.load(facts["model"], options.checkpoint)
+    elif options.checkpoint is not None:
+        raise UserError(f"--checkpoint is of a model, and {GAUSSIAN} has none: leave it out")
     bad = {"fit": options.fit, "skip_bad": options.skip_bad}
     if "encoder" in facts:
         size = int(facts["size"])
@@ -206,6 +208,8 @@ def _read(options: Any, facts: dict[str, str]) -> tuple[Any, list[Any], np.ndarr
             reports, images = own_images.read_images(options.images, (size, size, 3), 256, **bad)
         return model, reports, encoders.encoded(facts["encoder"], facts["encoder_sha256"], images)
     if model is None or model.pixels is None:
+        if given := [as_flag(name) for name, value in bad.items() if value]:
+            raise UserError(f"{given[0]} is for images, and {facts['model']} takes reals")
         points = read_points(options.images, None if model is None else model.shape)
         return model, [ImageReport(str(i), row) for i, row in enumerate(points)], points
     pixels, shape = models.of_images(model, facts["model"])
