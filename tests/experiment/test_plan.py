@@ -1,6 +1,7 @@
 """What a config will take: against counts by hand, and XLA's account at a batch not measured."""
 
 import json
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 from helpers.tiny_runs import TINY
 
+import scoremle
 from scoremle import devices
 from scoremle.cli import main as cli
 from scoremle.cli.commands import parser_of
@@ -192,6 +194,8 @@ def test_mistakes_of_the_command(capfd):
     for arguments, line in (
         (["plan"], "missing CONFIG, such as in: scoremle plan digits"),
         (["plan", "digits", "--memory=much"], "--memory: much is no size such as 24GB"),
+        (["plan", "digits", "--memory=0"], "--memory: 0 is no size"),
+        (["plan", "digits", "--memory=4 cows"], "--memory: 4 cows is no size"),
         (["plan", "digits", "--devices=0"], "0 is no integer from 1"),
     ):
         assert cli.main(arguments) == 2
@@ -210,6 +214,17 @@ def test_a_batch_that_does_not_fit_here_is_not_run(monkeypatch):
     assert plan._pace(lambda batch: batch).batch == 32
     monkeypatch.setattr(planning, "_seconds", lambda call: 0.5 * call)  # 4 times 16 seconds
     assert plan._pace(lambda batch: batch).batch == 4
+
+
+@pytest.mark.parametrize(
+    ("split", "asked", "images"),
+    [("test", 0, 360), ("test", 100_000, 360), ("test", 5, 5), ("train", 100_000, 1437)],
+)
+def test_no_more_images_are_counted_than_the_split_has(split, asked, images, monkeypatch):
+    config = SimpleNamespace(eval=SimpleNamespace(dataset=split, num_images=asked))
+    digits = SimpleNamespace(data=scoremle.data.load("digits"))
+    monkeypatch.setattr("scoremle.experiment.build.build", lambda _: digits)
+    assert command._experiment(config) == (digits, images, [])
 
 
 def test_a_data_set_that_is_not_here_is_said(tmp_path):

@@ -34,9 +34,10 @@ def arguments(parser: ConfigParser) -> None:
 
 def _bytes(text: str) -> int:
     match = re.fullmatch(r"(\d+\.?\d*|\.\d+) ?([A-Za-z]*)", text)
-    if not match or match[2].upper() not in SIZES:
+    size = int(float(match[1]) * SIZES.get(match[2].upper(), 0)) if match else 0
+    if not size:
         raise argparse.ArgumentTypeError(f"{text} is no size such as 24GB or 500MB")
-    return int(float(match[1]) * SIZES[match[2].upper()])
+    return size
 
 
 def run(options: Any) -> dict[str, Any]:
@@ -55,12 +56,13 @@ def run(options: Any) -> dict[str, Any]:
 
 
 def _experiment(config: Any) -> tuple[Any, int, list[str]]:
-    """The experiment, its number of test images, and notes about these."""
+    """The experiment, how many images an evaluation takes, and notes about these."""
     from scoremle.experiment.build import build
 
     try:
         experiment = build(config)
-        return experiment, config.eval.num_images or len(experiment.data.test), []
+        there = len(getattr(experiment.data, config.eval.dataset))
+        return experiment, min(config.eval.num_images or there, there), []
     except UserError as error:
         missing = str(error)
     experiment = build(config, levels=config.data.levels or 256)  # raises what is not of the data
