@@ -297,6 +297,13 @@ def test_a_value_that_is_not_finite(tiny, folder, tmp_path, capfd, monkeypatch):
     assert rows(out)[1]["note"] == "not scored: its bits/dim are not a finite number"
 
 
+def test_a_share_tells_that_files_are_left_out(tiny, folder, tmp_path, capfd):
+    (folder / "notes.txt").touch()
+    flags = f"--out={tmp_path / 's.csv'}", "--repeats=1", "--shard=5/5", "--skip-bad", "--json"
+    code, told, _ = score(capfd, tiny.workdir, folder, *flags)
+    assert code == 3 and json.loads(told)["left_out"] == 1
+
+
 @pytest.fixture(scope="module")
 def by_digits(tmp_path_factory):
     """What the shipped model says of digits, a black picture, and inverted digits."""

@@ -210,7 +210,8 @@ def run(options: Any) -> dict[str, Any]:
         seed=options.seed, passes=passes, parts=parts, label="scores",
     )  # fmt: skip
     if options.shard:
-        return _score_share(score, len(images), options.shard, parts)
+        left_out = len(reports) - len(images)
+        return _score_share(score, len(images), options.shard, parts) | {"left_out": left_out}
     if options.merge:
         names = [report.name for report in reports if report.pixels is not None]
         _check_whole(parts, names, passes)
