@@ -428,6 +428,35 @@ def test_pictures_of_more_levels_than_the_models_are_refused(tmp_path, capfd):
     assert code == 2 and "9x9" in err and "--" not in err  # no flag that it does not have
 
 
+GREY = """
+import scoremle
+
+def model():
+    return scoremle.ScoreModel(
+        lambda x, t: 0 * x, scoremle.VP(), 1e-3, (8, 8, 1), scoremle.Pixels(256)
+    )
+"""
+
+
+@pytest.mark.parametrize(
+    ("pixels", "words"),
+    [
+        (np.full((8, 8, 3), (9, 8, 7), np.uint8), "grey of colours"),
+        (np.zeros((8, 8, 2), np.uint8), "on white"),
+        (np.zeros((8, 8), np.uint16), "8 bits"),
+        (np.zeros((8, 8, 3), np.uint8), ""),
+        (np.full((8, 8, 2), 255, np.uint8), ""),
+    ],
+)
+def test_pictures_that_would_lose_something_are_refused(pixels, words, tmp_path, capfd):
+    (tmp_path / "mine.py").write_text(GREY)
+    Image.fromarray(pixels).save(tmp_path / "x.png")
+    command = "compress", f"{tmp_path / 'mine.py'}:model", tmp_path / "x.png"
+    code, _, err = run(capfd, *command, "-o", tmp_path / "x.bits", "--steps=2")
+    assert (code, err.count("\n")) == ((2, 1) if words else (0, 0))
+    assert words in err and (tmp_path / "x.bits").exists() == (not words)
+
+
 def test_a_file_of_a_stranger_runs_no_code(written, tmp_path, capfd):
     content = written[0].read_bytes()[: -file.DIGEST]
     changed = content.replace(b'"there"', b'"x.py:make"')

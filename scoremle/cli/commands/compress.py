@@ -13,7 +13,7 @@ from typing import Any
 import scoremle
 from scoremle.cli import checks
 from scoremle.cli.parser import MODEL, Parser
-from scoremle.errors import UserError
+from scoremle.errors import UserError, in_short
 from scoremle.evaluation.tables import wrapped
 from scoremle.terminal import say
 
@@ -44,7 +44,7 @@ def run(options: Any) -> dict[str, Any]:
     """Writes the file, and prints its rates beside those that the model states."""
     from scoremle.coding.images import compress_images
     from scoremle.coding.rates import RATES_FILE
-    from scoremle.data.readers.decoding import is_picture
+    from scoremle.data.readers.decoding import EXACT, is_picture
     from scoremle.experiment import models, own_images, workdir
 
     model = scoremle.load(options.model, options.checkpoint)
@@ -57,6 +57,12 @@ def run(options: Any) -> dict[str, Any]:
         raise UserError(
             f"{options.images}: pictures have 256 grey levels, and the model {pixels.levels}: to"
             " compress without loss, give a .npz of the model's grey values"
+        )
+    losses = [f"{report.name} is {change}" for report in reports
+              for change in report.changes if change not in EXACT]  # fmt: skip
+    if losses:
+        raise UserError(
+            f"{options.images}: {in_short(losses, 1)}, which loses something: remove such pictures"
         )
     rates = compress_images(
         model, images, options.out,

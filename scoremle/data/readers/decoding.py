@@ -52,6 +52,8 @@ OPAQUE = "opaque alpha left out"
 ON_WHITE = "put on white where it is transparent"
 OTHER_COLOURS = "made RGB of {}, without a profile of its colours"
 GREY, RGB = "made grey of colours", "made RGB of grey"
+# What of it leaves all colours as they were.
+EXACT = {TURNED, UNPALETTED, OPAQUE, RGB}
 
 _TOO_LARGE = f"more than {MAX_PIXELS} pixels: a decompression bomb, or to be cut first"
 
