@@ -95,9 +95,9 @@ def writable(flag: str, place: Path, *, force: bool | None) -> None:
 
 def different(read: Iterable[str | Path | None], *written: Path | None) -> None:
     """Raises UserError where a file to write is one to read, too, or another to write."""
-    known, new = ([Path(p).resolve() for p in places if p] for places in (read, written))
-    for place in new:
-        if [*known, *new].count(place) > 1 and not is_stream(place):
+    known = [Path(place).resolve() for place in (*read, *written) if place]
+    for place in filter(None, written):
+        if known.count(place.resolve()) > 1 and not is_stream(place):
             raise UserError(f"{place} is named for two files: name another")
 
 

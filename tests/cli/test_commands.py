@@ -11,11 +11,13 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from scoremle import data
 from scoremle.anomaly import statistics
+from scoremle.cli import checks
 from scoremle.cli import main as cli
 from scoremle.cli.commands import COMMANDS, parser_of
 from scoremle.cli.commands.anomaly import STATISTIC_NAMES
@@ -289,6 +291,16 @@ def test_what_a_command_reads_is_not_written_over(line, tmp_path, monkeypatch):
     command, *words = line.split()
     with pytest.raises(UserError, match="two files"):
         parser_of(command).checked([*words, "--force"])
+
+
+def test_a_pipe_may_be_named_for_two_files():
+    heard, said = os.pipe()
+    pipe = Path(f"/dev/fd/{said}")
+    checks.different((), pipe, pipe)
+    for end in (heard, said):
+        os.close(end)
+    with pytest.raises(UserError, match="two files"):
+        checks.different((), Path("x"), Path("./x"))
 
 
 def test_the_config_is_printed_with_the_flags(capsys):
