@@ -4,7 +4,7 @@ import os
 import re
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, repeat
 
@@ -20,6 +20,8 @@ import scoremle
 from scoremle import Doubling, Exact, Hutchinson, Multistep, Pixels, ScoreModel, UserError, devices
 from scoremle.core.dequantize import TruncatedNormal, truncation_start
 from scoremle.core.keys import image_keys
+from scoremle.core.polynomial_schedule import CodedPolynomial, first_polynomial
+from scoremle.core.pytree import pytree
 from scoremle.likelihood.decoders import DiscreteDecoder
 from scoremle.likelihood.images import ByElbo, ByOde
 from scoremle.likelihood.published_rk45 import PublishedRK45
@@ -147,6 +149,33 @@ def test_a_condition_that_a_network_does_not_take_is_refused():
     """It would be taken for something else."""
     with pytest.raises(UserError, match="3 arguments"):
         scoremle.load("digits").score(np.zeros((1, 8, 8, 1), np.uint8), condition=np.ones((1, 1)))
+
+
+@pytree
+@dataclass(frozen=True)
+class NoiseByCode:
+    """A network that needs more steps where the first two bits of a code are not the last two."""
+
+    sde: scoremle.SDE
+
+    def __call__(self, x, t, code):
+        alpha, sigma = self.sde.alpha(t), self.sde.sigma(t)
+        apart = x - 30 * alpha * (code[:, :2] - code[:, 2:])
+        return sigma * apart / (0.05**2 * alpha**2 + sigma**2) * (1 + alpha[:, ::-1] * sigma / 2)
+
+
+def test_rows_that_are_solved_again_keep_their_codes():
+    """By which each has a schedule of its own: so they are the same as alone."""
+    schedule = CodedPolynomial(first_polynomial(4, 2, jax.random.key(1)), -8.0, 10.0, (2,))
+    sde = scoremle.SDE("vp", jax.tree.map(lambda leaf: 3 * leaf, schedule), 1.0)
+    model = ScoreModel(NoiseByCode(sde), sde, 1e-5, (2,))
+    codes = jnp.asarray([[1, 0, 1, 0], [0, 1, 0, 1], [1, 1, 0, 0.0]])
+    x, keys = 30 * (codes[:, :2] - codes[:, 2:]), jax.random.split(KEY, 3)
+    found = model.under(codes).log_prob(x, keys)
+    assert found.evaluations[2] > found.evaluations[:2].max()
+    for row in (slice(i, i + 1) for i in range(3)):
+        alone = model.under(codes[row]).log_prob(x[row], keys[row])
+        np.testing.assert_allclose(found.log_prob[row], alone.log_prob, atol=1e-3)
 
 
 def test_latents_and_back():

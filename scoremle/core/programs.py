@@ -69,15 +69,12 @@ class Programs:
         program, n, size = self._program(things), len(arrays[0]), _size(arrays[0])
 
         def filled() -> Tree:
-            if structure not in program.of_any_rows:
-                jax.eval_shape(lambda: self.function(_filled(rows, n, size + 1), *others))
-                program.of_any_rows.add(structure)
             _, more, _ = _parts((_filled(rows, n, size), others))
             return _of_first(self._cut, program(structure, more), n)
 
         # What a function closes over may have rows of its own, and it may need the
         # numbers of its parameters: the next way is without. The last raises a mistake as it is.
-        ways = {"filled": filled} if size > n else {}
+        ways = {"filled": filled} if size > n and self.takes_any_rows(rows, *others) else {}
         ways["compiled"] = lambda: program(structure, arrays)
         failed: set[str] = set()
         for name in [name for name in ways if name not in program.failed[structure]]:
@@ -92,6 +89,29 @@ class Programs:
         program.failed[structure] |= failed
         return found
 
+    def takes_any_rows(self, rows: Tree, *others: Any) -> bool:
+        """Tells whether it takes one row more than a program has.
+
+        So nothing in the others, such as labels that a function closes over, has a row for each
+        example, and none has as many as a program by chance.
+
+        Args:
+            rows: as the function takes them.
+            others: what it takes after them.
+        """
+        structure, arrays, things = _parts((rows, others))
+        n, size = len(arrays[0]), _size(arrays[0])
+        found = self._program(things).takes_any_rows
+        case = structure, size, tuple(map(np.shape, _parts(others)[1]))
+        if case not in found:
+            try:
+                jax.eval_shape(lambda: self.function(_filled(rows, n, size + 1), *others))
+                found[case] = True
+            except Exception as error:
+                logger.debug("%s does not take any rows: %s", self.function.__name__, error)
+                found[case] = False
+        return found[case]
+
     def _program(self, things: list[Any]) -> "_Program":
         key = tuple(map(_identity, things))
         if key not in self._programs:
@@ -103,9 +123,8 @@ class Programs:
 class _Program:
     """That with some things in it, for each structure.
 
-    ``failed`` are the ways in which it can't be had, and ``of_any_rows`` has those that take one
-    row more: so nothing in them, such as labels that a function closes over, has as many as a
-    program by chance.
+    ``failed`` are the ways in which it can't be had. ``takes_any_rows`` is also by how many rows
+    it has, and by the shapes of the others.
     """
 
     def __init__(self, function: Callable[..., Tree], held: list[Callable[[], Any]]) -> None:
@@ -117,7 +136,7 @@ class _Program:
         self._alone = compiled(run, static_argnums=0)
         self._within = jax.jit(run, static_argnums=0)
         self.failed: defaultdict[Structure, set[str]] = defaultdict(set)
-        self.of_any_rows: set[Structure] = set()
+        self.takes_any_rows: dict[tuple[Any, ...], bool] = {}
 
     def __call__(self, structure: Structure, arrays: list[Any]) -> Tree:
         return (self._alone if known(arrays) else self._within)(structure, arrays)

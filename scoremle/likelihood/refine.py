@@ -3,7 +3,8 @@
 Between the modes of a density the field turns within a moment, and the few examples that pass
 there may need many times the steps of the others. The error that the solver states of each shows
 which they are: they alone are solved again, by twice the steps, until it is small enough. So the
-value of a row depends on no other row.
+value of a row depends on no other row. Where something else has a row for each example, such as
+conditions that the noise prediction closes over, all are solved again in their order.
 """
 
 from dataclasses import replace
@@ -69,9 +70,14 @@ def refined(
         large = too_large(found.solver_error, found.probe_stderr, least)
         if not (few := np.flatnonzero(large)).size:
             break
-        place = np.resize(few, len(start)) if len(start) <= FEW else few
-        again = _first(solved(_taken(given, place), *model, Planned.of(steps, MOST)), len(few))
-        end, found = _with_rows((end, found), few, again, solver)
+        planned = Planned.of(steps, MOST)
+        if solved.takes_any_rows(given, *model, planned):
+            place = np.resize(few, len(start)) if len(start) <= FEW else few
+            kept = np.arange(len(few))
+        else:
+            place, kept = np.arange(len(start)), few
+        again = solved(_taken(given, place), *model, planned)
+        end, found = _with_rows((end, found), place, again, kept, solver)
         steps *= 2
     return end, found
 
@@ -106,30 +112,33 @@ def solved(
 
 def _with_rows(
     whole: tuple[Any, Likelihood],
-    rows: Int[np.ndarray, " r"],
+    place: Int[np.ndarray, " r"],
     again: tuple[Any, Likelihood],
+    kept: Int[np.ndarray, " k"],
     solver: Multistep,
 ) -> tuple[Any, Likelihood]:
-    """Replaces these rows by ``again``; evaluations are added.
+    """Takes the ``kept`` rows of ``again``, each to its ``place``; evaluations are added.
 
     By NumPy: JAX would compile a program for each operation, and each number of rows.
     """
     (end, found), (new_end, new) = whole, again
 
-    def put(old: Any, values: Any, place: Any = rows) -> Array:
+    def put(old: Any, values: Any, axis: int = 0) -> Array:
         filled = np.array(old)
-        filled[place] = values
+        filled.swapaxes(0, axis)[place[kept]] = np.asarray(values).swapaxes(0, axis)[kept]
         return jnp.asarray(filled)
 
-    kept = ("log_prob", "latent", "probe_stderr", "ok")
-    values: dict[str, Any] = {name: put(getattr(found, name), getattr(new, name)) for name in kept}
+    values: dict[str, Any] = {
+        name: put(getattr(found, name), getattr(new, name))
+        for name in ("log_prob", "latent", "probe_stderr", "ok")
+    }
     # The pilot measured no such rows: a factor below 1 is not for them.
     error = np.maximum(new.solver_error, stated(solver, new.solver_error))
-    evaluations = np.asarray(found.evaluations)[rows] + np.asarray(new.evaluations)
+    evaluations = np.asarray(found.evaluations)[place] + np.asarray(new.evaluations)
     return put(end, new_end), replace(
         found,
         solver_error=put(found.solver_error, error),
         evaluations=put(found.evaluations, evaluations),
-        probe_deviations=put(found.probe_deviations, new.probe_deviations, (slice(None), rows)),
+        probe_deviations=put(found.probe_deviations, new.probe_deviations, axis=1),
         **values,
     )

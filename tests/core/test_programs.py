@@ -218,6 +218,11 @@ def test_rows_of_a_function_are_never_cut_to_those_of_the_data():
         CALLS["log_prob"](model, X[:5])
 
 
+def test_whether_it_takes_any_rows_is_by_the_shapes_of_others():
+    added = programs.Programs(lambda x, other: x + other)
+    assert [added.takes_any_rows(X, X[:n]) for n in (1, 8, 1)] == [True, False, True]
+
+
 class Net:
     def __init__(self, big):
         self.big = big

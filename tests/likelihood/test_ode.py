@@ -10,6 +10,7 @@ from helpers.oracles import EPS, SDES, Gaussian, Mixture, schedule
 
 from scoremle.core.divergence import Exact, FixedProbe, Hutchinson, Orthogonal
 from scoremle.core.pixels import Pixels, bits_per_dim
+from scoremle.core.prediction import conditioned
 from scoremle.core.sde import VP
 from scoremle.likelihood.ode import ode_log_likelihood
 from scoremle.solvers.doubling import Doubling
@@ -128,6 +129,50 @@ def test_rounding_is_no_reason_for_more_steps():
         )
     # 32 steps are few for such a sum, and 64 leave rounding alone.
     assert result.solver_error[0] > 0.01 and result.evaluations[0] == 33 + 65
+
+
+# Rows of N(mean, std^2 I), of which the last needs more steps than the default takes at first.
+ROWS = jnp.asarray([[0.0, 0.0, 1.0], [1.0, 1.0, 1.0], [-30.0, 20.0, 0.05]])
+
+
+def of_rows(x, t, rows):
+    mean, std, sde = rows[:, :2], rows[:, 2:], SDES["vp"]
+    alpha, sigma = sde.alpha(t)[:, None], sde.sigma(t)[:, None]
+    return sigma * (x - alpha * mean) / (alpha**2 * std**2 + sigma**2)
+
+
+@pytest.mark.parametrize("copies", [1, 100])
+@pytest.mark.parametrize(
+    "bound", [lambda c: lambda x, t: of_rows(x, t, c), lambda c: conditioned(of_rows, c)]
+)
+def test_rows_that_are_solved_again_keep_what_the_noise_has_of_each(bound, copies):
+    """Of up to 256 rows few are solved again in the program of all; of more, in one of few."""
+    rows = jnp.tile(ROWS, (copies, 1))
+    x, keys = rows[:, :2] + rows[:, 2:], jax.random.split(KEY, len(rows))
+    found, expected = (
+        ode_log_likelihood(noise, SDES["vp"], x, keys, eps=1e-3, condition=condition)
+        for noise, condition in [(bound(rows), None), (of_rows, rows)]
+    )
+    assert (found.evaluations > 33).sum() == copies
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4), found, expected)
+
+
+def test_rows_that_are_solved_again_keep_their_probes():
+    """By a matrix that is not symmetric, where another probe gives another trace."""
+    def noise(x, t):
+        alpha, sigma = SDES["vp"].alpha(t)[:, None], SDES["vp"].sigma(t)[:, None]
+        return sigma * (x @ jnp.asarray([[1.0, 0.8], [0.0, 1.0]])) / (0.003 * alpha**2 + sigma**2)
+
+    x = jnp.asarray([[0.0, 0.0], [0.1, 0.0], [0.6, -0.9]])
+    probes = FixedProbe(jnp.asarray([[[1.0, 1.0], [1.0, -1.0], [1.0, -1.0]]]))
+    found, expected = (
+        ode_log_likelihood(
+            noise, SDES["vp"], x, KEY, eps=1e-5, divergence=probes, solver=solver
+        )
+        for solver in (None, Multistep(256))
+    )
+    assert (found.evaluations > 33).tolist() == [False, True, True]
+    np.testing.assert_allclose(found.log_prob, expected.log_prob, atol=0.02)
 
 
 def test_noise_beyond_the_range_of_floats():
