@@ -13,11 +13,12 @@ import scoremle
 from scoremle.core.arguments import as_index
 from scoremle.errors import UserError, as_flag, named_as
 from scoremle.likelihood.labels import ByLabels
+from scoremle.likelihood.ode import ode_decode
 from scoremle.likelihood.pilot import Pilot, choose_within
 from scoremle.likelihood.published_rk45 import PublishedRK45
 from scoremle.likelihood.steps import BySteps
 from scoremle.sampling.conditional import colourise, inpaint
-from scoremle.sampling.ode import ode_draw
+from scoremle.sampling.ode import denoise, ode_draw
 
 SDE, KEY, EPS = SDES["vp"], jax.random.key(0), 1e-3
 DATA = Gaussian.random(3, 2, 0.6)
@@ -74,6 +75,7 @@ CALLS = {
         scoremle.ode_log_likelihood,
         {"noise": NOISE, "sde": SDE, "x": X, "key": KEY, "eps": EPS, "solver": FEW},
     ),
+    "ode_decode": (ode_decode, {"noise": NOISE, "sde": SDE, "z": X, "key": KEY, "eps": EPS}),
     "elbo": (
         scoremle.elbo,
         {"noise": NOISE, "sde": SDE, "x": X, "key": KEY, "eps": EPS, "times": TIMES, "draws": 4},
@@ -100,6 +102,7 @@ CALLS = {
     "ode_sample": (scoremle.ode_sample, {"noise": NOISE, "sde": SDE, "z": X, "eps": EPS}),
     "ode_encode": (scoremle.ode_encode, {"noise": NOISE, "sde": SDE, "x": X, "eps": EPS}),
     "ode_draw": (ode_draw, {"noise": NOISE, "sde": SDE, "key": KEY, "shape": (3, 2), "eps": EPS}),
+    "denoise": (denoise, {"noise": NOISE, "sde": SDE, "x": X, "eps": EPS}),
     "ddim_sample": (
         scoremle.ddim_sample, {"noise": NOISE, "sde": SDE, "z": X, "eps": EPS, "steps": 2},
     ),
@@ -295,6 +298,15 @@ def test_a_bad_argument_is_named_in_one_line(name, argument, bad, unchecked, str
     with pytest.raises(scoremle.UserError, match=rf"\b{argument}\b") as error:
         function(**{**good, argument: bad})
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", [name for name, (_, good) in CALLS.items() if "eps" in good])
+def test_an_eps_outside_its_range_is_refused_by_the_default_solver_too(name, unchecked):
+    function, good = CALLS[name]
+    default = {argument: value for argument, value in good.items() if argument != "solver"}
+    for eps in (-0.1, 1.0, 1.5, np.nan, np.inf, np.float32(1.5), jnp.asarray(1.5)):
+        with pytest.raises(scoremle.UserError, match="eps must"):
+            function(**{**default, "eps": eps})
 
 
 def test_each_public_name_with_numbers_has_a_row():

@@ -20,7 +20,7 @@ from scoremle.core.divergence import DivergenceEstimator
 from scoremle.core.keys import example_keys
 from scoremle.core.prediction import conditioned, rows_of
 from scoremle.core.programs import Programs
-from scoremle.core.sde import SDE
+from scoremle.core.sde import SDE, check_eps
 from scoremle.likelihood.flow import along_flow
 from scoremle.likelihood.record import HIDDEN, Likelihood
 from scoremle.numerics import as_pytree, dims_of
@@ -60,6 +60,7 @@ def refined(
         tolerance: nats of a row's solver, or a quarter of its probes' standard error; in more
             than 650 dimensions of float32 at least what rounding leaves.
     """
+    check_eps(sde, eps)
     given = start, example_keys(key, len(start)), rows_of(condition, len(start), jnp)
     model = as_pytree(noise), sde, eps, divergence, decode
     end, found = solved(given, *model, Planned.of(solver.steps, MOST))

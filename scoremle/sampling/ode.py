@@ -146,8 +146,9 @@ def interpolate(z0: Data, z1: Data, weights: Float[Array, " n"]) -> Float[Array,
 def denoise(noise: NoiseFn, sde: SDE, x: Data, *, eps: float) -> Data:
     """E[x_0 | x_eps]: what samples at t = ``eps`` are without the noise of that time.
 
-    Raises UserError for what are not finite reals.
+    Raises UserError for eps outside [0, 1), and what are not finite reals.
     """
+    check_eps(sde, eps)
     x = as_data(x)
     return data_of(noise, sde)(x, jnp.full(x.shape[0], eps, x.dtype))
 
