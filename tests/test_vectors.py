@@ -261,6 +261,11 @@ def of_scale(scale):
     return model.log_prob(X, KEY, tolerance=0.1).log_prob.sum()
 
 
+def of_scale_within(scale):
+    model = ScoreModel(lambda x, t: scale * x, VP, START, (2,))
+    return model.log_prob(X, KEY, tolerance=0.1).log_prob.sum()
+
+
 @pytest.mark.parametrize(
     ("call", "words"),
     [
@@ -273,6 +278,7 @@ def of_scale(scale):
         (lambda: PLAIN.log_prob(X, KEY, tolerance=0.1, divergence=Exact()), "not both"),
         (lambda: jax.jit(lambda x: PLAIN.log_prob(x, KEY, tolerance=0.1))(X), "needs numbers"),
         (lambda: jax.grad(of_scale)(1.0), "needs numbers"),
+        (lambda: jax.grad(of_scale_within)(1.0), "needs numbers"),
         (lambda: of(DATA, bijector=Bounded(low=0.0)).log_prob(X - 1, KEY), "model's bijector"),
         (lambda: of(DATA, pixels=Pixels(8), bijector=Bounded(low=0.0)), "of the two"),
     ],

@@ -134,10 +134,12 @@ def _along_flow(
     exact = dims_of(start) <= FEW_DIMS and not isinstance(solver, PublishedRK45)
     divergence = divergence or (Exact() if exact else Hutchinson())
     if solver is None and known(start, key, as_pytree(noise), sde, eps, condition):
-        return refined(
+        found = refined(
             noise, sde, start, key, eps=eps, divergence=divergence, solver=Multistep(),
             tolerance=TOLERANCE, condition=condition, decode=decode,
         )  # fmt: skip
+        if found[1].refined:
+            return found
     return along_flow(
         conditioned(noise, condition), sde, start, key, eps=eps, divergence=divergence,
         solver=solver or Multistep(), decode=decode,

@@ -219,6 +219,7 @@ class Pilot:
 
         def solve(room: int, steps: int, *, held: bool) -> Solved:
             _, found = solved(rows, *model, Planned.of(steps, room, held=held))
+            _check_known(found)
             nats = -found.log_prob, found.solver_error, found.probe_stderr
             return Solved(*(np.asarray(each, np.float64) / bits for each in nats))
 
@@ -353,6 +354,15 @@ def _calibration(error: np.ndarray, stated: np.ndarray) -> tuple[float, float]:
     return float(deviations) * _size(error / np.hypot(stated, typical)), typical
 
 
+def _check_known(*values: Any) -> None:
+    """Raises UserError for what is traced; what a function closes over shows in its values."""
+    if not known(*values):
+        raise UserError(
+            "a tolerance needs numbers: outside of jit and grad, let model.within choose a solver"
+            " and a divergence, then compile with these"
+        )
+
+
 def choose_within(
     noise: NoiseFn,
     sde: SDE,
@@ -376,11 +386,7 @@ def choose_within(
 
     Raises UserError for no data, a tolerance that is not above 0, and where it is traced.
     """
-    if not known(x, as_pytree(noise), condition):
-        raise UserError(
-            "a tolerance needs numbers: outside of jit and grad, let model.within choose a solver"
-            " and a divergence, then compile with these"
-        )
+    _check_known(x, as_pytree(noise), condition)
     check_number("tolerance", tolerance, above=0)
     check_seed(seed)
     x = as_data(x)

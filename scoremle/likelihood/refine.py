@@ -20,6 +20,7 @@ from scoremle.core.divergence import DivergenceEstimator
 from scoremle.core.keys import example_keys
 from scoremle.core.prediction import conditioned, rows_of
 from scoremle.core.programs import Programs
+from scoremle.core.pytree import known
 from scoremle.core.sde import SDE, check_eps
 from scoremle.likelihood.flow import along_flow
 from scoremle.likelihood.record import HIDDEN, Likelihood
@@ -64,6 +65,8 @@ def refined(
     given = start, example_keys(key, len(start)), rows_of(condition, len(start), jnp)
     model = as_pytree(noise), sde, eps, divergence, decode
     end, found = solved(given, *model, Planned.of(solver.steps, MOST))
+    if not known(found):  # the noise prediction closes over what is traced
+        return end, found
     found = replace(found, solver_error=stated(solver, found.solver_error), refined=True)
     steps, unit = 2 * solver.steps, float(jnp.finfo(start.dtype).eps)
     least = max(tolerance, ROUNDING * unit * dims_of(start))

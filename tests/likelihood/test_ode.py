@@ -1,5 +1,7 @@
 """Likelihoods by the ODE against densities in closed form, and the honesty of their error bars."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +10,7 @@ from helpers.golden_networks import golden_noise
 from helpers.marks import some
 from helpers.oracles import EPS, SDES, Gaussian, Mixture, schedule
 
+from scoremle import xla
 from scoremle.core.divergence import Exact, FixedProbe, Hutchinson, Orthogonal
 from scoremle.core.pixels import Pixels, bits_per_dim
 from scoremle.core.prediction import conditioned
@@ -173,6 +176,36 @@ def test_rows_that_are_solved_again_keep_their_probes():
     )
     assert (found.evaluations > 33).tolist() == [False, True, True]
     np.testing.assert_allclose(found.log_prob, expected.log_prob, atol=0.02)
+
+
+TRANSFORMS = {
+    "grad": jax.grad,
+    "jit of grad": lambda value: jax.jit(jax.grad(value)),
+    "jvp": lambda value: lambda scale: jax.jvp(value, (scale,), (1.0,))[1],
+    "jit": jax.jit,
+    "vmap": lambda value: lambda scale: jax.vmap(value)(scale * jnp.ones(2)),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "options"), [*((name, True) for name in TRANSFORMS), ("grad", False)]
+)
+def test_the_noise_may_close_over_what_is_traced(name, options, monkeypatch):
+    """The default is the first solution, as of an argument; also where a program has no options."""
+    if not options:
+        monkeypatch.setattr(xla, "_is_known", lambda option: False)
+    x, sde = jnp.asarray([[1.0, 0.0]]), SDES["vp"]
+
+    def value(scale, solver=None):
+        def noise(x, t):
+            return scale * sde.sigma(t)[:, None] * x
+
+        return ode_log_likelihood(noise, sde, x, KEY, eps=1e-3, solver=solver).log_prob.sum()
+
+    found, expected = (
+        TRANSFORMS[name](each)(1.0) for each in (value, partial(value, solver=Multistep()))
+    )
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
 def test_noise_beyond_the_range_of_floats():
