@@ -131,14 +131,14 @@ def as_pytree(noise: NoiseFn, name: str = "noise") -> NoiseFn:
 
 
 def predict(noise: NoiseFn, x: Data, t: Times) -> Data:
-    """eps(x, t), in the precision of ``x`` or more. Of no examples, the network is not called.
+    """eps(x, t), in the precision of ``x``. Of no examples, the network is not called.
 
     Raises UserError as ``output_of``.
     """
     if len(x) == 0:
         return jnp.zeros_like(x)
     found = output_of(noise, x, t)
-    return found.astype(jnp.promote_types(found.dtype, x.dtype))
+    return found.astype(x.dtype)
 
 
 def output_of(function: Any, x: Data, *others: Any, channels: int = 1) -> Float[AnyArray, "b *_d"]:
@@ -199,7 +199,7 @@ def predict_ranged(noise: NoiseFn, x: Data, t: Times) -> tuple[Data, Data | None
     if not hasattr(noise, "both"):
         return predict(noise, x, t), None
     found, v = noise.both(x, t) if len(x) else (x, x)
-    return found.astype(jnp.promote_types(found.dtype, x.dtype)), v
+    return found.astype(x.dtype), v
 
 
 def within_forms(noise: NoiseFn) -> NoiseFn:

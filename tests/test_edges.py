@@ -111,6 +111,23 @@ def test_latents_of_16_bits_and_none(name):
     assert sample(z[:0]).shape == (0, 2)
 
 
+DOUBLE = {
+    **FUNCTIONS,
+    "ddim": lambda noise, z: scoremle.ddim_sample(noise, SDE, z, eps=EPS, steps=4),
+    "profile": lambda noise, x: scoremle.ScoreModel(noise, SDE, EPS, (2,)).profile(x, bins=2).bits,
+}
+
+
+@some("name", DOUBLE, quick=["exact", "latents", "ddim", "profile"])
+def test_a_network_of_more_digits_gives_those_of_the_data(name, x64):
+    x = X.astype(np.float32)
+    found, expected = (
+        DOUBLE[name](noise, x) for noise in (lambda x, t: NOISE(x, t).astype(jnp.float64), NOISE)
+    )
+    assert found.dtype == expected.dtype
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("divergence", "solver"),
     [

@@ -220,7 +220,7 @@ def profile_columns(
     def in_bin(number: Array) -> dict[str, Array]:
         key_t, key_rows, key_probes = split(fold_in(keys, number), 3)
         u = jax.vmap(lambda key: unit_draws(key, draws, True), out_axes=1)(key_t)
-        t = _times(sde, eps, low + width * (number + jnp.sort(u, axis=0)))
+        t = _times(sde, eps, low + width * (number + jnp.sort(u, axis=0))).astype(x.dtype)
         each = jnp.arange(draws), t, jnp.broadcast_to(key_rows, (draws, len(x)))
         where, square, trace = jax.lax.map(noised, each)
         middle, of_bits = low + width * (number + 0.5), width / jnp.log(2.0)
