@@ -161,7 +161,9 @@ class SDE:
             t: times of any shape.
         """
         t = jnp.maximum(t, SMALLEST)
-        return jnp.square(self.sigma(t)) * self.likelihood_weight(t)
+        sigma = self.sigma(t)
+        # Where sigma is too small for a float, g^2 is, too, and the other factor has no value.
+        return jnp.where(sigma == 0, 0, jnp.square(sigma) * self.likelihood_weight(t))
 
     def perturb(self, x: Data, t: ArrayLike, noise: Data) -> Data:
         """A sample of p(x_t | x_0 = x), given standard normal ``noise``.
