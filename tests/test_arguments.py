@@ -185,6 +185,8 @@ IMAGES_OF_INTEGERS = (*NO_ARRAY, IMAGES.astype(float), IMAGES[0])
 INDEX = (*NO_ARRAY[:3], [0.0, 1.0, 2.0, 3.0], [0, 1, 2, -1], [0, 1, 2, 2**64], [0, 1], 3)
 CONDITION = (*NO_ARRAY[::2], np.nan * np.ones((1, 2)), np.zeros((9, 2)))
 NO_TARGETS = (*NO_NUMBER, X, np.full(8, np.inf), np.full(8, -np.inf))
+NO_TIMES = (*WORD, None, scoremle.UniformTime)
+NO_SOLVER = (*WORD, None, scoremle.Multistep, PublishedRK45())
 
 TABLE = [
     ("ScoreModel", {"noise": NO_FUNCTION, "eps": WITHIN_ONE, "shape": SHAPE,
@@ -220,14 +222,15 @@ TABLE = [
     ("ode_log_likelihood", {"x": DATA_OF_REALS, "key": NO_KEY, "eps": WITHIN_ONE,
                             "condition": CONDITION, "dtype": WORD}),
     ("elbo", {"x": DATA_OF_REALS, "key": NO_KEY, "eps": WITHIN_ONE, "draws": COUNT,
-                          "matching": WORD}),
+                          "matching": WORD, "times": NO_TIMES}),
     ("importance_bound", {"keys": NO_KEY, "samples": COUNT}),
     ("choose_within", {"x": DATA_OF_REALS, "tolerance": POSITIVE, "eps": WITHIN_ONE, "seed": SEED,
                        "condition": CONDITION}),
     ("Pilot", {"finest": (*(bad for bad in COUNT if bad is not None), 127)}),
-    ("denoising_loss", {"x": DATA_OF_REALS, "key": NO_KEY, "weighting": WORD}),
-    ("ode_sample", {"z": DATA_OF_REALS, "eps": WITHIN_ONE}),
-    ("ode_encode", {"x": DATA_OF_REALS, "eps": WITHIN_ONE}),
+    ("denoising_loss", {"x": DATA_OF_REALS, "key": NO_KEY, "weighting": WORD,
+                        "times": NO_TIMES}),
+    ("ode_sample", {"z": DATA_OF_REALS, "eps": WITHIN_ONE, "solver": NO_SOLVER}),
+    ("ode_encode", {"x": DATA_OF_REALS, "eps": WITHIN_ONE, "solver": NO_SOLVER}),
     ("ode_draw", {"key": NO_KEY, "shape": SHAPE_OF_SEVERAL, "eps": WITHIN_ONE}),
     ("ddim_sample", {"z": DATA_OF_REALS, "eps": WITHIN_ONE, "steps": COUNT}),
     ("dpm_solver_sample", {"z": DATA_OF_REALS, "eps": WITHIN_ONE, "steps": COUNT}),

@@ -14,10 +14,10 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from scoremle.core.arguments import as_data, check_choice
+from scoremle.core.arguments import as_data, check_choice, check_kind
 from scoremle.core.keys import as_keys, example_keys, normal, split
 from scoremle.core.sde import SDE
-from scoremle.core.times import TimeSampler
+from scoremle.core.times import TIME_SAMPLER, TimeSampler
 from scoremle.numerics import predict, sum_data
 from scoremle.types import Data, Keys, NoiseFn, PerExample, Times
 
@@ -74,6 +74,7 @@ def drawn_loss(
 
 def draw(x: Data, key: Keys, times: TimeSampler) -> tuple[Times, Times, Data]:
     """A time for each example, its density, and noise."""
+    check_kind("times", times, *TIME_SAMPLER)
     key = as_keys(key)
     if key.shape:
         key_t, key_z = split(example_keys(key, len(x)))

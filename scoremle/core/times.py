@@ -10,7 +10,7 @@ time keeps its distribution.
 """
 
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -27,8 +27,9 @@ from scoremle.numerics import log1mexp
 from scoremle.types import AnyArray, PRNGKey, Scalar, Times
 
 __all__ = [
-    "AlphaSquared", "BinnedLogSNR", "TimeSampler", "UniformLogSNR", "UniformTime", "bin_of",
-    "even_times", "evenly", "log_snr_edges", "log_snr_range", "unit_draws",
+    "TIME_SAMPLER", "AlphaSquared", "BinnedLogSNR", "TimeSampler", "UniformLogSNR",
+    "UniformTime", "bin_of", "even_times", "evenly", "log_snr_edges", "log_snr_range",
+    "unit_draws",
 ]  # fmt: skip
 
 # Bins of the log-SNR in which a density over it is learned and the bound's terms are counted: each
@@ -49,6 +50,10 @@ class TimeSampler(Protocol):
     def stratified(self) -> bool: ...
 
     def __call__(self, key: PRNGKey, n: int) -> tuple[Times, Times]: ...
+
+
+# Their kind, and an example of it.
+TIME_SAMPLER: tuple[Any, str] = TimeSampler, "scoremle.UniformTime(1e-3)"
 
 
 def unit_draws(key: PRNGKey, n: int, stratified: bool) -> Times:

@@ -26,11 +26,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from scoremle.core.arguments import as_data, check_choice, check_count
+from scoremle.core.arguments import as_data, check_choice, check_count, check_kind
 from scoremle.core.keys import example_keys, fold_in, normal, per_example, split
 from scoremle.core.pytree import known, pytree, static
 from scoremle.core.sde import SDE, check_eps
-from scoremle.core.times import TimeSampler, bin_of, log_snr_edges
+from scoremle.core.times import TIME_SAMPLER, TimeSampler, bin_of, log_snr_edges
 from scoremle.errors import UserError
 from scoremle.likelihood.control_variate import Control
 from scoremle.likelihood.decoders import Decoder, GaussianDecoder
@@ -175,6 +175,7 @@ def elbo(
     """
     check_eps(sde, eps)
     check_count("draws", draws)
+    check_kind("times", times, *TIME_SAMPLER)
     check_start(sde, eps, times, control)
     x = as_data(x)
     if integers is not None and np.shape(integers) != x.shape:

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from scoremle.core.arguments import as_data, as_shape, check_count
+from scoremle.core.arguments import as_data, as_shape, check_count, check_kind
 from scoremle.core.keys import example_keys, fold_in, normal, split
 from scoremle.core.prediction import data_of
 from scoremle.core.sde import SDE, check_eps
@@ -40,8 +40,8 @@ def ode_sample(
         eps: the smallest time, where the samples are.
         solver: how the ODE is solved.
 
-    Raises UserError for eps outside [0, 1), what are not finite reals, or a prediction of another
-    shape.
+    Raises UserError for eps outside [0, 1), what is no solver, what are not finite reals, or a
+    prediction of another shape.
 
     Example:
         >>> sde, z = scoremle.VP(), jax.random.normal(jax.random.key(0), (4, 2))
@@ -64,8 +64,8 @@ def ode_encode(
         eps: the smallest time, where the data are.
         solver: how the ODE is solved.
 
-    Raises UserError for eps outside [0, 1), what are not finite reals, or a prediction of another
-    shape.
+    Raises UserError for eps outside [0, 1), what is no solver, what are not finite reals, or a
+    prediction of another shape.
 
     Example:
         >>> sde, x = scoremle.VP(), jax.random.normal(jax.random.key(0), (4, 2))
@@ -79,6 +79,7 @@ def ode_encode(
 def _transport(
     noise: NoiseFn, sde: SDE, x: Data, eps: float, solver: Solver, *, encode: bool
 ) -> Data:
+    check_kind("solver", solver, Solver, "scoremle.Multistep(64)")
     x = as_data(x, name="x" if encode else "z")
     flow = ProbabilityFlow(noise, sde)
     times, (start, stop) = (eps, 1.0), flow.span(eps, x.dtype)
