@@ -191,7 +191,7 @@ TRANSFORMS = {
     ("name", "options"), [*((name, True) for name in TRANSFORMS), ("grad", False)]
 )
 def test_the_noise_may_close_over_what_is_traced(name, options, monkeypatch):
-    """The default is the first solution, as of an argument; also where a program has no options."""
+    """The default is the first solution then; also where a program has no options."""
     if not options:
         monkeypatch.setattr(xla, "_is_known", lambda option: False)
     x, sde = jnp.asarray([[1.0, 0.0]]), SDES["vp"]
