@@ -99,6 +99,7 @@ class Result(Mean):
         log_snr: of a learned schedule over t, and of the fixed one.
         precision_cost: the error that less than float32 makes, in bits/dim.
         flags: of the command line that made it.
+        data_flags: those of the data.
         dataset: by its name.
         data_hash: of the data set.
         ema_hash: of the averaged parameters.
@@ -137,6 +138,7 @@ class Result(Mean):
     log_snr: _Course | None = None
     precision_cost: _Cost | None = None
     flags: dict[Name, Any] = field(default_factory=dict)
+    data_flags: dict[Name, Any] = field(default_factory=dict)
     dataset: str = ""
     data_hash: str = ""
     ema_hash: str = ""

@@ -32,7 +32,9 @@ def card(
     measured: Sequence[Result],
     file: Path,
 ) -> str:
-    """The card of the exported ``file``; of those ``measured``, other checkpoints are left out.
+    """The card of the exported ``file``.
+
+    Of those ``measured``, other checkpoints and results of other data sets are left out.
 
     Args:
         place: the working directory.
@@ -45,11 +47,12 @@ def card(
     if file.suffix != ".safetensors":
         use = [f"import {shlex.quote(file.name)} --out=WORKDIR", "score WORKDIR IMAGES"]
     data = in_markdown(experiment.data.name)
+    own = [result for result in measured if place.has_measured(result.to_json())]
     return "\n".join([
         f"# {in_markdown(file.stem)}", "",
         f"A score model of {data}, trained and measured with scoremle.", "",
         *_table(("", ""), _facts(place, experiment, restored)), "",
-        "## Results", "", *_results(measured, restored.number), "",
+        "## Results", "", *_results(own, restored.number), "",
         "## Limits", "", LIMITS, "",
         "## Use", "", "```sh", *(in_a_line(f"scoremle {words}") for words in use), "```", "",
     ])  # fmt: skip

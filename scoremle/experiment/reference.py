@@ -45,6 +45,8 @@ NO_RANKS = (
 def reference_of(place: str, model: Any, estimator: str, label: str = "") -> ReferenceScores:
     """Reads an evaluation's values by the same estimator, at the same step, for the same label.
 
+    Those of another data set than the model's own are left out.
+
     Args:
         place: where the model is, as ``load`` takes it.
         model: that was loaded from there; of a flow no evaluation is known.
@@ -59,9 +61,12 @@ def reference_of(place: str, model: Any, estimator: str, label: str = "") -> Ref
     if kind is None or step is None:
         return NOTHING
     known = (kind, "test", step, True)
-    for result in measured(place_of(place), EVALUATION):
+    folder = place_of(place)
+    for result in measured(folder, EVALUATION):
         found = (result.kind, result.split, result.step, result.full_pass)
-        if found == known and (values := result.values) is not None:
+        if found != known or not Workdir(folder).has_measured(result.to_json()):
+            continue
+        if (values := result.values) is not None:
             scale = result.decoder_scale
             fitted = scale if isinstance(scale, float) else None
             return ReferenceScores(np.sort(values), fitted)

@@ -38,6 +38,8 @@ from scoremle.training.checksums import tree_hash
 logger = logging.getLogger(__name__)
 
 EXTREMES = 32
+# Fields on which no value depends.
+OF_SPEED = ("batch_size", "on_device")
 # The folder of finished parts, in that of the results.
 PARTS = "parts"
 # The precision in which nothing is lost; images that are measured in it, too.
@@ -144,18 +146,20 @@ class EvaluationRun:
     def images(self) -> np.ndarray:
         return self._splits[0][: self._evaluation.num_images or None]
 
-    @cached_property
-    def _flags(self) -> dict[str, Any]:
-        """The fields of ``eval`` that are not as the working directory has them.
-
-        No value depends on the size of a batch, which is left out.
-        """
+    def _changed(self, section: str) -> dict[str, Any]:
+        """The fields of a section that are not as the working directory has them."""
         if not self.workdir.config_path.exists():
             return {}
-        known = self.workdir.config().eval
-        fields = self.experiment.config["eval"].items()
-        changed = {name: value for name, value in fields if value != known[name]}
-        return {name: value for name, value in changed.items() if name != "batch_size"}
+        known = self.workdir.config()[section]
+        fields = self.experiment.config[section].items()
+        return {n: value for n, value in fields if value != known[n] and n not in OF_SPEED}
+
+    @cached_property
+    def _data_flags(self) -> dict[str, Any]:
+        """The changed fields of the data, whose place is stated from the root."""
+        found = self._changed("data")
+        path = found.get("path")
+        return found | ({"path": str(Path(path).absolute())} if path else {})
 
     @property
     def _splits(self) -> tuple[np.ndarray, np.ndarray]:
@@ -220,7 +224,8 @@ class EvaluationRun:
             "seconds_per_image": found.seconds,
             "solver_choice": one.choice and one.choice.to_json(),
             "log_snr": None,
-            "flags": self._flags,
+            "flags": self._changed("eval"),
+            "data_flags": self._data_flags,
         }
         full, params = one.model, restored.tree.ema
         if not experiment.imported:
@@ -252,7 +257,10 @@ class EvaluationRun:
         return inside(self.folder, PARTS, f"{name}_{fingerprint(facts)}", writing=True)
 
     def _name(self, kind: str, checkpoint: int) -> str:
-        return f"{kind}_{self._evaluation.dataset}_ckpt_{checkpoint}"
+        """The name of a result. One of other images than the model's own names them."""
+        whole, own = self._splits[0], {**self._facts, "data_flags": self._data_flags}
+        of = "" if self.workdir.has_measured(own) else f"_of_{content_hash(whole)[:8]}"
+        return f"{kind}_{self._evaluation.dataset}{of}_ckpt_{checkpoint}"
 
     def _facts_of(self, one: Measurement, restored: Restored) -> dict[str, Any]:
         facts = {"kind": one.kind, **self._facts, **one.facts, **_checkpoint_facts(restored)}

@@ -21,7 +21,7 @@ working directory like any other.
 
 import logging
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -335,6 +335,21 @@ class Workdir:
         found = read_sealed(self.data_path, REMEDY)
         check_record(found, DataFacts, self.data_path)
         return found
+
+    def has_measured(self, facts: Mapping[str, Any]) -> bool:
+        """Whether a result is of the data set here, and not of another, as far as that is known.
+
+        Args:
+            facts: those of the result, by their names in results.json.
+        """
+        own = self.data_facts()
+        known, found = own.get("train_sha256"), facts.get("train_sha256")
+        if known and found:
+            return bool(known == found)
+        names = {own.get("name"), facts.get("dataset")} - {None, ""}
+        path = facts.get("data_flags", {}).get("path")
+        known = self.config().data.path if path else ""
+        return len(names) < 2 and not (known and Path(known).absolute() != Path(path))
 
 
 def _field(experiment: Recorded, name: str) -> Any:

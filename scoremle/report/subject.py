@@ -83,9 +83,11 @@ class Subject:
     def results(self) -> list[Result]:
         """Results of the newest checkpoint that was evaluated, in the order of their making.
 
-        Raises UserError for one that lacks what the page shows.
+        Those on another data set are left out, unless there are no others. Raises UserError for
+        one that lacks what the page shows.
         """
         found = measured(self.place.folder, self.eval_folder)
+        found = [r for r in found if self.place.has_measured(r.to_json())] or found
         newest = max((result.checkpoint for result in found), default=None)
         return [result for result in found if result.checkpoint == newest]
 

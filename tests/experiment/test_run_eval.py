@@ -1,5 +1,7 @@
 """An evaluation's values belong to images: the batch size is a matter of speed alone."""
 
+import dataclasses
+import re
 import shutil
 
 import jax
@@ -9,9 +11,14 @@ from helpers.marks import some
 from helpers.tiny_runs import evaluate, npz, run
 
 import scoremle
-from scoremle.experiment.build import build
-from scoremle.experiment.results import read_results
+from scoremle.cli import main as cli
+from scoremle.experiment import build
+from scoremle.experiment.config import published_config
+from scoremle.experiment.reference import reference_of
+from scoremle.experiment.results import add_results, read_results
 from scoremle.experiment.workdir import Workdir
+from scoremle.files import write_npz, write_sealed
+from scoremle.report.subject import Subject
 
 FEW = {"eval__num_images": 12, "eval__bound_draws": 2, "eval__num_repeats": 2}
 WHAT = {
@@ -43,6 +50,49 @@ def test_values_do_not_depend_on_the_batch_size(tiny, name):
     assert (values[0] != values[1]).all()  # each pass has noise of its own
 
 
+def test_results_on_other_data_are_not_those_of_the_model_s_own(tiny, tmp_path, monkeypatch):
+    """An evaluation on another set is named by it, and neither ranks nor a card has its values."""
+    folder, place = tmp_path / "workdir", str(tmp_path / "workdir")
+    shutil.copytree(tiny.workdir, folder)
+    few = {"eval__enable_bpd": False, "eval__enable_loss": True, "eval__num_repeats": 1}
+    digits = scoremle.data.load("digits")
+    own = np.asarray(digits.test[:9])
+    for test, facts in ((own, digits.facts), (16 - own, {"train_sha256": "of other images"})):
+        found = dataclasses.replace(digits, test=test, facts=facts)
+        monkeypatch.setattr(build, "images_of", lambda config, found=found: found)
+        _, results = evaluate(tiny._replace(workdir=folder), "eval", **few)
+    first, other = results
+    assert first == "loss_test_ckpt_2" and re.fullmatch("loss_test_of_[0-9a-f]{8}_ckpt_2", other)
+    model, path = scoremle.load(folder), folder / "eval" / "results.json"
+    for name, number in ((first, 1), (other, 2)):
+        results[name] |= {"kind": "exact"}
+        del results[name]["seal"]
+        write_npz(folder / "eval" / f"{name}.npz", {"loss": np.full((1, 9), float(number))})
+    path.unlink()
+    add_results(path, {other: results[other]})
+    assert not len(reference_of(place, model, "ode").values)
+    card = tmp_path / "m.safetensors.md"
+    assert cli.main(["export", place, str(card.with_suffix("")), "--card"]) == 0
+    assert "not evaluated" in card.read_text()
+    add_results(path, {first: results[first]})
+    assert (reference_of(place, model, "ode").values == 1).all()
+    assert [result.name for result in Subject(Workdir(folder), "eval").results] == [first]
+
+
+@pytest.mark.parametrize(
+    ("own", "path", "taken"),
+    [("/a", "", True), ("/a", "/a", True), ("/a", "/b", False), ("", "/b", True)],
+)
+def test_images_of_one_s_own_are_told_by_their_place(own, path, taken, tmp_path):
+    """As those of an imported model, whose record has no hash of them."""
+    write_sealed(tmp_path / "data.json", {"name": "images", "levels": 256})
+    config = published_config("digits", {"data.dataset": "images", "data.path": own})
+    write_sealed(tmp_path / "config.json", config.to_dict())
+    facts = {"dataset": "images", "train_sha256": "1", "data_flags": {"path": path}}
+    assert Workdir(tmp_path).has_measured(facts) == taken
+    assert not Workdir(tmp_path).has_measured({"dataset": "digits"})
+
+
 def test_a_score_is_the_value_of_an_evaluation_with_its_seed(tiny):
     """Image by image, though the batches are of other sizes."""
     folder, _ = evaluate(tiny, "exact_by_12", eval__batch_size=12, **FEW)
@@ -58,7 +108,7 @@ def test_values_that_are_not_finite_make_no_result(tiny, tmp_path, capfd):
     shutil.copytree(tiny.workdir, folder)
     place = Workdir(folder)
     state, meta, number = place.snapshots.restore(
-        build(place.config(), levels=17).training.template
+        build.build(place.config(), levels=17).training.template
     )
     state = state._replace(ema=jax.tree.map(lambda leaf: 1e30 * leaf, state.ema))
     place.snapshots.save(number, state, meta)
