@@ -19,7 +19,7 @@ from scoremle.files import read_bytes
 from scoremle.report import charts
 from scoremle.report.charts import Chart
 from scoremle.report.page import Page, Picture
-from scoremle.report.subject import Subject, paired
+from scoremle.report.subject import Subject, names_of, paired
 from scoremle.zoo.families import FAMILIES
 
 # Images of either end; grids of samples over the training.
@@ -53,22 +53,22 @@ def describe_one(page: Page, subject: Subject) -> list[Chart]:
 def compare(page: Page, subjects: Sequence[Subject]) -> list[Chart]:
     """Several working directories beside each other, the later ones against the first."""
     page.section("Side by side")
-    found = [(subject, subject.main_result) for subject in subjects]
+    found = [(n, s.main_result) for n, s in zip(names_of(subjects), subjects, strict=True)]
     rows = [
-        (s.name, *((*r.in_cells()[:3], r.noised) if r else ("not evaluated", "", "", "")))
-        for s, r in found
+        (name, *((*r.in_cells()[:3], r.noised) if r else ("not evaluated", "", "", "")))
+        for name, r in found
     ]
     page.table(("working directory", "bits/dim", "std. error", "NFE", "what it is"), rows,
                "The first likelihood of each one's newest evaluated checkpoint.")  # fmt: skip
     first, gaps = found[0][1], {}
-    for subject, result in found[1:]:
+    for name, result in found[1:]:
         gap = paired(first, result) if first and result else None
         if gap:
-            gaps[subject.name] = (gap.mean, gap.stderr)
+            gaps[name] = (gap.mean, gap.stderr)
         else:
             page.text(
-                f"{subject.name} was not measured on the same images with the same noise as"
-                f" {found[0][0].name}: no comparison image by image."
+                f"{name} was not measured on the same images with the same noise as"
+                f" {found[0][0]}: no comparison image by image."
             )
     chart = [charts.differences(gaps)] if gaps else []
     page.charts(chart)

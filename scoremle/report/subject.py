@@ -1,7 +1,7 @@
 """Facts of a working directory for a report, read from its files."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
@@ -44,11 +44,6 @@ class Subject:
 
     place: Workdir
     eval_folder: str
-
-    @property
-    def name(self) -> str:
-        """Name of the folder, in a line."""
-        return in_a_line(self.place.folder.resolve().name)
 
     @cached_property
     def config(self) -> ConfigDict:
@@ -148,3 +143,16 @@ class Subject:
         found = {name: differences(name) for name in config.NAMED_CONFIGS}
         nearest = min(found, key=lambda name: len(found[name]))
         return nearest, found[nearest]
+
+
+def names_of(subjects: Sequence[Subject]) -> list[str]:
+    """The shortest end of each one's path that no other has, in a line."""
+    paths = [subject.place.folder.resolve() for subject in subjects]
+
+    def name(path: Path) -> str:
+        ends = (path.parts[-n:] for n in range(1, len(path.parts)))
+        others = [other.parts for other in paths if other != path]
+        alone = (end for end in ends if all(other[-len(end) :] != end for other in others))
+        return in_a_line(str(Path(*next(alone, path.parts))))
+
+    return list(map(name, paths))

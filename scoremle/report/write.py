@@ -11,7 +11,7 @@ from scoremle.experiment.workdir import Workdir
 from scoremle.files import inside, named, read_bytes
 from scoremle.report import sections
 from scoremle.report.page import Page
-from scoremle.report.subject import Subject
+from scoremle.report.subject import Subject, names_of
 from scoremle.terminal import is_stream
 
 __all__ = ["CHARTS", "write_report"]
@@ -35,7 +35,8 @@ def write_report(folders: Sequence[Path], out: Path, *, eval_folder: str = "eval
     """
     check_own(out)
     subjects = [Subject(Workdir(folder), eval_folder) for folder in folders]
-    names = [f"{subject.name} ({subject.config.data.dataset})" for subject in subjects]
+    of_each = zip(names_of(subjects), subjects, strict=True)
+    names = [f"{name} ({subject.config.data.dataset})" for name, subject in of_each]
     alone = len(subjects) == 1
     title = f"Report of {names[0]}" if alone else f"Comparison of {', '.join(names)}"
     page = Page(title, f"{MADE_BY}{scoremle.__version__} on {date.today():%d %B %Y}.")

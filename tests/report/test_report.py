@@ -163,6 +163,19 @@ def test_several_are_compared_with_the_first(tmp_path, capsys):
     assert labels == ["Paired differences of bits/dim: two +0.2500 ± 0.0000."]
 
 
+def test_folders_of_one_name_are_told_apart(tmp_path):
+    """By the shortest ends of their paths: each has its row and its comparison."""
+    names = "one", "a/run", "b/run"
+    for i, name in enumerate(names):
+        make(tmp_path / name, shift=i / 4)
+    out = tmp_path / "page.html"
+    assert main(["report", *(str(tmp_path / name) for name in names), f"--out={out}"]) == 0
+    page = Reader(out.read_text())
+    (label,) = page.attributes["aria-label"]
+    assert label.endswith(": a/run +0.2500 ± 0.0000; b/run +0.5000 ± 0.0000.")
+    assert "Comparison of one (digits), a/run (digits), b/run (digits)" in page.text
+
+
 def test_a_folder_without_results_and_one_without_anything(tmp_path, capsys):
     make(tmp_path / "a run", field={})
     shutil.rmtree(tmp_path / "a run" / "eval")
