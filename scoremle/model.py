@@ -114,6 +114,7 @@ class Origin:
     Args:
         dataset: the name of the data set that it was trained on; "": unknown.
         step: after how many steps of a training of this package; None: another trained it.
+        checkpoint: its number in a working directory; None: it is not of one, or is imported.
         pilot: its config leaves the solver's steps to a pilot.
         published: it is of a published family, whose networks others trained.
         chain: the bound that its authors report, by their own chain of steps; None: not known.
@@ -123,6 +124,7 @@ class Origin:
 
     dataset: str = static(default="")
     step: int | None = static(default=None)
+    checkpoint: int | None = static(default=None)
     pilot: bool = static(default=True)
     published: bool = static(default=False)
     chain: BySteps | None = None

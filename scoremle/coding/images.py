@@ -98,6 +98,7 @@ def compress_images(
         stderr=standard_error(difference.var(ddof=1), count) if count > 1 else None,
         plain=1 - float(there.mean()),
         size=size,
+        checkpoint=model.origin.checkpoint,
     )
 
 

@@ -24,6 +24,7 @@ class Rates:
         stderr: the standard error of ``stated - net``, over images and draws; None of one image.
         plain: the share of images that are stored plainly.
         size: bytes of the file.
+        checkpoint: of the model in its working directory; None: it is not known.
     """
 
     images: int
@@ -35,6 +36,7 @@ class Rates:
     stderr: float | None
     plain: float
     size: int
+    checkpoint: int | None = None
 
     @property
     def line(self) -> str:

@@ -119,14 +119,16 @@ def _of_workdir(place: Workdir, checkpoint: int | None) -> ScoreModel:
         return place.restore(None, checkpoint).tree.ema
     # The number of levels replaces the data set, which need not be here.
     experiment = build(place.config(), levels=place.levels())
-    state, meta, _ = place.restore(experiment.training.template, checkpoint)
-    return _trained(experiment, state.ema, int(meta["step"]))
+    state, meta, number = place.restore(experiment.training.template, checkpoint)
+    return _trained(experiment, state.ema, int(meta["step"]), number)
 
 
-def _trained(experiment: Experiment, params: Params, step: int) -> ScoreModel:
+def _trained(
+    experiment: Experiment, params: Params, step: int, checkpoint: int | None = None
+) -> ScoreModel:
     """The model of these parameters of an experiment."""
     middles = experiment.objective.data.bin_middles
-    origin = Origin(experiment.data.name, step, experiment.pilot, middles=middles)
+    origin = Origin(experiment.data.name, step, checkpoint, experiment.pilot, middles=middles)
     return replace(experiment.model_of(params), solver=experiment.by_ode.solver, origin=origin)
 
 

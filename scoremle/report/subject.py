@@ -57,13 +57,15 @@ class Subject:
 
     @property
     def coded(self) -> Rates | None:
-        """The rates of images that were compressed by its model; None if none were."""
+        """The rates of images that were compressed by its checkpoint; None if none were."""
         path = self.place.inside(RATES_FILE)
         if not path.exists():
             return None
         record = read_json(path)
         check_record(record, Rates, path)
-        return Rates(**{field.name: record[field.name] for field in fields(Rates)})
+        known = {field.name: record[field.name] for field in fields(Rates) if field.name in record}
+        rates, shown = Rates(**known), {None, *(result.checkpoint for result in self.results)}
+        return rates if rates.checkpoint in shown else None
 
     @cached_property
     def log(self) -> list[LogRow]:

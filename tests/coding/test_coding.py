@@ -419,6 +419,15 @@ def test_models_in_a_file_and_in_a_folder_of_others(tiny, tmp_path, capfd):
         assert code == 0 and word in told and err == ""
 
 
+def test_rates_in_a_folder_name_the_checkpoint(tiny, tmp_path, capfd):
+    np.save(tmp_path / "x.npy", np.zeros((2, 8, 8, 1), np.uint8))
+    shutil.copytree(tiny.workdir, tmp_path / "w")
+    for flags, number in (((), 2), (("--checkpoint=1", "--force"), 1)):
+        command = ("compress", tmp_path / "w", tmp_path / "x.npy", "-o", tmp_path / "bits")
+        assert run(capfd, *command, "--steps=3", *flags)[0] == 0
+        assert json.loads((tmp_path / "w" / RATES_FILE).read_text())["checkpoint"] == number
+
+
 def test_pictures_of_more_levels_than_the_models_are_refused(tmp_path, capfd):
     Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "x.png")
     code, _, err = run(capfd, "compress", "digits", tmp_path / "x.png", "-o", tmp_path / "b")

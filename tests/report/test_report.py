@@ -140,6 +140,16 @@ def test_a_training_that_has_just_begun(rows, tmp_path):
     assert "coded: 3.621 bits/dim, stated 3.604 (the bound" in told
 
 
+@pytest.mark.parametrize(("checkpoint", "told"), [(1, False), (2, True), (None, True)])
+def test_rates_are_those_of_the_checkpoint_of_the_page(checkpoint, told, tmp_path):
+    """In a file of before nothing says which that is."""
+    make(tmp_path)
+    rates = asdict(Rates(1, 9, 3.6, 4, 3.6, 3.6, None, 0, 9, checkpoint))
+    rates.pop("checkpoint") if checkpoint is None else None
+    write_json(tmp_path / "coded.json", rates)
+    assert bool(Subject(Workdir(tmp_path), "eval").coded) == told
+
+
 def test_paired_differences(tmp_path):
     first, second = np.array([1.0, 2.0, 4.0]), np.array([1.5, 2.0, 4.7])
     found = []
