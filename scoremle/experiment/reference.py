@@ -1,6 +1,7 @@
 """The values that a model's own test images have: its evaluation, to see other images beside."""
 
 import shlex
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +18,11 @@ from scoremle.model import ScoreModel
 __all__ = ["how_to_get", "ranks", "reference_of"]
 
 EVALUATION = "eval"
+# Fields of an evaluation of bits/dim of all test images, by one estimator.
+OF_ALL_IMAGES = {
+    "enable_bpd": True, "suite": False, "bound_steps": 0, "importance_samples": 1,
+    "dequantizer": False, "dataset": "test", "num_images": 0,
+}  # fmt: skip
 
 
 class ReferenceScores(NamedTuple):
@@ -98,6 +104,10 @@ def _step(place: str, model: ScoreModel) -> int | None:
     return 0 if Path(place).is_dir() and Workdir(Path(place)).imported else None
 
 
+def _is_workdir(place: str, model: ScoreModel) -> bool:
+    return Path(place).is_dir() and _step(place, model) is not None
+
+
 def how_to_get(
     place: str, model: Any, estimator: str, label: str = "", checkpoint: int | None = None
 ) -> str:
@@ -113,12 +123,8 @@ def how_to_get(
     if not isinstance(model, ScoreModel):
         return NO_RANKS
     known = _kind(model, estimator, label) is not None
-    noise, bound = _noise(model, estimator), estimator == "bound"
-    flags = ["--config.eval.bound"] if bound else ["--noconfig.eval.bound"] * model.origin.middles
-    flags += [f"--config.eval.dequantization={noise}"] * (noise != "uniform")
-    flags += [f"--config.eval.label={label}"] * bool(label)
-    flags += [] if checkpoint is None else [f"--config.eval.end_ckpt={checkpoint}"]
-    if known and Path(place).is_dir() and _step(place, model) is not None:
+    flags = list(_flags(place, model, estimator, label, checkpoint))
+    if known and _is_workdir(place, model):
         measure = f"scoremle {shlex.join(['eval', place, *flags])}"
         return f"no ranks: {measure} measures the model's own test images first"
     if known and model.origin.published:
@@ -128,6 +134,33 @@ def how_to_get(
             " images that do belong; then scores of the model in that folder have ranks"
         )
     return NO_RANKS
+
+
+def _flags(
+    place: str, model: ScoreModel, estimator: str, label: str, checkpoint: int | None
+) -> Iterator[str]:
+    """Flags of an evaluation of all test images that measures as others are measured.
+
+    Those that the config of the place has anyway are left out, unless they are of the model.
+    """
+    noise, bound = _noise(model, estimator), estimator == "bound"
+    told = {"bound": bound or model.origin.middles, "dequantization": noise != "uniform",
+            "label": label, "end_ckpt": checkpoint is not None}  # fmt: skip
+    needed = {"bound": bound, "dequantization": noise, "label": label, "end_ckpt": checkpoint,
+              **OF_ALL_IMAGES}  # fmt: skip
+    own: Any = {}
+    if _is_workdir(place, model) and (folder := Workdir(Path(place))).config_path.exists():
+        config = folder.config()
+        own = config.eval
+        if checkpoint is None and {own.begin_ckpt, own.end_ckpt} != {None}:
+            needed["end_ckpt"] = model.origin.checkpoint or 0
+        needed["begin_ckpt"] = own.begin_ckpt and needed["end_ckpt"]
+        if not config.data.dataset:
+            yield from ("--config.data.dataset=images", "--config.data.path=IMAGES")
+    for name, value in needed.items():
+        if told.get(name) or own.get(name, value) != value:
+            flag = f"--{'no' * (value is False)}config.eval.{name}"
+            yield flag if isinstance(value, bool) else f"{flag}={value}"
 
 
 def ranks(

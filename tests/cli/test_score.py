@@ -6,6 +6,7 @@ import io
 import json
 import math
 import os
+import shlex
 import shutil
 from contextlib import redirect_stdout
 
@@ -23,13 +24,15 @@ from scoremle.cli.commands import score as command
 from scoremle.core.divergence import FixedProbe, Orthogonal
 from scoremle.errors import UserError
 from scoremle.evaluation import baselines
+from scoremle.experiment import defaults
 from scoremle.experiment.measurements import Measurement
 from scoremle.experiment.models import load_to_score
 from scoremle.experiment.reference import how_to_get, reference_of
 from scoremle.experiment.results import add_results
 from scoremle.experiment.score_table import ScoreRow
 from scoremle.experiment.shipped import FOLDER
-from scoremle.files import write_npz
+from scoremle.experiment.workdir import Workdir
+from scoremle.files import write_npz, write_sealed
 from scoremle.likelihood import score_images
 from scoremle.model import Origin
 from scoremle.weights.flows import ByLogProb
@@ -416,6 +419,46 @@ def test_the_command_that_gets_ranks_measures_what_the_scores_are(tiny, model):
     told = how_to_get(str(tiny.workdir), hidden, "ode")
     assert "--config.eval.dequantization=informed measures the model's own test images" in told
     assert "informed" not in how_to_get(str(tiny.workdir), model, "ode")
+
+
+OTHERWISE = {
+    "num_images": 20, "enable_bpd": False, "enable_loss": True, "dataset": "train", "bound": True,
+    "dequantizer": True, "begin_ckpt": 1, "end_ckpt": 1,
+}  # fmt: skip
+
+
+def configured(tiny, folder, **fields):
+    """A copy of the tiny model, whose evaluations have these fields."""
+    shutil.copytree(tiny.workdir, folder)
+    config = Workdir(folder).config()
+    config.eval.update(fields)
+    defaults.resolve(config)
+    write_sealed(folder / "config.json", json.loads(config.to_json()))
+    return str(folder)
+
+
+def test_the_command_that_gets_ranks_gets_them_whatever_the_config_is(
+    tiny, model, tmp_path, capfd
+):
+    place = configured(tiny, tmp_path / "w", **OTHERWISE)
+    told = how_to_get(place, model, "ode")
+    assert cli.main(shlex.split(told.split("scoremle ")[1].split(" measures ")[0])) == 0
+    assert len(reference_of(place, model, "ode").values) == 360
+    capfd.readouterr()
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "flag"),
+    [
+        ("suite", True, "--noconfig.eval.suite"), ("bound_steps", 9, "bound_steps=0"),
+        ("importance_samples", 2, "importance_samples=1"), ("num_images", 0, ""),
+    ],
+)  # fmt: skip
+def test_the_command_that_gets_ranks_has_the_fields_that_differ(
+    field, value, flag, tiny, model, tmp_path
+):
+    told = how_to_get(configured(tiny, tmp_path / "w", **{field: value}), model, "ode")
+    assert flag in told and told.count("config.") == bool(flag)
 
 
 @pytest.mark.parametrize(
