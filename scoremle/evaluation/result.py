@@ -100,6 +100,7 @@ class Result(Mean):
         precision_cost: the error that less than float32 makes, in bits/dim.
         flags: of the command line that made it.
         data_flags: those of the data.
+        deq_folder: of the flow dequantizer, if one took part.
         dataset: by its name.
         data_hash: of the data set.
         ema_hash: of the averaged parameters.
@@ -139,6 +140,7 @@ class Result(Mean):
     precision_cost: _Cost | None = None
     flags: dict[Name, Any] = field(default_factory=dict)
     data_flags: dict[Name, Any] = field(default_factory=dict)
+    deq_folder: str = ""
     dataset: str = ""
     data_hash: str = ""
     ema_hash: str = ""

@@ -70,7 +70,7 @@ def run_eval(
     flow_workdir = Workdir(workdir.inside(deq_folder))
     flow = _restore_flow(experiment, flow_workdir)
     folder = workdir.inside(eval_folder, writing=True)
-    run = EvaluationRun(experiment, folder, workdir, flow_workdir, flow)
+    run = EvaluationRun(experiment, folder, workdir, flow_workdir, flow, deq_folder)
     sampling = SamplingRun(experiment, run.folder, judged_by)
     path = inside(folder, RESULTS)
     read_results(path)  # of an earlier run: better unreadable now than after hours
@@ -130,13 +130,17 @@ def _restore_flow(experiment: Experiment, place: Workdir) -> Restored | None:
 
 @dataclass(frozen=True)
 class EvaluationRun:
-    """The evaluation of any checkpoint; ``flow`` is the dequantizer, if one takes part."""
+    """The evaluation of any checkpoint; ``flow`` is the dequantizer, if one takes part.
+
+    It is in ``flow_folder`` of the working directory.
+    """
 
     experiment: Experiment
     folder: Path
     workdir: Workdir
     flow_workdir: Workdir
     flow: Restored | None = None
+    flow_folder: str = ""
 
     @property
     def _evaluation(self) -> Any:
@@ -226,6 +230,7 @@ class EvaluationRun:
             "log_snr": None,
             "flags": self._changed("eval"),
             "data_flags": self._data_flags,
+            "deq_folder": self.flow_folder if self.flow else "",
         }
         full, params = one.model, restored.tree.ema
         if not experiment.imported:

@@ -261,6 +261,9 @@ def _again(subject: Subject) -> Iterator[str]:
             **({"label": result.label} if result.label else {}),
         }
     flags = [f"--config.eval.{name}={value}" for name, value in fields.items()]
+    if result:
+        flags += [f"--config.data.{name}={value}" for name, value in result.data_flags.items()]
+        flags += [f"--deq-folder={result.deq_folder}"] * bool(result.deq_folder)
     if result and result.seed not in (None, subject.config.seed):
         flags.append(f"--config.seed={result.seed}")
     yield f"scoremle {shlex.join(['eval', str(subject.place.folder), *flags, *elsewhere])}"

@@ -86,7 +86,7 @@ def test_evaluation_with_the_newest_flow_or_another(trained):
     result = results["exact_variational_test_ckpt_2"]
     facts = PROTOCOL | {
         "dequantizer": "variational", "dequantizer_checkpoint": 2, "dequantizer_step": 20,
-        "full_pass": False, "images": 60, "passes": 1,
+        "full_pass": False, "images": 60, "passes": 1, "deq_folder": FOLDER,
     }  # fmt: skip
     assert {name: result[name] for name in facts} == facts
     asked = {"eval__dequantization": "Variational", "eval__deq_ckpt": 1}

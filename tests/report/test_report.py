@@ -20,6 +20,7 @@ from scoremle.experiment.configs import NAMED_CONFIGS
 from scoremle.experiment.workdir import Workdir
 from scoremle.files import write_json, write_npz
 from scoremle.report import charts
+from scoremle.report.sections import _again
 from scoremle.report.subject import Subject, paired
 
 pytest.importorskip("matplotlib")
@@ -63,6 +64,17 @@ def test_it_has_the_newest_checkpoint_and_all_that_differs(reported):
     again = f"{asked} --config.eval.end_ckpt=2 --config.eval.num_images={IMAGES}"
     assert f"{again} --config.eval.num_repeats=1 --config.seed=7" in told
     assert "not the whole split" in told and "step 9" in told and "step 200" in told
+
+
+def test_the_command_that_measures_again_names_the_images_and_the_dequantizer(tmp_path):
+    make(tmp_path)
+    results = json.loads((tmp_path / "eval" / "results.json").read_text())
+    places = {"data_flags": {"path": "/my images", "fit": "crop"}, "deq_folder": "long"}
+    results["exact_test_ckpt_2"] |= places
+    write_json(tmp_path / "eval" / "results.json", results)
+    again, _ = _again(Subject(Workdir(tmp_path), "eval"))
+    asked = "'--config.data.path=/my images' --config.data.fit=crop --deq-folder=long"
+    assert asked in again
 
 
 def test_images_are_in_their_order(reported):
