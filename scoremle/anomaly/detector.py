@@ -181,8 +181,9 @@ class Detector:
         Raises UserError for another model or version, and data of another shape or type.
         """
         if self.model != _identity(model):
-            place = self.facts.get("model")
-            known = f"that model, {place}" if place else "that model"
+            place, number = self.facts.get("model"), self.facts.get("checkpoint")
+            at = f" at checkpoint {number}" if number else " or another checkpoint of it"
+            known = f"that model, {place}{at}" if place else "that model"
             raise UserError(
                 "this is not the model that the detector was fitted with, and its p-values do not"
                 f" hold for another: fit it anew, or take {known}"

@@ -12,7 +12,7 @@ import hashlib
 import json
 import math
 from pathlib import Path
-from typing import TypedDict
+from typing import NotRequired, TypedDict
 
 import numpy as np
 
@@ -37,7 +37,7 @@ class CodedRecord(TypedDict):
 
     ``place`` and ``model`` are of the model: where it was, and the hash of its parameters.
     ``program`` is all else that its rounding depends on, and ``names`` are those of the files that
-    the images were, if they were files.
+    the images were, if they were files. ``checkpoint`` is the model's in its working directory.
     """
 
     place: str
@@ -47,6 +47,7 @@ class CodedRecord(TypedDict):
     lanes: Size
     shape: list[Size]
     names: list[str]
+    checkpoint: NotRequired[Count | None]
 
 
 class _Whole(CodedRecord):

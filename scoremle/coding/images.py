@@ -21,7 +21,7 @@ from scoremle.likelihood.image_model import pixels_of
 from scoremle.likelihood.mean import standard_error
 from scoremle.likelihood.score_images import score_images
 from scoremle.model import ScoreModel
-from scoremle.records import Size
+from scoremle.records import Count, Size
 from scoremle.training.checksums import tree_hash
 
 __all__ = ["compress_images", "decompress_images"]
@@ -77,10 +77,11 @@ def compress_images(
             " image has one, or they are too many: the images come back by number, in their order"
         )
         names = []
+    checkpoint = model.origin.checkpoint
     record: file.CodedRecord = {
         "place": place, "model": tree_hash(model), "program": _program(), "steps": Size(steps),
         "lanes": Size(layers.lanes), "shape": [*map(Size, model.shape)],
-        "names": names or [],
+        "names": names or [], "checkpoint": None if checkpoint is None else Count(checkpoint),
     }  # fmt: skip
     size = file.write_coded(path, record, coded)
     scored = score_images(model, replace(chain, draws=min(DRAWS, steps)), images, seed=0)
@@ -98,26 +99,28 @@ def compress_images(
         stderr=standard_error(difference.var(ddof=1), count) if count > 1 else None,
         plain=1 - float(there.mean()),
         size=size,
-        checkpoint=model.origin.checkpoint,
+        checkpoint=checkpoint,
     )
 
 
 def decompress_images(
-    model: ScoreModel | Callable[[str], ScoreModel], path: str | Path
+    model: ScoreModel | Callable[[str, int | None], ScoreModel], path: str | Path
 ) -> tuple[Images, list[str]]:
     """Reads what `compress_images` wrote; returns the images, and their names if they have any.
 
     Args:
-        model: the one that they were compressed by, or a function that gives it by its place in
-            the file's record.
+        model: the one that they were compressed by, or a function that gives it by its place and
+            its checkpoint in the file's record.
         path: of the file.
 
     Raises UserError for another model than theirs, and for a block that comes back otherwise.
     """
     record, coded = file.read_coded(path)
-    model = model if isinstance(model, ScoreModel) else model(record["place"])
+    number = record.get("checkpoint")
+    model = model if isinstance(model, ScoreModel) else model(record["place"], number)
     if record["model"] != tree_hash(model) or tuple(record["shape"]) != model.shape:
-        raise UserError(f"{path} was compressed by another model: {record['place']}")
+        at = " or another checkpoint of it" if number is None else f" at checkpoint {number}"
+        raise UserError(f"{path} was compressed by another model: {record['place']}{at}")
     chain = model.chain(record["steps"])
     try:
         layers = LatentLayers(model, chain, model.shape, record["lanes"])

@@ -21,7 +21,9 @@ from scoremle.zoo.families import FAMILIES, HUB, OTHER_FAMILIES, family_of
 if TYPE_CHECKING:
     from scoremle.weights.flows import FlowModel
 
-__all__ = ["is_model_alone", "is_published", "load", "load_to_score", "of_images"]
+__all__ = [
+    "checkpoint_of", "is_model_alone", "is_published", "load", "load_to_score", "of_images",
+]  # fmt: skip
 
 
 def load(place: str | Path, checkpoint: int | None = None) -> ScoreModel:
@@ -167,6 +169,17 @@ def is_model_alone(place: str) -> bool:
     if Path(place).exists():
         return exported.is_export(Path(place)) or is_published(place)
     return is_own(place) or place in NAMES or is_published(place)
+
+
+def checkpoint_of(place: str, asked: int | None, recorded: int | None) -> int | None:
+    """The number of the checkpoint to load: the one asked for, or else the one of a record.
+
+    Args:
+        place: of the model, as ``load`` takes it.
+        asked: None: the user named none.
+        recorded: where the place was a working directory; it may be an export of that now.
+    """
+    return recorded if asked is None and not is_model_alone(place) else asked
 
 
 def of_images(model: "ScoreModel | FlowModel", place: str) -> tuple[Pixels, tuple[int, int, int]]:

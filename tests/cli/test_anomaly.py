@@ -103,6 +103,17 @@ def test_it_says_which_normal_ones_the_model_has_seen(places, tiny, capfd, tmp_p
     assert code == 0 and "which images" in told, said
 
 
+def test_a_detector_knows_its_checkpoint(places, tiny, capfd, tmp_path):
+    """A table is made by that one, and not by the newest."""
+    out, detector = f"--out={tmp_path / 'a.csv'}", tmp_path / "d"
+    words = tiny.workdir, places / "normal.npz", f"--out={detector}"
+    assert anomaly(capfd, "fit", *words, "--checkpoint=1", "--statistic=likelihood")[0] == 0
+    score = "score", detector, places / "mixed.npz", out
+    assert anomaly(capfd, *score)[0] == 0
+    code, _, said = anomaly(capfd, *score, "--force", "--checkpoint=2")
+    assert code == 2 and "at checkpoint 1" in said
+
+
 ENCODER = """
 def means(images):
     return images.reshape(len(images), 4, -1).mean(axis=2).astype("float32")

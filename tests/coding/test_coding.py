@@ -257,7 +257,9 @@ def written(tmp_path_factory):
 def test_a_file_has_its_images_names_and_rates(written):
     path, rates = written
     asked = []
-    found, names = images.decompress_images(lambda place: asked.append(place) or model_of(), path)
+    found, names = images.decompress_images(
+        lambda place, checkpoint: asked.append(place) or model_of(), path
+    )
     assert asked == ["there"]
     assert np.array_equal(found, IMAGES[:30]) and names[:2] == ["n 0", "n 1"]
     assert rates.size == path.stat().st_size and rates.gross == 8 * rates.size / found.size
@@ -419,13 +421,18 @@ def test_models_in_a_file_and_in_a_folder_of_others(tiny, tmp_path, capfd):
         assert code == 0 and word in told and err == ""
 
 
-def test_rates_in_a_folder_name_the_checkpoint(tiny, tmp_path, capfd):
+def test_rates_and_files_name_the_checkpoint(tiny, tmp_path, capfd):
     np.save(tmp_path / "x.npy", np.zeros((2, 8, 8, 1), np.uint8))
     shutil.copytree(tiny.workdir, tmp_path / "w")
     for flags, number in (((), 2), (("--checkpoint=1", "--force"), 1)):
         command = ("compress", tmp_path / "w", tmp_path / "x.npy", "-o", tmp_path / "bits")
         assert run(capfd, *command, "--steps=3", *flags)[0] == 0
         assert json.loads((tmp_path / "w" / RATES_FILE).read_text())["checkpoint"] == number
+    # They come back by the checkpoint in the file, and not by the newest.
+    back = "decompress", tmp_path / "bits", "-o", tmp_path / "y.npy"
+    assert run(capfd, *back)[0] == 0 and not np.load(tmp_path / "y.npy").any()
+    code, _, err = run(capfd, *back, "--force", "--checkpoint=2")
+    assert code == 2 and "at checkpoint 1" in err
 
 
 def test_pictures_of_more_levels_than_the_models_are_refused(tmp_path, capfd):

@@ -91,6 +91,8 @@ def _fit(options: Any) -> dict[str, Any]:
         facts |= {"encoder": options.encoder, "encoder_sha256": file_hash(options.encoder),
                   "size": str(options.size)}  # fmt: skip
     model, reports, data = _read(options, facts)
+    if model is not None and model.origin.checkpoint is not None:
+        facts["checkpoint"] = str(model.origin.checkpoint)
     if model is not None and model.pixels is not None:
         say(*wrapped(*_seen(options.model, data)))
     detector = scoremle.anomaly.Detector.fit(
@@ -192,7 +194,10 @@ def _read(options: Any, facts: dict[str, str]) -> tuple[Any, list[Any], np.ndarr
 
     model = None
     if facts["model"] != GAUSSIAN:
-        model = scoremle.load(facts["model"], options.checkpoint)
+        known = facts.get("checkpoint", "")
+        number = int(known[:9]) if known.isdecimal() else None
+        number = models.checkpoint_of(facts["model"], options.checkpoint, number)
+        model = scoremle.load(facts["model"], number)
     elif options.checkpoint is not None:
         raise UserError(f"--checkpoint is of a model, and {GAUSSIAN} has none: leave it out")
     bad = {"fit": options.fit, "skip_bad": options.skip_bad}

@@ -26,7 +26,7 @@ def arguments(parser: Parser) -> None:
         required=True, metavar="PLACE")  # fmt: skip
     add("--model", "where the model is; unset: where it was, if that runs no code", default="")
     add("--force", "write over an array", action="store_true")
-    add("--checkpoint", "its number; unset: the newest", type=int)
+    add("--checkpoint", "its number; unset: the one in the file, or else the newest", type=int)
 
 
 def check(options: Any) -> None:
@@ -42,13 +42,15 @@ def run(options: Any) -> None:
     from scoremle.coding.images import decompress_images
     from scoremle.data.prepared import made_whole
     from scoremle.evaluation.pictures import as_png
+    from scoremle.experiment import models
     from scoremle.experiment.own_code import is_own
 
-    def load(place: str) -> scoremle.ScoreModel:
+    def load(place: str, checkpoint: int | None) -> scoremle.ScoreModel:
         # A stranger's file runs and fetches nothing.
         if not options.model and (is_own(place) or place.startswith("hf:")):
             raise UserError(f"{options.file} is of {place!r}: say so by --model={place}")
-        return scoremle.load(options.model or place, options.checkpoint)
+        where = options.model or place
+        return scoremle.load(where, models.checkpoint_of(where, options.checkpoint, checkpoint))
 
     images, names = decompress_images(load, options.file)
     if options.out.suffix.lower() in ARRAYS:
