@@ -6,6 +6,7 @@ printed.
 
 import logging
 from collections import Counter
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
@@ -46,6 +47,7 @@ def read_images(
     fit: str = "",
     skip_bad: bool = False,
     remedy: str = "",
+    written: Collection[Path] = (),
 ) -> tuple[list[ImageReport], Integer[np.ndarray, "n h w c"]]:
     """Reads images; returns a report of each, and the pixels of those that can be taken.
 
@@ -56,13 +58,14 @@ def read_images(
         fit: how pictures of other sizes get there; "": they are refused.
         skip_bad: goes on without what can't be taken.
         remedy: what to do where an image can't be taken; "": to give --skip-bad, or --fit.
+        written: files of the command itself, which may lie among the pictures.
 
     Raises UserError, after all reasons are listed, if an image can't be taken and is not skipped.
     """
     if are_arrays(path):
         return images_of_arrays(path, shape, levels, fit=fit)
     with progress("reading", 1.0) as advance:
-        reports, hidden = decode_folder(path, shape, fit, advance)
+        reports, hidden = decode_folder(path, shape, fit, advance, written)
     if hidden:
         say(f"hidden files, which are not looked at: {hidden}")
     bad = [(report.name, report.reason) for report in reports if report.pixels is None]

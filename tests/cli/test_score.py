@@ -108,6 +108,18 @@ def test_an_array(tiny, model, tmp_path, capfd):
     assert beside["facts"][2].startswith(cost)
 
 
+def test_a_table_among_the_pictures_is_no_bad_picture(tiny, folder, capfd, monkeypatch):
+    """The command is given again; but a table of another command has no score."""
+    monkeypatch.chdir(folder)
+    words = tiny.workdir, ".", "--repeats=1", "--page=p.html"
+    assert score(capfd, *words)[0] == 0
+    before = (folder / "scores.csv").read_text()
+    assert score(capfd, *words, "--force")[0] == 0
+    assert (folder / "scores.csv").read_text() == before and before.count(".png") == 5
+    code, _, told = score(capfd, *words, "--force", "--out=other.csv")
+    assert code == 2 and "2 of 7" in told and "p.html" not in told
+
+
 def test_pictures(tiny, model, folder, tmp_path, capfd):
     out = tmp_path / "s.csv"
     flags = f"--out={out}", "--repeats=1", "--json"

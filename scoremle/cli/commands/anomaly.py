@@ -200,7 +200,8 @@ def _read(options: Any, facts: dict[str, str]) -> tuple[Any, list[Any], np.ndarr
         model = scoremle.load(facts["model"], number)
     elif options.checkpoint is not None:
         raise UserError(f"--checkpoint is of a model, and {GAUSSIAN} has none: leave it out")
-    bad = {"fit": options.fit, "skip_bad": options.skip_bad}
+    written = [*filter(None, (options.out, getattr(options, "page", None)))]
+    bad = {"fit": options.fit, "skip_bad": options.skip_bad, "written": written}
     if "encoder" in facts:
         size = int(facts["size"])
         if own_images.are_arrays(options.images):
@@ -213,7 +214,7 @@ def _read(options: Any, facts: dict[str, str]) -> tuple[Any, list[Any], np.ndarr
             reports, images = own_images.read_images(options.images, (size, size, 3), 256, **bad)
         return model, reports, encoders.encoded(facts["encoder"], facts["encoder_sha256"], images)
     if model is None or model.pixels is None:
-        if given := [as_flag(name) for name, value in bad.items() if value]:
+        if given := [as_flag(name) for name in ("fit", "skip_bad") if bad[name]]:
             raise UserError(f"{given[0]} is for images, and {facts['model']} takes reals")
         points = read_points(options.images, None if model is None else model.shape)
         return model, [ImageReport(str(i), row) for i, row in enumerate(points)], points

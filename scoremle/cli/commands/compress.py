@@ -50,8 +50,9 @@ def run(options: Any) -> dict[str, Any]:
     model = scoremle.load(options.model, options.checkpoint)
     pixels, shape = models.of_images(model, options.model)
     reports, images = own_images.read_images(
-        options.images, shape, pixels.levels, remedy="remove such files, or repair them"
-    )
+        options.images, shape, pixels.levels, remedy="remove such files, or repair them",
+        written=[options.out],
+    )  # fmt: skip
     pictures = [report.name for report in reports if is_picture(report.name)]
     if pixels.levels != 256 and pictures:
         raise UserError(

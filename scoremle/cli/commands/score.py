@@ -188,8 +188,9 @@ def run(options: Any) -> dict[str, Any]:
             raise UserError("--profile is over log-SNR: each pixel has its own here; leave it out")
     pixels, shape = models.of_images(model, options.model)
     reports, images = own_images.read_images(
-        options.images, shape, pixels.levels, fit=options.fit, skip_bad=options.skip_bad
-    )
+        options.images, shape, pixels.levels, fit=options.fit, skip_bad=options.skip_bad,
+        written=[*filter(None, (options.out, _beside(options.out), options.page))],
+    )  # fmt: skip
     images = pixels.checked(images, shape)
     known = reference.reference_of(options.model, model, options.estimator, options.label)
     with passing("choosing the solver's steps on a few images"):

@@ -5,9 +5,10 @@ the first's size; with one, ``fit`` says how others get there, and none is enlar
 first picture's channels are those of all, unless 1 or 3 are required.
 """
 
+import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -118,7 +119,11 @@ def _chunk(rows: list[tuple[str | int, ImageReport]], split: str | None, done: f
 
 
 def decode_folder(
-    path: Path, shape: tuple[int, int, int], fit: str, advance: Callable[[float], None]
+    path: Path,
+    shape: tuple[int, int, int],
+    fit: str,
+    advance: Callable[[float], None],
+    written: Collection[Path] = (),
 ) -> tuple[list[ImageReport], int]:
     """The files of a folder or archive, or that one file; and how many hidden ones there are.
 
@@ -129,6 +134,7 @@ def decode_folder(
         shape: height, width and channels of the pictures that are wanted.
         fit: how pictures of other sizes get there; "": they don't.
         advance: is called with the share that was read.
+        written: files of the command itself, which are left out.
 
     Raises UserError for an archive that is damaged or hostile.
     """
@@ -137,8 +143,10 @@ def decode_folder(
     def unreadable(name: str, reason: str) -> None:
         reports.append(ImageReport(name, reason=reason))
 
+    own = {os.path.relpath(os.path.realpath(file), os.path.realpath(path)) for file in written}
+
     def wanted(name: str) -> bool:
-        if not is_picture(name):
+        if not is_picture(name) and name not in own:
             unreadable(name, UNKNOWN)
         return is_picture(name)
 
