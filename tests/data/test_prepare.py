@@ -26,6 +26,7 @@ from scoremle.cli.commands import parser_of
 from scoremle.core.pixels import Pixels, bits_per_dim
 from scoremle.data import prepare as preparing
 from scoremle.data import prepared as folders
+from scoremle.data.image_set import pad_to
 from scoremle.data.readers.base import Chunk, ImageReport, Options, Reading
 from scoremle.errors import UserError
 from scoremle.evaluation import baselines
@@ -497,12 +498,29 @@ def test_the_command_that_comes_next_takes_what_was_prepared(
     arguments, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.chdir(tmp_path)
-    write_pictures(tmp_path / "pictures", 30, (6, 6))
+    write_pictures(tmp_path / "pictures", 30, (8, 8))
     assert scoremle_data("prepare", *arguments, "--into=made") == 0
     line = capsys.readouterr().out.splitlines()[-1]
     command = shlex.split(line.removeprefix("next: scoremle train "))
     found = images_of(parser_of("train").checked(command).config)
     np.testing.assert_array_equal(found.train, data.Prepared(Path("made")).images("train"))
+
+
+@pytest.mark.parametrize(
+    ("size", "flags"), [((7, 5), ()), ((6, 6), ()), ((10, 9), ("--size=6", "--fit=resize"))]
+)  # fmt: skip
+def test_the_command_that_comes_next_builds_whatever_the_size(
+    size, flags, tmp_path, monkeypatch, capsys
+):
+    """They are padded to a size that its network can halve."""
+    monkeypatch.chdir(tmp_path)
+    write_pictures(tmp_path / "pictures", 30, size)
+    assert scoremle_data("prepare", "pictures", *flags, "--into=made") == 0
+    line = capsys.readouterr().out.splitlines()[-1]
+    command = shlex.split(line.removeprefix("next: scoremle train "))
+    found = build(parser_of("train").checked(command).config).data
+    made = pad_to(data.Prepared(Path("made")).images("train"), 8)
+    np.testing.assert_array_equal(found.train, made)
 
 
 def test_show_draws_the_images(tmp_path, monkeypatch, capsys):

@@ -25,6 +25,8 @@ DATASETS = (
 )  # fmt: skip
 FETCHED = ("cifar10", "cifar100", "mnist", "fashion_mnist", "svhn")
 SPLITS = ("train", "test")
+# The network of the config own_images halves its images twice.
+MULTIPLE = 4
 SHOWN = 64
 # Arguments of Python that are flags here.
 NAMED = ("path", "size", "channels", "fit", "levels", "skip_bad", "test_fraction")
@@ -184,10 +186,11 @@ def _rows(prepared: "scoremle.data.Prepared") -> list[tuple[str, str]]:
 
 
 def _training(prepared: "scoremle.data.Prepared") -> str:
-    """The command that trains on it."""
+    """The command that trains on it, padded to a size that the network can halve."""
     meta = prepared.meta
-    size, channels = max(meta["shape"][:2]), meta["shape"][2]
+    own, channels = max(meta["shape"][:2]), meta["shape"][2]
+    size = -(-own // MULTIPLE) * MULTIPLE
     fields = {"dataset": meta["name"], "path": prepared.folder, "image_size": size}
-    fields |= {"num_channels": channels, "fit": meta["options"]["fit"]}
+    fields |= {"num_channels": channels, "fit": meta["options"]["fit"] if size == own else ""}
     flags = [f"--config.data.{name}={value}" for name, value in fields.items()]
     return shlex.join(["scoremle", "train", "own_images", f"runs/{meta['name']}", *flags])
