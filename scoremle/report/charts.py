@@ -180,8 +180,10 @@ def histogram(name: str, bpd: Float[np.ndarray, " n"], baselines: Mapping[str, f
     beside = "".join(f"; {label} {value:.3f}" for label, value in baselines.items())
     return Chart(
         "histogram", f"Bits/dim of each image: {name}",
-        "Lower is likelier. Dashed lines: the means of simple densities fitted to the training"
-        " images; a model that learned anything is left of them.",
+        "Lower is likelier." + (
+            " Dashed lines: the means of simple densities fitted to the training images; a model"
+            " that learned anything is left of them."
+        ) * bool(baselines),
         f"Histogram of bits/dim of {len(bpd)} images: mean {bpd.mean():.3f}, from"
         f" {bpd.min():.3f} to {bpd.max():.3f}{beside}.",
         draw,

@@ -28,6 +28,9 @@ from scoremle.training.writers import LogRow, read_log
 # What two evaluations must have in common for a comparison image by image.
 ALIKE = ("kind", "data_hash", "seed")
 
+# Name of a grid of samples of a checkpoint.
+SAMPLES = re.compile(r"samples_ckpt_(\d+)\.png", re.ASCII)
+
 
 def paired(first: Result, second: Result) -> Difference | None:
     """A comparison image by image; None where the images or their noise are not the same."""
@@ -127,12 +130,11 @@ class Subject:
         return sorted((int(step), path) for step, path in named if step.isdecimal())
 
     def final_samples(self) -> Path | None:
-        """The newest grid of samples of an evaluation."""
-        found = sorted(
-            self.place.inside(self.eval_folder).glob("samples*.png"),
-            key=lambda path: [int(part) for part in re.findall(r"\d+", path.stem)],
-        )
-        return self.place.inside(self.eval_folder, found[-1].name) if found else None
+        """The grid of samples of the evaluated checkpoint; without results, the newest."""
+        names = (path.name for path in self.place.inside(self.eval_folder).glob("samples_*.png"))
+        known = {int(match[1]): match[0] for match in map(SAMPLES.fullmatch, names) if match}
+        number = self.results[0].checkpoint if self.results else max(known, default=None)
+        return self.place.inside(self.eval_folder, known[number]) if number in known else None
 
     def nearest_config(self) -> tuple[str, dict[str, tuple[Any, Any]]]:
         """The package's config that differs least, and the fields that differ: its value, ours."""

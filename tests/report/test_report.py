@@ -247,6 +247,23 @@ def test_images_of_another_data_set_are_not_shown_as_those_that_were_measured(tm
     assert "others" in results.images(results.main_result)
 
 
+def test_samples_are_those_of_the_checkpoint_of_the_page(tmp_path):
+    make(tmp_path)
+    subject = Subject(Workdir(tmp_path), "eval")
+    for number in (1, 3, 10):
+        (tmp_path / "eval" / f"samples_ckpt_{number}.png").touch()
+    assert subject.final_samples() is None
+    (tmp_path / "eval" / "samples_ckpt_2.png").touch()
+    assert subject.final_samples().name == "samples_ckpt_2.png"
+    (tmp_path / "eval" / "results.json").unlink()
+    assert Subject(subject.place, "eval").final_samples().name == "samples_ckpt_10.png"
+
+
+def test_a_histogram_names_lines_that_it_has():
+    captions = [charts.histogram("a", np.ones(9), lines).caption for lines in ({}, {"b": 2.0})]
+    assert ["Dashed" in caption for caption in captions] == [False, True]
+
+
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser")
 
 
