@@ -372,7 +372,7 @@ class Measurements:
         dequantizer, facts = self._dequantizer(noise), estimator.describe() | facts
         if noise:
             facts["dequantizer"] = noise
-            facts |= {} if dequantizer.start is None else {"start": float(dequantizer.start)}
+            facts |= {} if dequantizer.start is None else {"start": describe(dequantizer.start)}
         sde, label, edges = self.model.sde, self.experiment.evaluation.label, None
         if first is not None and not sde.schedule.per_dimension:
             edges = np.asarray(log_snr_edges(sde, first), float)
