@@ -28,7 +28,7 @@ NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 # on one core at a time. A worker that crashes ends the tests: a new one in its place may wait for ever.
 TESTS := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart=0
 # Of benchmarks mypy finds the names that are gone: in them arrays of NumPy, JAX and torch mix.
-LOOSE := arg-type assignment dict-item index misc operator return-value union-attr
+LOOSE := arg-type assignment dict-item index misc operator return-value
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet
 
 # Tests start hundreds of processes, and each would compile the package's Python anew.

@@ -44,6 +44,7 @@ from scoremle.data.readers.arrays import read_array_files
 from scoremle.data.readers.base import Options
 from scoremle.data.registry import DATASETS
 from scoremle.errors import UserError
+from scoremle.likelihood.image_model import pixels_of
 
 Images = UInt8[np.ndarray, "n h w c"]
 SAMPLES, RNG = 500, np.random.default_rng(0)
@@ -237,7 +238,7 @@ class Report:
 
 def far(model: scoremle.ScoreModel, normal: Images, count: int, report: Report) -> None:
     """Judges each statistic by images that do not belong to these; ``count`` of each kind."""
-    levels = model.pixels.levels
+    levels = pixels_of(model).levels
     sets = {"normal": normal, **others(normal[-count:], levels)}
     sets |= elsewhere(model.shape, levels, count)
     features, report.seconds = features_of(model, sets)
@@ -251,7 +252,7 @@ def near(
     model: scoremle.ScoreModel, of: Labelled, left_out: int, count: int, report: Report
 ) -> None:
     """Judges each statistic by images of a class, fitted to images of the others."""
-    levels = model.pixels.levels
+    levels = pixels_of(model).levels
     kept, own = of.test[of.test_labels != left_out], of.test[of.test_labels == left_out]
     sets = {"normal": kept[: 3 * count], "own": own[:count]}
     features, report.seconds = features_of(model, sets)

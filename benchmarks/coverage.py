@@ -220,6 +220,7 @@ def of_mean(subject: Subject, choice: Choice, x: Data, known: np.ndarray, seed: 
     mean = Mean.of({"bpd": bpd[None]}, "bpd").corrected(
         bpd[order], levels.steps, differences, bias
     )
+    assert mean.errors
     of_set = NORMAL_95 * np.hypot(noise, mean.errors.solver) + bias
     image = np.hypot(NORMAL_95 * probes, subject.bits(x, solver))
     outcomes = {

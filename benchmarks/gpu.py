@@ -58,7 +58,8 @@ class Subject:
         config = published_config(CONFIG, fields | {"model.dtype": dtype, "eval.dtype": dtype})
         self.experiment = build(config, levels=256)
         self.dtype, self.batch = dtype, config.training.batch_size
-        self.params = self.experiment.training.objective.init(jax.random.key(0), self.images(2))
+        initialiser = self.experiment.training.objective.initialiser
+        self.params = initialiser.init(jax.random.key(0), self.images(2))
 
     def images(self, *count: int) -> np.ndarray:
         shape = (*count, *self.experiment.model.shape)

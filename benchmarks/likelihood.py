@@ -281,7 +281,7 @@ def draw(path: Path, curves: dict[str, list[Row]]) -> None:
     for number, (name, rows) in enumerate(curves.items()):
         for axis, kind in zip(axes, ("solver", "total"), strict=True):
             for who, mark in (("published", "s--"), ("ours", "o-")):
-                chosen = [row for row in rows if row["name"].startswith(who)]
+                chosen = [row for row in rows if str(row["name"]).startswith(who)]
                 axis.loglog(
                     [row["cost"] for row in chosen], [row[kind] for row in chosen], mark,
                     color=f"C{number}", markersize=4, label=f"{name}, {who}",

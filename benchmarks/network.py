@@ -110,7 +110,9 @@ class Subject:
         )
 
     def params(self) -> Any:
-        return self.training.objective.init(jax.random.key(0, impl="rbg"), self.images)
+        return self.training.objective.initialiser.init(
+            jax.random.key(0, impl="rbg"), self.images
+        )
 
     def state(self, params: Any) -> Any:
         """A step uses it up."""

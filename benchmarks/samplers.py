@@ -34,6 +34,7 @@ from scoremle.evaluation import tables
 from scoremle.experiment import defaults
 from scoremle.experiment.build import sampler_of
 from scoremle.experiment.samplers import ConfiguredSampler
+from scoremle.likelihood.image_model import pixels_of
 from scoremle.model import ScoreModel
 from scoremle.sampling.exponential import ddim_sample, dpm_solver_sample
 from scoremle.sampling.ode import euler_sample, ode_sample
@@ -158,7 +159,7 @@ def distribution_table(model: ScoreModel, images: np.ndarray, count: int) -> str
         for steps in LONG_LADDER:
             draw, evaluations = at(steps)
             x, seconds = once_compiled(
-                lambda noise, key, draw=draw: model.pixels.decode(draw(noise, key, shape)),
+                lambda noise, key, draw=draw: pixels_of(model).decode(draw(noise, key, shape)),
                 model.noise, jax.random.key(2),
             )  # fmt: skip
             value, error = energy_distance(x, images)

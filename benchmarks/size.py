@@ -56,8 +56,11 @@ def of_revision(revision: str) -> dict[str, str]:
         ["git", "archive", revision, "scoremle"], cwd=ROOT, check=True, stdout=subprocess.PIPE
     ).stdout
     with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
-        files = [member for member in tar if member.name.endswith(".py")]
-        return {member.name: tar.extractfile(member).read().decode() for member in files}
+        files = {member.name: tar.extractfile(member) for member in tar}
+        return {
+            name: file.read().decode() for name, file in files.items()
+            if file and name.endswith(".py")
+        }  # fmt: skip
 
 
 if __name__ == "__main__":
