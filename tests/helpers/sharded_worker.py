@@ -85,7 +85,8 @@ def first_state(sharded):
 
     images = np.concatenate([small.batch(i) for i in range(8)])
     config = SimpleNamespace(seed=5, devices=SimpleNamespace(fsdp=sharded))
-    objective = SimpleNamespace(init=params, memory=())
+    maker = type("Maker", (), {"init": staticmethod(params)})()
+    objective = SimpleNamespace(initialiser=maker, memory=())
     return Training(
         config, ImageSet(images, images), objective, small.optimizer(), 0.9, small.SCHEDULE
     ).init_state()
