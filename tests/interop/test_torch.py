@@ -77,8 +77,9 @@ def test_a_schedule_is_of_its_own_sde(name):
 @some("dims", [1, 2, 3], quick=[2])
 def test_each_argument_of_a_convolution_is_that_of_torch(dims, transposed):
     """One at a time, and all of them."""
-    from scoremle.interop.by_torchax import _convolve
+    from scoremle.interop.by_torchax import _convolve, _import_torchax
 
+    _import_torchax()  # as the package does, or tests of DataParallel after this one find a device
     other = {"stride": 3, "padding": 1, "dilation": 2, "groups": 2, "bias": True}
     if transposed:
         other |= {"output_padding": 1}
