@@ -1,6 +1,7 @@
 """Mode eval: checkpoints measured on a whole split; numbers, per-image values and pictures."""
 
 import logging
+import os
 import shlex
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -70,7 +71,7 @@ def run_eval(
     flow_workdir = Workdir(workdir.inside(deq_folder))
     flow = _restore_flow(experiment, flow_workdir)
     folder = workdir.inside(eval_folder, writing=True)
-    run = EvaluationRun(experiment, folder, workdir, flow_workdir, flow, deq_folder)
+    run = EvaluationRun(experiment, folder, workdir, flow_workdir, flow)
     sampling = SamplingRun(experiment, run.folder, judged_by)
     path = inside(folder, RESULTS)
     read_results(path)  # of an earlier run: better unreadable now than after hours
@@ -130,17 +131,13 @@ def _restore_flow(experiment: Experiment, place: Workdir) -> Restored | None:
 
 @dataclass(frozen=True)
 class EvaluationRun:
-    """The evaluation of any checkpoint; ``flow`` is the dequantizer, if one takes part.
-
-    It is in ``flow_folder`` of the working directory.
-    """
+    """The evaluation of any checkpoint; ``flow`` is the dequantizer, if one takes part."""
 
     experiment: Experiment
     folder: Path
     workdir: Workdir
     flow_workdir: Workdir
     flow: Restored | None = None
-    flow_folder: str = ""
 
     @property
     def _evaluation(self) -> Any:
@@ -157,6 +154,11 @@ class EvaluationRun:
         known = self.workdir.config()[section]
         fields = self.experiment.config[section].items()
         return {n: value for n, value in fields if value != known[n] and n not in OF_SPEED}
+
+    @property
+    def _flow_folder(self) -> str:
+        """The place of the flow in the working directory."""
+        return os.path.relpath(*(w.folder.resolve() for w in (self.flow_workdir, self.workdir)))
 
     @cached_property
     def _data_flags(self) -> dict[str, Any]:
@@ -230,7 +232,7 @@ class EvaluationRun:
             "log_snr": None,
             "flags": self._changed("eval"),
             "data_flags": self._data_flags,
-            "deq_folder": self.flow_folder if self.flow else "",
+            "deq_folder": self._flow_folder if self.flow else "",
         }
         full, params = one.model, restored.tree.ema
         if not experiment.imported:

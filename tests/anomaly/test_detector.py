@@ -157,7 +157,7 @@ def test_a_score_does_not_depend_on_the_place_among_others(kind):
 
 
 def test_p_values_hold_where_examples_are_equal():
-    """Of data of which nearly half are one blank vector: as many normal ones are unusual."""
+    """Fits detectors to data of which nearly half are one blank vector."""
 
     def draw(seed, n):
         rng = np.random.default_rng(seed)

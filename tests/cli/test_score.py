@@ -410,7 +410,7 @@ def test_the_table_is_written_before_the_mean_is_corrected(folder, tmp_path, cap
 
 
 def test_a_mean_that_is_not_corrected_is_said(tiny, tmp_path, capfd):
-    """Of a model whose config states the solver's steps."""
+    """A model whose config states the solver's steps has no pilot that chooses them."""
     np.save(tmp_path / "x.npy", IMAGES)
     flags = "--correct", "--repeats=1", f"--out={tmp_path / 's.csv'}"
     code, _, told = score(capfd, tiny.workdir, tmp_path / "x.npy", *flags)

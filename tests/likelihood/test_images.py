@@ -220,7 +220,7 @@ def test_the_terms_of_the_bound_add_up():
 
 @pytest.mark.parametrize("times", [UniformLogSNR(VP(), 0.1), UniformTime(1e-3)])
 def test_times_from_another_smallest_time_are_refused(times):
-    """Of the bound itself and of its mean over labels; one that begins there takes them."""
+    """The bound and its mean over labels refuse them; a bound that begins there takes them."""
     start = float(times.eps)
     late = ByElbo(4, times=times, start=0.1 if start == 1e-3 else None)
     for wrong in (late, ByLabels(late, 2)):

@@ -289,7 +289,7 @@ def test_a_model_that_is_fitted_gains_what_the_scale_of_the_noise_costs():
 @pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize("levels", [256, 2])
 def test_no_images_and_those_of_another_shape_fit_no_decoder(levels):
-    """Of a model with a decoder, and of one that has none."""
+    """A model with a decoder, and one that has none, refuse the same images."""
     model, x = gaussian_pixels(8)
     model, x = replace(model, pixels=Pixels(levels)), x // (256 // levels)
     for wrong in (x[:0], x[:, :2], np.repeat(x, 3, axis=3), x / 255):

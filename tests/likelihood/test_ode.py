@@ -149,7 +149,7 @@ def of_rows(x, t, rows):
     "bound", [lambda c: lambda x, t: of_rows(x, t, c), lambda c: conditioned(of_rows, c)]
 )
 def test_rows_that_are_solved_again_keep_what_the_noise_has_of_each(bound, copies):
-    """Of up to 256 rows few are solved again in the program of all; of more, in one of few."""
+    """Solves few rows again: of up to 256 in the program of all, of more in one of few."""
     rows = jnp.tile(ROWS, (copies, 1))
     x, keys = rows[:, :2] + rows[:, 2:], jax.random.split(KEY, len(rows))
     found, expected = (

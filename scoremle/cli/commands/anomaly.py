@@ -195,7 +195,7 @@ def _read(options: Any, facts: dict[str, str]) -> tuple[Any, list[Any], np.ndarr
     model = None
     if facts["model"] != GAUSSIAN:
         known = facts.get("checkpoint", "")
-        number = int(known[:9]) if known.isdecimal() else None
+        number = int(known[:9]) if known.isdecimal() else None  # in a detector of others, any text
         number = models.checkpoint_of(facts["model"], options.checkpoint, number)
         model = scoremle.load(facts["model"], number)
     elif options.checkpoint is not None:
