@@ -68,6 +68,14 @@ def test_what_is_logged_takes_one_line(capsys, monkeypatch):
     assert capsys.readouterr().err == "scoremle: warning: a\\nscoremle: all is well is odd\n"
 
 
+@pytest.mark.parametrize("least", [logging.INFO, logging.DEBUG])
+def test_a_traceback_of_what_jax_called_is_for_debugging(least):
+    jax_says = logging.getLogger("jax._src.callback")
+    with cli._logged(least):
+        assert jax_says.disabled == (least == logging.INFO)
+    assert not jax_says.disabled
+
+
 def test_a_name_of_several_lines_takes_one(capsys, caplog):
     name = "a\n  b.png: scored"
     say(name, "c")

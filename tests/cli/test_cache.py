@@ -5,6 +5,7 @@ import os
 import platform
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import flax
 import jax
@@ -145,3 +146,14 @@ def test_memory_is_named_whole_and_then_free(monkeypatch):
     there = devices.Memory(31 * 2**29, 5 * 2**29)
     monkeypatch.setattr(devices, "memory_of_machine", lambda: there)
     assert env._memory() == "15.5 GiB, 2.5 GiB free"
+
+
+@pytest.mark.parametrize(
+    ("stats", "found"),
+    [({"bytes_limit": 100, "bytes_in_use": 30}, devices.Memory(100, 70)),
+     ({"bytes_limit": 100}, devices.Memory(100, 100)), ({"num_allocs": 3}, None)],
+)  # fmt: skip
+def test_memory_of_a_gpu_is_what_its_driver_allows_less_what_is_in_use(stats, found, monkeypatch):
+    gpu = SimpleNamespace(platform="gpu", memory_stats=lambda: stats)
+    monkeypatch.setattr(devices.jax, "local_devices", lambda: [gpu])
+    assert devices.memory() == found

@@ -88,6 +88,16 @@ def test_labels_that_are_kept(labels, numbers, tmp_path):
     assert np.unique(found).tolist() == numbers and len(found) == 40
 
 
+@pytest.mark.parametrize("version", [(1, 0), (2, 0)])
+def test_a_version_of_numpys_format(version, tmp_path):
+    stream = io.BytesIO()
+    np.lib.format.write_array(stream, IMAGES, version=version)
+    assert prepare(tmp_path, x=stream.getvalue()) == 0
+    prepared = Prepared(tmp_path / "made")
+    found = np.concatenate([prepared.images("train"), prepared.images("test")])
+    assert sorted(map(bytes, found)) == sorted(map(bytes, IMAGES))
+
+
 def test_an_array_in_the_order_of_fortran(tmp_path):
     np.savez(tmp_path / "x.npz", train=np.asfortranarray(IMAGES), test=IMAGES)
     with (tmp_path / "x.npz").open("rb") as file:

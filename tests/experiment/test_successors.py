@@ -19,6 +19,7 @@ import scoremle
 from scoremle.cli import main as cli
 from scoremle.core.augment import augmented
 from scoremle.errors import UserError
+from scoremle.experiment import networks
 from scoremle.experiment.build import build
 from scoremle.experiment.config import published_config
 from scoremle.experiment.configs import NAMED_CONFIGS
@@ -87,6 +88,7 @@ def test_configs_have_the_published_settings(name):
     of_model, of_training = settings["model"], settings["training"]
     of_adam, config = settings["optimizer"]["args"], published_config(name, {})
     model, optim, training, idode = config.model, config.optim, config.training, "idode" in name
+    encoder = networks._encoder(model)
     pairs = {
         "seed": (config.seed, of_training["seed"]),
         "batch": (training.batch_size, of_training["batch_size_train"]),
@@ -114,7 +116,7 @@ def test_configs_have_the_published_settings(name):
         "augmented": (config.data.augment, settings["data"]["dataset"].endswith("_aug")),
         "velocity": (model.parameterization == "v", of_model.get("velocity", False)
                      or settings.get("vdm_type") == "mulan_velocity"),
-        "code": ((model.latent_size, model.latent_k, model.encoder_blocks),
+        "code": ((encoder.logits, model.latent_k, encoder.num_res_blocks),
                  tuple(of_model.get(key, known) for key, known in CODE.items())),
         "importance": (training.time_density == "alpha_squared", idode and of_model["importance"]),
         "draws": (config.eval.importance_samples, of_model.get("num_importance", 1)),

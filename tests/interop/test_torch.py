@@ -3,6 +3,7 @@
 import logging
 import math
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -522,6 +523,8 @@ def test_the_module_and_all_settings_stay_as_they_were(by):
     first = model.log_prob(x, KEY).log_prob
     jax.grad(lambda x: model.log_prob(x, KEY).log_prob.sum())(x)
     assert settings() == before
+    if by == "torchax":  # PyTorch's name for devices of others is not for JAX's
+        assert not sys.modules["torchax.device_module"].is_available()
     assert module.training and all(p.requires_grad for p in module.parameters())
     assert {p.dtype for p in module.parameters()} == {torch.float16}
     with torch.no_grad():
@@ -573,7 +576,8 @@ def test_what_can_not_be_translated_stays_in_pytorch_and_is_said_once(caplog):
     with caplog.at_level(logging.WARNING, "scoremle"):
         model = mlp_model(None, made(Odd))
     (record,) = caplog.records
-    assert record.getMessage().startswith("Odd stays in PyTorch, on cpu: ")
+    why = record.getMessage().removeprefix("Odd stays in PyTorch, on cpu: ")
+    assert re.match(r"\w+Error: ", why)  # Odd fails in a library, whose words may say little
     assert record.getMessage().removeprefix("Odd stays ") in repr(model)
     x = jnp.asarray(data((6,)), float)
     plain = mlp_model("torch").log_prob(x, KEY)

@@ -17,6 +17,7 @@ from scoremle.core.betas import betas
 from scoremle.core.prediction import BETWEEN_REMEDY, RangedNoise, noise_fn
 from scoremle.core.schedules import Discrete, LinearLogSNR
 from scoremle.core.sde import SDE, VP
+from scoremle.likelihood import check
 
 sys.path.append(str(ROOT / "benchmarks"))
 
@@ -117,6 +118,16 @@ ZERO_TO_ONE = (
 )  # fmt: skip
 def test_a_wrong_declaration_is_a_line(truth, declared, lines):
     assert model_of(network(**truth), **declared).check(IMAGES) == lines
+
+
+@pytest.mark.parametrize(
+    ("other", "near"),
+    [(Pixels(256, 0, 1.09), True), (Pixels(256, 0.09, 1), True), (Pixels(256, -0.06, 0.94), False),
+     (Pixels(256, 0, 1.2), False), (Pixels.of_points(256, 0, 1), True),
+     (Pixels(256, -0.5, 0.5), False)],
+)  # fmt: skip
+def test_ends_that_differ_by_a_tenth_of_the_range_are_near(other, near):
+    assert check._are_near(Pixels(256, 0, 1), other) == near
 
 
 def test_what_makes_no_difference_is_no_mistake():

@@ -114,7 +114,6 @@ def test_stored_features(state, golden, tmp_path):
 @pytest.fixture(scope="module")
 def torch_file(state, tmp_path_factory):
     torch = pytest.importorskip("torch", reason=NEEDS)
-    pytest.importorskip("torch_fidelity", reason=NEEDS)
     path = tmp_path_factory.mktemp("torch") / "weights.pth"
     tensors = {name: torch.tensor(np.ascontiguousarray(array)) for name, array in state.items()}
     torch.save({**tensors, "fc.bias": torch.ones(1008)}, path)
@@ -126,6 +125,8 @@ def calibrated(torch_file):
     """torch-fidelity's network whose batch normalisation knows the photograph that it will see."""
     import torch
     from sklearn.datasets import load_sample_image
+
+    pytest.importorskip("torch_fidelity", reason=NEEDS)
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
     network = FeatureExtractorInceptionV3(
