@@ -11,30 +11,37 @@ from helpers.oracles import EPS, SDES, Mixture
 import scoremle
 from scoremle.interop.diffrax import ByDiffrax
 
+SDE, EPS_, DATA = SDES["vp"], EPS["vp"], Mixture.on_line()
+
+
+def log_prob(x, solver):
+    return scoremle.ode_log_likelihood(
+        DATA.noise(SDE), SDE, x, jax.random.key(0), eps=EPS_, solver=solver
+    )
+
 
 def test_a_solver_of_diffrax_is_within_its_stated_error_of_a_mixture():
     diffrax = pytest.importorskip("diffrax")
-    sde, eps, data = SDES["vp"], EPS["vp"], Mixture.on_line()
-    x = data.draw(0, 40).astype(np.float32)
-
-    def log_prob(x, solver):
-        return scoremle.ode_log_likelihood(
-            data.noise(sde), sde, x, jax.random.key(0), eps=eps, solver=solver
-        )
-
+    x = DATA.draw(0, 40).astype(np.float32)
     found = log_prob(x, ByDiffrax(diffrax.Tsit5(), 1e-4))
-    error = np.abs(found.log_prob - data.log_model(sde, x.astype(np.float64), eps))
+    error = np.abs(found.log_prob - DATA.log_model(SDE, x.astype(np.float64), EPS_))
     assert np.mean(error <= found.solver_error + 1e-5) >= 0.9 and np.max(error) < 5e-3
-    many = log_prob(x, scoremle.Multistep(256))
-    np.testing.assert_allclose(found.log_prob, many.log_prob, atol=5e-3)
     assert np.ptp(found.evaluations) == 0 and 40 < found.evaluations[0] < 400
-    slopes = [
-        jax.grad(lambda x, by=by: log_prob(x, by).log_prob.sum())(jnp.asarray(x[:4]))
-        for by in (ByDiffrax(diffrax.Tsit5()), scoremle.Multistep(256))
-    ]
-    np.testing.assert_allclose(*slopes, rtol=0.01, atol=0.01)
     with pytest.raises(scoremle.UserError, match="Tsit5"):
         ByDiffrax(diffrax.Kvaerno3())
+
+
+@pytest.mark.long
+def test_its_values_and_gradients_are_those_of_many_steps():
+    diffrax = pytest.importorskip("diffrax")
+    x, many = jnp.asarray(DATA.draw(0, 40), jnp.float32), scoremle.Multistep(256)
+    values = [log_prob(x, by).log_prob for by in (ByDiffrax(diffrax.Tsit5(), 1e-4), many)]
+    np.testing.assert_allclose(*values, atol=5e-3)
+    slopes = [
+        jax.grad(lambda x, by=by: log_prob(x, by).log_prob.sum())(x[:4])
+        for by in (ByDiffrax(diffrax.Tsit5()), many)
+    ]
+    np.testing.assert_allclose(*slopes, rtol=0.01, atol=0.01)
 
 
 def test_without_diffrax_the_extra_is_named(monkeypatch):
