@@ -12,6 +12,7 @@ import scoremle
 from scoremle.core.dequantize import Uniform
 from scoremle.core.keys import example_keys
 from scoremle.core.pixels import Pixels
+from scoremle.interop.diffrax import ByDiffrax
 from scoremle.likelihood.decoders import DiscreteDecoder, InformedDecoder
 from scoremle.likelihood.labels import ByLabels
 from scoremle.likelihood.published_rk45 import PublishedRK45
@@ -43,12 +44,19 @@ def of_an_image(estimator):
     return jax.jit(lambda keys: estimator(MODEL, Uniform(), IMAGE, keys))(keys)["nfe"][0]
 
 
+def of_diffrax(name):
+    method = getattr(pytest.importorskip("diffrax"), name)
+    return of_arrays(solver=ByDiffrax(method(), 1e-2))
+
+
 EXACT, INFORMED = scoremle.Exact(), InformedDecoder(PIXELS.points, 1.0)
 CASES = {
     "Multistep": lambda: of_arrays(
         solver=scoremle.Multistep(9), divergence=scoremle.Hutchinson(2)),
     "Doubling": lambda: of_arrays(solver=scoremle.Doubling(1e-4, fewest=4, most=32)),
     "PublishedRK45": lambda: of_arrays(solver=PublishedRK45(1e-2, 1e-2)),
+    "diffrax, whose steps share an evaluation": lambda: of_diffrax("Tsit5"),
+    "diffrax, whose steps share none": lambda: of_diffrax("Heun"),
     "bound": lambda: of_an_image(scoremle.ByElbo(draws=5)),
     "bound, a drawn last term": lambda: of_an_image(
         scoremle.ByElbo(draws=5, decoder=DiscreteDecoder(PIXELS.points))),
