@@ -218,6 +218,14 @@ def test_axes_are_of_what_they_show(name):
     assert (drawn.get_xlabel(), drawn.get_ylabel()) == AXES[name]
 
 
+def test_ticks_of_the_solvers_steps_are_plain_numbers():
+    axes = Figure().subplots()
+    CHARTS["steps"][0]().draw(axes)
+    ticks = [axis.get_majorticklabels() for axis in (axes.xaxis, axes.yaxis)]
+    errors = ["0.05", "0.1", "0.2"]
+    assert [[tick.get_text() for tick in each] for each in ticks] == [["8", "16"], errors]
+
+
 def test_the_newest_samples_of_an_evaluation_are_shown(tmp_path):
     for name in ("eval/samples_ckpt_11", "own/samples_ckpt_9", "own/samples_ckpt_10"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
