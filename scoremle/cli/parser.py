@@ -14,7 +14,7 @@ from scoremle.errors import UserError, nearest
 MODEL = (
     "digits (it ships with the package), a working directory, a folder of diffusers,"
     " hf:OWNER/NAME, a .pt of improved- or guided-diffusion, a .safetensors of scoremle export"
-    " or of EDM, or FILE.py:function"
+    " or of EDM, a training state of VDM, i-DODE or MuLAN, or FILE.py:function"
 )
 UNDERSCORED = re.compile(r"^--[a-z]+(_[a-z]+)+(?==|$)")
 # A folder of a user behind a flag, which no shell finds there.
@@ -119,8 +119,8 @@ def add_shared(add: Callable[..., None]) -> None:
     add("--fit", "bring pictures of other sizes to the model's: crop the centre, resize the"
         " largest centred part, or pad all of it with black",
         choices=FITS, default="")  # fmt: skip
-    add("--skip-bad", "go on without files that can't be used, each named with its reason; the"
-        " exit code is 3", action="store_true")  # fmt: skip
-    add("--checkpoint", "its number; unset: the newest", type=int)
-    add("--force", "write over --out and --page", action="store_true")
+    add("--skip-bad", "leave out files that can't be used; the table names each with its reason,"
+        " and the exit code is 3", action="store_true")  # fmt: skip
+    add("--checkpoint", "number of the checkpoint; unset: the newest", type=int)
+    add("--force", "overwrite files that exist", action="store_true")
     add("--json", "the summary as JSON, on stdout", action="store_true")

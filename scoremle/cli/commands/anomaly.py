@@ -1,4 +1,5 @@
-"""Finds what does not belong: fits a detector to normal images, and lists suspects among others.
+"""Finds images that do not belong: fits a detector to normal images, and lists suspects among
+others.
 
     scoremle anomaly fit digits normal/ --fit=resize --out=detector
     scoremle anomaly score detector pictures/ --fit=resize --page=suspects.html
@@ -36,26 +37,29 @@ SHOWN = 10
 def arguments(parser: Parser) -> None:
     for what, add in parser.add_commands(RUNS):
         if what == "fit":
-            add("model", f"{MODEL}; or {GAUSSIAN}, a density of vectors themselves")
-            add("images", f"normal ones, that the model was not trained on: {IMAGES}", type=Path)
+            add("model", f"{MODEL}; or {GAUSSIAN}, a density that is fitted to vectors")
+            add("images", f"normal images, which the model was not trained on: {IMAGES}",
+                type=Path)  # fmt: skip
             add("--out", "the detector to write", type=Path, required=True)
-            add("--statistic", "what is unusual (path)", choices=STATISTIC_NAMES, default="")
-            add("--encoder", "FILE.py:function, which makes vectors [n d] of uint8 [n h w c]: the"
-                " model is one of such vectors", default="")  # fmt: skip
-            add("--size", "with an encoder, height and width of pictures", type=checks.at_least(1),
+            add("--statistic", "statistic that measures how unusual an image is (path)",
+                choices=STATISTIC_NAMES, default="")  # fmt: skip
+            add("--encoder", "FILE.py:function, which makes vectors [n d] of uint8 [n h w c]:"
+                " MODEL is a model of such vectors", default="")  # fmt: skip
+            add("--size", "height and width of pictures for the encoder", type=checks.at_least(1),
                 default=0)  # fmt: skip
-            add("--seed", "of the split, the statistic, and ties (0)", type=checks.seed, default=0)
+            add("--seed", "seed of the split, the statistic and ties (0)", type=checks.seed,
+                default=0)  # fmt: skip
         else:
-            add("detector", "what scoremle anomaly fit wrote", type=Path)
+            add("detector", "file that scoremle anomaly fit wrote", type=Path)
             add("images", IMAGES, type=Path)
             add("--out", "the table to write (anomalies.csv)", type=Path,
                 default=Path("anomalies.csv"))  # fmt: skip
             add("--page", "a page of HTML to write: the images in the order of their p-values",
                 type=Path, metavar="FILE")  # fmt: skip
-            add("--rate", "of false discoveries: their expected share of the suspects (0.1)",
+            add("--rate", "rate of false discoveries: their expected share of the suspects (0.1)",
                 type=checks.fraction, default=0.1)  # fmt: skip
-            add("--fail-on-suspects", "exit code 4 if there are any", action="store_true")
-            add("--model", "where it is now, if it was moved", default="")
+            add("--fail-on-suspects", "exit code 4 if there are suspects", action="store_true")
+            add("--model", "place of the model, if it was moved", default="")
         add_shared(add)
 
 

@@ -1,4 +1,4 @@
-"""The difference of bits/dim between two models, image by image, with its error: B less A.
+"""The difference of bits/dim between two models, image by image, with its error: B minus A.
 
     scoremle compare runs/vp runs/subvp
     scoremle compare before.csv after.csv --json
@@ -29,8 +29,8 @@ NEEDS = "scoremle.evaluation.statistics"
 logger = logging.getLogger(__name__)
 
 PLACES = (
-    "a working directory that was evaluated, its folder of an evaluation, a .npz in that, or a"
-    " .csv of scoremle score"
+    "a working directory that was evaluated, the folder of an evaluation in it, a .npz in that"
+    " folder, or a .csv of scoremle score"
 )
 
 

@@ -26,10 +26,10 @@ def arguments(parser: Parser) -> None:
     add("images", "a picture, a folder or archive of pictures of the model's size, or a .npy or"
         " .npz of grey values", type=Path)  # fmt: skip
     add("-o --out", "the file to write", type=Path, required=True, metavar="FILE")
-    add("--steps", "of the chain: more take fewer bits, and as many times longer (100)",
+    add("--steps", "steps of the chain: more take fewer bits, and more time in proportion (100)",
         type=checks.at_least(2), default=100)  # fmt: skip
-    add("--force", "write over the file", action="store_true")
-    add("--checkpoint", "its number; unset: the newest", type=int)
+    add("--force", "overwrite a file that exists", action="store_true")
+    add("--checkpoint", "number of the checkpoint; unset: the newest", type=int)
     add("--json", "the rates as JSON, on stdout", action="store_true")
 
 

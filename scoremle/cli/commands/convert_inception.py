@@ -22,7 +22,7 @@ OTHERS = "not the published weights, so results won't be called FID, KID or IS"
 def arguments(parser: Parser) -> None:
     parser.add("weights", "the state dict, a .pth file", type=Path)
     parser.add("out", "the npz to write", type=Path)
-    parser.add("--force", "write over the file", action="store_true")
+    parser.add("--force", "overwrite a file that exists", action="store_true")
 
 
 def check(options: Any) -> None:

@@ -1,4 +1,4 @@
-"""Fetches public data sets, prepares any, and looks at them.
+"""Fetches public data sets, prepares any data set, and shows it.
 
     scoremle data fetch cifar10
     scoremle data prepare photos/ --size=32 --fit=crop
@@ -35,28 +35,28 @@ NAMED = ("path", "size", "channels", "fit", "levels", "skip_bad", "test_fraction
 def arguments(parser: Parser) -> None:
     parser.set_defaults(into=None, picture=None, levels=0)
     for what, add in parser.add_commands(RUNS):
-        add("--json", "its facts as JSON, on stdout", action="store_true")
+        add("--json", "facts of the data set as JSON, on stdout", action="store_true")
         if what == "fetch":
             add("name", f"one of {', '.join(FETCHED)}", metavar="NAME", choices=FETCHED)
             continue
         add("name", f"your own images by their path, or one of {', '.join(DATASETS)}",
             metavar="NAME|PATH")  # fmt: skip
-        add("--path", "files of NAME; an own PATH needs none", default="")
-        add("--size", "height and width; 0: as it is", type=checks.at_least(0), default=0)
+        add("--path", "files of NAME; not needed for your own PATH", default="")
+        add("--size", "height and width; 0: as the images are", type=checks.at_least(0), default=0)
         add("--channels", "1: grey, 3: RGB; 0: as the images are", type=int, default=0,
             choices=(0, 1, 3))  # fmt: skip
         add("--fit", "bring other sizes to --size: crop the centre, resize the centred square, or"
             " pad with black", default="", choices=FITS)  # fmt: skip
-        add("--levels", "grey levels: 2**bits", type=int, default=0)
-        add("--test-fraction", "share of the images to test on, where the source does not say"
-            " (default: 0.1)", type=checks.fraction, default=0.1)  # fmt: skip
+        add("--levels", "grey levels, 2 to 256; 0: as the images are", type=int, default=0)
+        add("--test-fraction", "share of the images to test on, where the source has no split"
+            " (0.1)", type=checks.fraction, default=0.1)  # fmt: skip
         add("--skip-bad", "leave out images that can't be used, and count them",
             action="store_true")  # fmt: skip
         if what == "prepare":
-            add("--into", "a new folder; else in the cache", type=Path)
+            add("--into", "a new folder; unset: in the cache", type=Path)
         else:
-            add("--split", "which images (train)", default="train", choices=SPLITS)
-            add("--picture", "file to draw to: NAME.png", type=Path)
+            add("--split", "split to draw from (train)", default="train", choices=SPLITS)
+            add("--picture", "picture to write (NAME.png)", type=Path)
 
 
 def check(options: Any) -> None:
@@ -76,7 +76,7 @@ def run(options: Any) -> dict[str, Any]:
 
 
 def _fetch(options: Any) -> dict[str, Any]:
-    """Brings the files of a public data set into the cache, and goes on where it stopped.
+    """Downloads the files of a public data set into the cache. If it is stopped, it resumes.
 
         scoremle data fetch cifar10
     """
@@ -87,7 +87,7 @@ def _fetch(options: Any) -> dict[str, Any]:
 
 
 def _prepare(options: Any) -> dict[str, Any]:
-    """Turns any source into arrays, checked, once.
+    """Makes arrays of images in any format, and checks them.
 
         scoremle data prepare photos/ --size=32 --fit=crop
         scoremle data prepare cifar10 --path=cifar-10-binary.tar.gz

@@ -1,4 +1,4 @@
-"""Brings back the images that ``scoremle compress`` wrote, by the same model.
+"""Decodes the images that scoremle compress wrote, by the same model.
 
     scoremle decompress images.bits -o images.npy
     scoremle decompress photos.bits --model=runs/photos -o folder
@@ -21,12 +21,13 @@ ARRAYS = (".npy", ".npz")
 
 def arguments(parser: Parser) -> None:
     add = parser.add
-    add("file", "what scoremle compress wrote", type=Path)
+    add("file", "file that scoremle compress wrote", type=Path)
     add("-o --out", "a folder for pictures as PNG, or an array (.npy, .npz)", type=Path,
         required=True, metavar="PLACE")  # fmt: skip
-    add("--model", "where the model is; unset: where it was, if that runs no code", default="")
-    add("--force", "write over an array", action="store_true")
-    add("--checkpoint", "its number; unset: the one in the file, or else the newest", type=int)
+    add("--model", "place of the model; unset: the place that FILE names", default="")
+    add("--force", "overwrite an array that exists", action="store_true")
+    add("--checkpoint", "number of the checkpoint; unset: that in FILE, or else the newest",
+        type=int)  # fmt: skip
 
 
 def check(options: Any) -> None:

@@ -19,8 +19,8 @@ from scoremle.terminal import passing
 PARSER = ConfigParser
 WORKDIR = "the folder of its checkpoints and results"
 CONFIG = (
-    "what to train on what: a name that scoremle --help lists, or a Python file with get_config()."
-    " Not needed to resume: the workdir contains it"
+    "the network, its training and its data: a name that scoremle --help lists, or a Python file"
+    " with get_config(). Not needed to resume: the workdir contains it"
 )
 
 
@@ -39,8 +39,8 @@ def arguments(parser: ConfigParser) -> None:
     parser.add("--eval-folder", folder, metavar="NAME", default="eval")
     flow = f"folder in WORKDIR of the flow dequantizer ({FLOW_FOLDER})" * (mode != "train")
     parser.add("--deq-folder", flow or SUPPRESS, metavar="NAME", default=FLOW_FOLDER)
-    parser.add("--distributed", "one of several processes of a run, as the cluster says; elsewhere"
-               " --coordinator=HOST:PORT --processes=N --process=I",
+    parser.add("--distributed", "this is one of several processes of a run, numbered by the"
+               " cluster; without a cluster --coordinator=HOST:PORT --processes=N --process=I",
                action="store_true")  # fmt: skip
     parser.add("--coordinator", SUPPRESS, default="")
     parser.add("--processes", SUPPRESS, type=checks.at_least(0))
@@ -96,7 +96,7 @@ def _facts(options: Any) -> dict[str, Any]:
 
 
 def _train(experiment: Any, place: Any, options: Any) -> None:
-    """Trains a model. Ctrl-C saves and stops; the same command goes on.
+    """Trains a model. Ctrl-C saves and stops; the same command resumes.
 
         scoremle train digits runs/digits
         scoremle train fashion_mnist runs/fashion --config.training.batch_size=64

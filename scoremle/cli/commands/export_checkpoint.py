@@ -27,13 +27,13 @@ NOT_WRITTEN = (
 
 def arguments(parser: Parser) -> None:
     add = parser.add
-    add("workdir", "where the checkpoint is", type=Path)
+    add("workdir", "folder of the training", type=Path)
     add("path", "file to write: NAME.safetensors gets the averaged parameters, which scoremle"
         " score takes; another name, such as checkpoint_1, the whole training state, which"
         " scoremle import takes", type=Path)  # fmt: skip
-    add("--checkpoint", "its number; the newest if left out", type=int)
-    add("--force", "write over files that are there", action="store_true")
-    add("--card", "write a model card too, from the results: PATH.md", action="store_true")
+    add("--checkpoint", "number of the checkpoint; unset: the newest", type=int)
+    add("--force", "overwrite files that exist", action="store_true")
+    add("--card", "also write a model card with the results: PATH.md", action="store_true")
 
 
 def check(options: Any) -> None:

@@ -1,4 +1,4 @@
-"""Explains a command, or a topic. Without one: the first steps, and what there is.
+"""Explains a command or a topic. Without one: prints the first steps and all commands.
 
     scoremle help score
     scoremle help config digits
@@ -19,7 +19,7 @@ from scoremle.experiment.config import fields_of, load_config
 from scoremle.experiment.configs import NAMED_CONFIGS
 
 START = """\
-How likely is an image under a diffusion model, and how sure are you?
+How likely is an image under a diffusion model, and how certain is the number?
 
   scoremle train digits runs/digits     # handwritten digits: minutes on a CPU
   scoremle eval runs/digits             # bits/dim of test images, with errors
@@ -27,7 +27,7 @@ How likely is an image under a diffusion model, and how sure are you?
 
 usage: scoremle COMMAND [ARGUMENTS]     # COMMAND --help explains it
        scoremle --config=CONFIG --workdir=DIR --mode=MODE      # as published
---debug, anywhere, shows what libraries said of a damaged file or a full disk
+--debug, anywhere, also prints what libraries print about damaged files
 """
 EXIT_CODES = """\
   0    done
@@ -35,14 +35,13 @@ EXIT_CODES = """\
        scoremle env prints
   2    a mistake that you can correct: one line says what was wrong, and what to do;
        nothing is lost
-  3    done, but for files that --skip-bad left out: the table has the reasons
+  3    done, without the files that --skip-bad left out: the table has the reasons
   4    done, and scoremle anomaly score --fail-on-suspects found some
   130  stopped by Ctrl-C, and
-  143  stopped by SIGTERM: a training has saved the step that it was at, an
-       evaluation its finished batches, and the same command goes on from there
+  143  stopped by SIGTERM: a training has saved its last step, an evaluation its
+       finished batches, and the same command resumes from there
 
-What runs several commands, such as make demo, stops with the first that was
-stopped.
+So a script of several commands, such as make demo, ends where one was stopped.
 """
 TOPICS = ("config", "exit-codes")
 HEADER = ("field", "type", "default", "meaning")
@@ -54,7 +53,7 @@ def arguments(parser: Parser) -> None:
 
 
 def run(options: Any) -> None:
-    """Prints what there is about a topic."""
+    """Prints the text of a topic."""
     if options.topic is None:
         print(screen())
     elif options.topic == "config":

@@ -1,4 +1,4 @@
-"""Reports on a published model, and makes a workdir of it.
+"""Describes a published model, and makes a workdir of it.
 
     scoremle import cifar10_deep_vp_likelihood_iw_flip
     scoremle import ddpm-cifar10-32/ runs/ddpm --dataset=cifar10
@@ -45,11 +45,11 @@ def arguments(parser: Parser) -> None:
     add = parser.add
     add("path", "a folder or file of score_flow or score_sde, or a model of another family that"
         " scoremle score takes", type=Path)  # fmt: skip
-    add("workdir", "to write; runs/NAME if left out", type=Path, nargs="?")
-    add("--out", "the same", type=Path)
-    add("--dataset", "of another family: what scoremle eval measures on, a name or the path of own"
-        " images", default="")  # fmt: skip
-    add("--name", f"name that the folder had, such as {PUBLISHED}")
+    add("workdir", "folder to write; unset: runs/NAME", type=Path, nargs="?")
+    add("--out", "the same as WORKDIR", type=Path)
+    add("--dataset", "of a model of another family: the data that scoremle eval measures, a name"
+        " or the path of your own images", default="")  # fmt: skip
+    add("--name", f"name of the folder when it was published, such as {PUBLISHED}")
 
 
 def check(options: Any) -> None:

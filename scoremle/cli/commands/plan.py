@@ -1,6 +1,6 @@
-"""Measures what a training, its evaluation and 50,000 samples will take: parameters, FLOPs,
-memory, the largest batch, time. It compiles and runs a few steps on this machine: some minutes for
-a large network.
+"""Measures the cost of a training, its evaluation and 50,000 samples: parameters, FLOPs, memory,
+the largest batch, time. It compiles and runs a few steps on this machine, which takes some minutes
+for a large network.
 
     scoremle plan digits
     scoremle plan vp/cifar10_ddpmpp_continuous --memory=24GB --devices=8
@@ -27,9 +27,10 @@ def arguments(parser: ConfigParser) -> None:
     parser.add_config(
         "plan", config="a name that scoremle --help lists, a Python file, or a workdir"
     )
-    parser.add("--memory", "of a device, as 24GB (default: what this one has)", type=_bytes)
-    parser.add("--devices", "that share the work, by an ideal split (1)", metavar="K",
-               type=checks.at_least(1), default=1)  # fmt: skip
+    parser.add("--memory", "memory of a device, such as 24GB; unset: that of the device here",
+               type=_bytes)  # fmt: skip
+    parser.add("--devices", "number of devices that share the work, by an ideal split (1)",
+               metavar="K", type=checks.at_least(1), default=1)  # fmt: skip
 
 
 def _bytes(text: str) -> int:

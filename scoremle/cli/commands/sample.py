@@ -30,19 +30,19 @@ WITH_LOG_PROB = 128
 def arguments(parser: Parser) -> None:
     add = parser.add
     add("model", MODEL)
-    add("-n", "how many (64)", type=checks.at_least(1), default=64)
-    add("-o --out", "a picture of all (.png), or an array (.npy, .npz); unset: samples.png, or"
-        " samples.npz with --log-prob", type=Path, metavar="FILE")  # fmt: skip
-    add("--seed", "of everything random (0)", type=checks.seed, default=0)
-    add("--sampler", "of the flow: ode, ddim, dpm_solver; of the reverse SDE: pc, euler; unset:"
-        " that of the model's config, or ode", choices=SAMPLERS)  # fmt: skip
-    add("--steps", "of the sampler; unset: its own number", type=checks.at_least(1))
-    add("--label", "of a class-conditional model: a number, or all to draw one for each sample",
-        default="")  # fmt: skip
-    add("--log-prob", "with log p of each sample in nats, and its errors, in a .npz; of the ODE",
-        action="store_true")  # fmt: skip
-    add("--force", "write over the file", action="store_true")
-    add("--checkpoint", "its number; unset: the newest", type=int)
+    add("-n", "number of samples (64)", type=checks.at_least(1), default=64)
+    add("-o --out", "a picture of all samples (.png), or an array (.npy, .npz); unset:"
+        " samples.png, or samples.npz with --log-prob", type=Path, metavar="FILE")  # fmt: skip
+    add("--seed", "seed of all randomness (0)", type=checks.seed, default=0)
+    add("--sampler", "by the ODE: ode, ddim, dpm_solver; by the reverse SDE: pc, euler; unset: the"
+        " sampler of the model's config, or ode", choices=SAMPLERS)  # fmt: skip
+    add("--steps", "number of the sampler's steps; unset: its default", type=checks.at_least(1))
+    add("--label", "class, for a class-conditional model: a number, or all to draw one for each"
+        " sample", default="")  # fmt: skip
+    add("--log-prob", "also write log p of each sample in nats, and its errors, into a .npz; by"
+        " the ODE alone", action="store_true")  # fmt: skip
+    add("--force", "overwrite a file that exists", action="store_true")
+    add("--checkpoint", "number of the checkpoint; unset: the newest", type=int)
 
 
 def check(options: Any) -> None:

@@ -1,5 +1,5 @@
-"""The likelihood of each of your own images, as a CSV of one line a file, in their order. Ctrl-C
-loses little: the same command goes on.
+"""Computes the likelihood of each of your own images. Writes a CSV with one line for each file, in
+their order. After Ctrl-C the same command resumes.
 
     scoremle score digits my_pictures --fit=resize --page=scores.html
     scoremle score runs/digits images.npy --repeats=8 --out=scores.csv
@@ -63,30 +63,33 @@ def arguments(parser: Parser) -> None:
     add("--out", "the table to write (scores.csv)", type=Path, default=Path("scores.csv"))
     add("--page", "a page of HTML to write: the images in the order of their bits/dim", type=Path,
         metavar="FILE")  # fmt: skip
-    add("--profile", "columns of each image over noise levels: bits, local dimension, norms of the"
-        " score; and on the page", action="store_true")  # fmt: skip
+    add("--profile", "also write columns over noise levels: bits, local dimension and norms of the"
+        " score of each image; and draw them on the page", action="store_true")  # fmt: skip
     add("--repeats", "passes over each image, whose spread gives its error; each costs the same"
         " (4)", dest="passes", metavar="N", type=checks.at_least(1), default=4)  # fmt: skip
     add("--estimator", "the ODE, the variational bound, or the bound of the model's own steps as"
         " its authors report it (ode)", choices=ESTIMATORS, default="ode")  # fmt: skip
-    add("--steps", "of --estimator=steps: some of the model's own, or a chain as VDM has it;"
-        " unset: all of its own", type=int)  # fmt: skip
-    add("--label", "of a class-conditional model: a number, or all for the mean over its labels",
-        default="")  # fmt: skip
-    add("--correct", "then take the solver's error off the mean, by more steps on some images: it"
-        " may take longer than the scores", action="store_true")  # fmt: skip
-    add("--seed", "of dequantization and probes (0)", type=checks.seed, default=0)
+    add("--steps", "for --estimator=steps: number of steps, fewer than the model's own, or of a"
+        " chain as VDM has it; unset: all of the model's own", type=int)  # fmt: skip
+    add("--label", "class, for a class-conditional model: a number, or all for the mean over its"
+        " labels", default="")  # fmt: skip
+    add("--correct", "then subtract the solver's error from the mean, by more steps on some"
+        " images: it may take longer than the scores", action="store_true")  # fmt: skip
+    add("--seed", "seed of dequantization and probes (0)", type=checks.seed, default=0)
     add_shared(add)
     cluster = parser.add_argument_group("on a cluster")
     shares = cluster.add_mutually_exclusive_group()
-    add("--shard", "score the I-th of N shares; without I/N, that of a task of an array or of a"
-        " cluster", group=shares, type=_share, metavar="I/N", nargs="?", const="")  # fmt: skip
-    add("--merge", "make the table of what shares left; no image may be missing", group=shares,
+    add("--shard", "score the I-th of N shares of the images; without I/N, the share of this"
+        " task in an array of SLURM, or among several tasks", group=shares, type=_share,
+        metavar="I/N", nargs="?", const="")  # fmt: skip
+    add("--merge", "write the table, from the parts that all shares have written", group=shares,
         action="store_true")  # fmt: skip
     add("--engine", "ray: workers of a cluster write Parquet files into the folder --out",
         group=cluster, choices=("ray",), default="")  # fmt: skip
-    add("--workers", "of Ray; unset: one a GPU", group=cluster, type=checks.at_least(1))
-    add("--address", "of a Ray cluster that runs; unset: here", group=cluster, default="")
+    add("--workers", "number of Ray's workers; unset: one for each GPU, or for four cores",
+        group=cluster, type=checks.at_least(1))  # fmt: skip
+    add("--address", "address of a running Ray cluster; unset: start Ray on this machine",
+        group=cluster, default="")  # fmt: skip
 
 
 def _share(text: str) -> tuple[int, int]:

@@ -1,5 +1,5 @@
-"""Inception features of a data set's images, to compare samples with. A run that was killed goes
-on where it was.
+"""Computes Inception features of a data set's images, to compare samples with. If it is killed,
+the same command resumes.
 
     scoremle stats cifar10 --weights=inception.npz --out=cifar10.npz
     scoremle stats digits --weights=inception.npz --out=digits.npz --image-size=32
@@ -23,12 +23,14 @@ NEEDS = "scoremle.quality.features"
 def arguments(parser: Parser) -> None:
     add = parser.add
     add("dataset", f"one of {', '.join(DATASETS)}")
-    add("--weights", "from convert-inception", type=Path, required=True)
-    add("--out", "the npz to write, for eval.stats", type=Path, required=True)
+    add("--weights", "weights of Inception, from scoremle convert-inception", type=Path,
+        required=True)  # fmt: skip
+    add("--out", "npz to write, which eval.stats takes", type=Path, required=True)
     add("--path", "folder of the data set, as data.path", default="")
-    add("--split", "which images (train)", choices=SPLITS, default="train")
-    add("--image-size", "pad with zeros, as data.image_size", type=int, default=0)
-    add("--force", "write over the file", action="store_true")
+    add("--split", "split to take (train)", choices=SPLITS, default="train")
+    add("--image-size", "size to pad the images to with zeros, as data.image_size; 0: as they are",
+        type=int, default=0)  # fmt: skip
+    add("--force", "overwrite a file that exists", action="store_true")
 
 
 def check(options: Any) -> None:

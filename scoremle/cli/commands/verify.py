@@ -1,6 +1,6 @@
 """Reads all files in a place (a workdir, a prepared data set, checkpoints, results, a model)
-and compares it with the checksums that it has. What is damaged is a line: what, where, what to do.
-The exit code is then 2, else 0.
+and compares them with their checksums. Prints a line for each damaged file: the damage, the place,
+and what to do. The exit code is 2 if a file is damaged, else 0.
 
     scoremle verify runs/digits
     scoremle verify ~/.cache/scoremle
@@ -32,7 +32,7 @@ def check(options: Any) -> None:
 
 
 def run(options: Any) -> None:
-    """Verifies all files there, and says what is damaged. Raises UserError if anything is."""
+    """Verifies all files there, and prints the damaged ones. Raises UserError if any is."""
     path = options.path
     found = list(verify(scoremle.files.named(path)))
     if not found:
