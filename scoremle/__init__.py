@@ -16,7 +16,7 @@ What there is, by what it is for; ``help(scoremle.NAME)`` has an example of each
     of arrays, in nats          ode_log_likelihood  elbo  importance_bound
     traces and solvers          Hutchinson  Orthogonal  FixedProbe  Exact
                                 Multistep  Doubling
-    what noise is added when    VP  SubVP  VE  LinearVE; or SDE with a Schedule: Cosine  Discrete
+    the noise at each time      VP  SubVP  VE  LinearVE; or SDE with a Schedule: Cosine  Discrete
                                 GeometricSigma  KarrasSigma  LinearBeta  LinearLogSNR
                                 LinearSigma  PerDimension
     training                    fit  denoising_loss  UniformTime  UniformLogSNR  AlphaSquared

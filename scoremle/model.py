@@ -146,7 +146,7 @@ class ScoreModel:
 
     Args:
         noise: eps(x, t), or eps(x, t, condition) of a conditional model.
-        sde: what noise is added when.
+        sde: the noise at each time.
         eps: the smallest time, where likelihoods start and samples end: densities and samples are
             of data with the noise of that time, which is sigma / alpha in their scale.
         shape: of one example.

@@ -37,7 +37,7 @@ class Field:
 
     Args:
         subject: whose density it has.
-        path: what noise is added when; the density is at ``path.start``.
+        path: the noise at each time; the density is at ``path.start``.
         output: "eps", "v", "x_0", "score" or "velocity".
     """
 

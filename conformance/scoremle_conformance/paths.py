@@ -34,7 +34,7 @@ class Scales(NamedTuple):
 
 @dataclass(frozen=True)
 class Path:
-    """What noise is added when.
+    """The noise at each time.
 
     Args:
         name: "vp", "ve" or "straight".

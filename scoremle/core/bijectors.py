@@ -210,7 +210,7 @@ class AtTime:
     where each dimension i has its own alpha, or all have the same.
 
     Args:
-        sde: what noise is added when.
+        sde: the noise at each time.
         t: the time.
 
     Example:

@@ -153,7 +153,7 @@ def truncation_start(
     Where each dimension has its own log-SNR, there is no other such time than ``eps``.
 
     Args:
-        sde: what noise is added when.
+        sde: the noise at each time.
         eps: the least time.
         pixels: those whose bins count.
         half: half a bin in units of the noise; levels can still be distinguished at three.

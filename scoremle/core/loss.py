@@ -41,7 +41,7 @@ def denoising_loss(
 
     Args:
         noise: the noise prediction eps(x, t).
-        sde: what noise is added when.
+        sde: the noise at each time.
         x: data.
         key: one, by which the times of the batch are drawn together, so that a stratified sampler
             stratifies over it; or one for each example, whose time is drawn apart.

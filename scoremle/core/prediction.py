@@ -145,7 +145,7 @@ class NetworkNoise:
 
     Args:
         network: a function of x, label and a condition, if it takes one.
-        sde: what noise is added when.
+        sde: the noise at each time.
         prediction: what the network's output means.
         time_input: its label for t.
         sigma_data: the standard deviation of data that the scales of "edm" are made for.
@@ -221,7 +221,7 @@ def noise_fn(
         network: a function, which is part of a compiled program with the arrays that it closes
             over; or a pytree whose leaves are its parameters, such as
             ``jax.tree_util.Partial(apply, params)`` of ``apply(params, x, label)``.
-        sde: what noise is added when.
+        sde: the noise at each time.
         prediction: what its output means: "eps", "score", "x_0", "v", "u", "unit_u", "-u"
             or "edm".
         time_input: its label for t: "time", "time_999", "step" (the number of a discrete

@@ -189,7 +189,7 @@ def evenly(sde: SDE, eps: Scalar) -> TimeSampler:
     """Strata of the log-SNR, or of t where each dimension has its own log-SNR.
 
     Args:
-        sde: what noise is added when.
+        sde: the noise at each time.
         eps: the smallest time.
     """
     if sde.schedule.per_dimension:

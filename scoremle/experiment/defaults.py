@@ -33,27 +33,27 @@ LOWERED = (
 
 def get_config() -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict({section: {} for section in SECTIONS})
-    config.seed = 42  # seed of everything random
-    config.logging = ""  # where numbers go besides: tensorboard, wandb, trackio, mlflow; commas
+    config.seed = 42  # seed of all randomness
+    config.logging = ""  # also send numbers to: tensorboard, wandb, trackio, mlflow; by commas
 
     config.training.sde = "vpsde"  # or subvpsde, vesde, linearvesde, vdm, idode, idode_straight
     config.training.continuous = True  # continuous time; False is refused
     config.training.batch_size = 128  # images per optimisation step
     config.training.accumulate = 1  # parts of a batch, one after the other: less memory
     config.training.n_iters = 1_300_001  # optimisation steps
-    config.training.snapshot_freq = 50_000  # steps between snapshots, numbered step/this
+    config.training.snapshot_freq = 50_000  # steps between snapshots; numbered by step / this
     config.training.log_freq = 100  # steps between lines of the log
     config.training.eval_freq = 100  # steps between evaluations of the loss on test images
     config.training.snapshot_freq_for_preemption = 10_000  # steps between resume checkpoints
     config.training.on_nan = "stop"  # stop, or rollback to the last checkpoint, images reordered
-    config.training.rollbacks = 3  # how often, at most, training.on_nan=rollback goes back
+    config.training.rollbacks = 3  # most times that training.on_nan=rollback goes back
     config.training.snapshot_sampling = True  # draw a grid of samples at each snapshot
     config.training.likelihood_weighting = False  # weight g(t)^2: maximum likelihood
     config.training.importance_weighting = False  # draw t by importance (uniform in log-SNR)
-    config.training.time_density = "published"  # of t: published, alpha_squared or learned
+    config.training.time_density = "published"  # density of t: published, alpha_squared or learned
     config.training.stratified = False  # draw t stratified in the batch, one random offset
     config.training.second_order = False  # add i-DODE's second-order loss: to fine-tune
-    config.training.n_jitted_steps = 5  # optimisation steps between two looks at their numbers
+    config.training.n_jitted_steps = 5  # optimisation steps between two tests for nan
     config.training.reduce_mean = True  # loss: mean over dimensions; False: half their sum
     config.training.smallest_time = placeholder(float)  # least t of training; from the SDE
 
@@ -62,13 +62,13 @@ def get_config() -> ml_collections.ConfigDict:
     config.deq.n_iters = 300_001  # optimisation steps of the flow dequantizer
     config.deq.ema_rate = 0.99  # EMA decay of the flow dequantizer
     config.deq.dropout = 0.0  # unused: only this value
-    config.deq.offset = True  # count the step from smallest_time to the data in its loss
+    config.deq.offset = True  # its loss counts the step from smallest_time to the data
     config.deq.variant = "cifar10"  # published flow: cifar10 (shallow) or imagenet32 (deep)
-    config.deq.filters = 96  # channels of its couplings' networks
+    config.deq.filters = 96  # channels of the couplings' networks
     config.deq.components = 32  # logistics in each mixture
     config.deq.blocks = 2  # blocks of a gated convolution and attention in each coupling
     config.deq.couplings = 4  # couplings, which change the even and the odd columns in turn
-    config.deq.heads = 4  # attention heads of its couplings
+    config.deq.heads = 4  # attention heads of the couplings
 
     config.sampling.method = "ode"  # ode, ddim or dpm_solver (flow); pc or euler (reverse SDE)
     config.sampling.steps = placeholder(int)  # steps of the method; from the method
@@ -93,23 +93,23 @@ def get_config() -> ml_collections.ConfigDict:
     config.eval.enable_bpd = True  # evaluate bits/dim
     config.eval.bpd_dataset = "test"  # split: train or test
     config.eval.dataset = ""  # the same under another name; '' takes bpd_dataset
-    config.eval.dtype = "float32"  # of the network, whatever it was trained in; or bfloat16
-    config.eval.num_images = 0  # only the first so many images; 0 takes the whole split
+    config.eval.dtype = "float32"  # precision in evaluations: float32 or bfloat16
+    config.eval.num_images = 0  # number of images, from the first; 0: the whole split
     config.eval.num_repeats = 5  # passes over the split, each with fresh noise
     config.eval.bound = False  # the variational bound instead of the exact likelihood
     config.eval.dsm = True  # bound by denoising score matching; False: sliced
     config.eval.bound_draws = 1000  # random times per image in the bound
     # Learned times come with a control variate: published is log_snr, without strata.
-    config.eval.bound_times = "learned"  # their density: learned (in training data), log_snr, time
-    config.eval.bound_stratified = True  # spread them evenly within an image
-    config.eval.bound_steps = 0  # the bound of a chain of so many steps; 0: in continuous time
+    config.eval.bound_times = "learned"  # density of these times: learned, log_snr or time
+    config.eval.bound_stratified = True  # spread these times evenly within an image
+    config.eval.bound_steps = 0  # steps of the chain of the bound; 0: continuous time
     # The name "none" is for the bound alone: it then is one on integers, by a discrete decoder. By
     # "informed" the network decodes integers, where its smallest time hides the levels.
     config.eval.dequantization = "uniform"  # or truncated_normal, variational, informed, none
     config.eval.dequantizer = False  # True: the same as eval.dequantization=variational
     config.eval.deq_ckpt = placeholder(int)  # checkpoint of the flow; unset: the newest
     config.eval.importance_samples = 1  # draws of dequantization noise in one bound per image
-    config.eval.label = ""  # of an imported model of classes: one of them, or all for their mean
+    config.eval.label = ""  # a class of an imported model, or all for the mean of classes
     config.eval.suite = False  # every estimator on one checkpoint, in one table, and checks
     config.eval.offset = True  # count the step from smallest_time to the data in the bound
     config.eval.divergence = "rademacher"  # rademacher, gaussian or orthogonal probes, or exact
@@ -120,7 +120,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.eval.tolerance = placeholder(float)  # bits/dim of the solver's error; from the solver
 
     config.data.dataset = "CIFAR10"  # name of the data set
-    config.data.path = ""  # its files as they come, or a prepared folder; '': where installed
+    config.data.path = ""  # its files, or a prepared folder; '': in the cache or installed
     config.data.image_size = 32  # height and width; beyond the images' own: padded with zeros
     config.data.num_channels = 3  # 1 or 3
     config.data.fit = ""  # images of other sizes: crop, resize (square) or pad; '': refused
@@ -143,7 +143,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.model.resamp_with_conv = True  # resample with a convolution (ddpm blocks)
     config.model.conditional = True  # the network sees t
     config.model.fir = False  # resample with an FIR filter; False: nearest and mean
-    config.model.fir_kernel = (1, 3, 3, 1)  # its taps
+    config.model.fir_kernel = (1, 3, 3, 1)  # taps of the FIR filter
     config.model.skip_rescale = True  # divide residual sums by sqrt(2)
     config.model.progressive = "none"  # output pyramid: none, output_skip or residual
     config.model.progressive_input = "none"  # input pyramid: none, input_skip or residual
@@ -151,7 +151,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.model.parameterization = "published"  # or eps, score, x_0, v, u, unit_u, -u, edm
     config.model.embedding = "time"  # what is embedded: time (999 t; sigma for vesde) or log_snr
     config.model.embedding_type = "positional"  # embedding of t: positional or fourier
-    config.model.fourier_features = False  # it sees the last bits of the image as waves, too
+    config.model.fourier_features = False  # Fourier features of the image as a further input
     config.model.fourier_scale = 16.0  # scale of the Fourier features
     config.model.trainable_embedding = False  # train the Fourier features' frequencies
     config.model.nonlinearity = "swish"  # elu, relu, lrelu or swish
@@ -167,9 +167,9 @@ def get_config() -> ml_collections.ConfigDict:
     # By least_variance the course of a network between ends that are learned by the bound. A
     # polynomial has a course for each number of an image, by a code that an encoder makes of it.
     config.model.schedule = "fixed"  # learned: scalar, network, least_variance, polynomial
-    config.model.latent_size = 50  # bits of the polynomial's code
-    config.model.latent_k = 15  # bits of it that are on
-    config.model.encoder_blocks = 4  # blocks of its encoder
+    config.model.latent_size = 50  # bits of the polynomial schedule's code
+    config.model.latent_k = 15  # bits of the code that are 1
+    config.model.encoder_blocks = 4  # blocks of the code's encoder
     config.model.log_snr_min = -5.0  # log-SNR at t = 1 of vdm, idode and idode_straight
     config.model.log_snr_max = 13.3  # log-SNR at t = 0 of vdm, idode and idode_straight
     # The last four are read by nothing. They are kept so that published command lines work, and

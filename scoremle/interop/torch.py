@@ -68,7 +68,7 @@ def from_module(
 
     Args:
         module: gives an output of the shape of x.
-        schedule: what noise is added when: the name of DDPM's betas of 1000 steps ("linear",
+        schedule: the noise at each time: the name of DDPM's betas of 1000 steps ("linear",
             "cosine", "scaled_linear", "sigmoid"), an SDE, or a schedule. One of sigmas is VE,
             others are VP.
         shape: of one example, (h, w, c) or (d,).

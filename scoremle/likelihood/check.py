@@ -108,7 +108,7 @@ def check_declaration(
 
     Args:
         noise: eps(x, t), or eps(x, t, condition).
-        sde: what noise is added when.
+        sde: the noise at each time.
         data: of the kind that the network was trained on; a few of them are used.
         eps: the smallest time.
         scaling: pixels of integers, or a bijector of reals; None: reals that the network sees as

@@ -92,7 +92,7 @@ class Decoder(ABC):
         """The part without random error; ``integers`` are what ``y`` encodes, if it does.
 
         Args:
-            sde: what noise is added when.
+            sde: the noise at each time.
             y: [b *d] reals.
             integers: [b *d] what ``y`` encodes; None for reals.
             t: [b] times.
@@ -111,7 +111,7 @@ class Decoder(ABC):
         Args:
             error: [b *d] the predicted noise less the noise.
             centred: [b].
-            sde: what noise is added when.
+            sde: the noise at each time.
             integers: [b *d]; None for reals.
             t: [b] times.
             v: [b *d], or None.
@@ -201,7 +201,7 @@ class InformedDecoder(Decoder):
         """The decoder at a time whose scale is that of the noise there, in units of the data.
 
         Args:
-            sde: what noise is added when.
+            sde: the noise at each time.
             t: the time.
             points: of the integers, in units of the data.
         """
@@ -240,7 +240,7 @@ class InformedDecoder(Decoder):
 
         Args:
             error: [b *d] the predicted noise less the noise in x_t.
-            sde: what noise is added when.
+            sde: the noise at each time.
             integers: [b *d] those to decode.
             t: [b] times.
             v: [b *d] the network's output for its variance, if it has one.

@@ -198,7 +198,7 @@ def check_start(
     """Raises UserError for times or a control variate from another eps, as far as they are known.
 
     Args:
-        sde: what noise is added when.
+        sde: the noise at each time.
         eps: the smallest time.
         times: how the times are drawn; None: from eps.
         control: a control variate, if there is one.

@@ -58,7 +58,7 @@ def along_flow(
 
     Args:
         noise: the noise prediction eps(x, t).
-        sde: what noise is added when.
+        sde: the noise at each time.
         start: data at t = ``eps``; with ``decode`` latents at t = 1.
         key: draws the probes and the jitter of times; one, or one for each example.
         eps: the smallest time, where the density is taken.

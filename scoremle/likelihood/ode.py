@@ -58,7 +58,7 @@ def ode_log_likelihood(
 
     Args:
         noise: the noise prediction eps(x, t), or eps(x, t, condition).
-        sde: what noise is added when.
+        sde: the noise at each time.
         x: data.
         key: draws the probes, and the times of the steps of each example, which differ by a few
             hundredths of the way; one, or one for each example.

@@ -204,7 +204,7 @@ class Pilot:
 
         Args:
             noise: the noise prediction eps(x, t).
-            sde: what noise is added when.
+            sde: the noise at each time.
             x: the examples, as the network takes them.
             key: draws the probes, and the times of the steps of each example.
             eps: the smallest time.
@@ -377,7 +377,7 @@ def choose_within(
 
     Args:
         noise: the noise prediction eps(x, t), or eps(x, t, condition).
-        sde: what noise is added when.
+        sde: the noise at each time.
         x: data at t = ``eps``, of which the first 32 examples are used.
         tolerance: in nats, of the errors of solver and probes together, in root mean square.
         eps: the smallest time, where the density is taken.

@@ -433,7 +433,7 @@ def chain_of(
 
     Args:
         steps: how many: of a discrete schedule its own, of another those between times.
-        sde: what noise is added when.
+        sde: the noise at each time.
         eps: the smallest time.
         pixels: what the images are.
         own: of the model's own chain, if it is known: its variance, and whether it clips.

@@ -46,7 +46,7 @@ def inpaint(
 
     Args:
         noise: the noise prediction eps(x, t).
-        sde: what noise is added when.
+        sde: the noise at each time.
         key: one, or one for each sample.
         x: the known values; what else it holds does not matter.
         known: where they are: booleans that broadcast against ``x``.
@@ -76,7 +76,7 @@ def colourise(
 
     Args:
         noise: the noise prediction eps(x, t) of colour images.
-        sde: what noise is added when.
+        sde: the noise at each time.
         key: one, or one for each image.
         grey: the means.
         eps: the time of the last step.

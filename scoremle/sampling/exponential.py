@@ -33,7 +33,7 @@ def ddim_sample(noise: NoiseFn, sde: SDE, z: Data, *, eps: float, steps: int) ->
 
     Args:
         noise: the noise prediction eps(x, t).
-        sde: what noise is added when.
+        sde: the noise at each time.
         z: latents, draws of the prior.
         eps: the smallest time, where the samples are.
         steps: how many; each is one network evaluation.
@@ -56,7 +56,7 @@ def dpm_solver_sample(noise: NoiseFn, sde: SDE, z: Data, *, eps: float, steps: i
 
     Args:
         noise: the noise prediction eps(x, t).
-        sde: what noise is added when.
+        sde: the noise at each time.
         z: latents, draws of the prior.
         eps: the smallest time, where the samples are.
         steps: how many; each is one network evaluation.

@@ -35,7 +35,7 @@ def ode_sample(
 
     Args:
         noise: the noise prediction eps(x, t).
-        sde: what noise is added when.
+        sde: the noise at each time.
         z: latents, draws of the prior.
         eps: the smallest time, where the samples are.
         solver: how the ODE is solved.
@@ -59,7 +59,7 @@ def ode_encode(
 
     Args:
         noise: the noise prediction eps(x, t).
-        sde: what noise is added when.
+        sde: the noise at each time.
         x: data.
         eps: the smallest time, where the data are.
         solver: how the ODE is solved.
@@ -106,7 +106,7 @@ def ode_draw(
 
     Args:
         noise: the noise prediction eps(x, t).
-        sde: what noise is added when.
+        sde: the noise at each time.
         key: one, or one for each sample.
         shape: of all samples.
         eps: the smallest time, where the samples are.
@@ -168,7 +168,7 @@ def euler_sample(
 
     Args:
         noise: the noise prediction eps(x, t).
-        sde: what noise is added when.
+        sde: the noise at each time.
         key: one, or one for each sample.
         shape: of all samples.
         eps: the time of the last step's end.

@@ -69,7 +69,7 @@ def euler_maruyama(
     """Euler's step of the reverse SDE.
 
     Args:
-        sde: what noise is added when.
+        sde: the noise at each time.
         x: [b *d] states.
         score: [b *d] at these.
         t: [b] times.
@@ -86,7 +86,7 @@ def reverse_diffusion(
     """The forward rule x -> scale x + spread z, reversed as the SDE is.
 
     Args:
-        sde: what noise is added when.
+        sde: the noise at each time.
         x: [b *d] states.
         score: [b *d] at these.
         t: [b] times.
@@ -102,7 +102,7 @@ def ancestral_sampling(
     """The forward rule's chain reversed, as in DDPM (VP) and SMLD (VE); for these two alone.
 
     Args:
-        sde: what noise is added when.
+        sde: the noise at each time.
         x: [b *d] states.
         score: [b *d] at these.
         t: [b] times.
@@ -166,7 +166,7 @@ def ald(sde: SDE, score: Data, z: Data, t: Times, snr: float) -> Times:
     """The step of annealed Langevin dynamics (NCSN), from sigma_t alone.
 
     Args:
-        sde: what noise is added when.
+        sde: the noise at each time.
         score: not used.
         z: not used.
         t: [b] times.
@@ -314,7 +314,7 @@ def pc_sample(
 
     Args:
         noise: the noise prediction eps(x, t).
-        sde: what noise is added when.
+        sde: the noise at each time.
         key: one, or one for each sample.
         shape: of all samples.
         eps: the time of the last step.
