@@ -5,7 +5,7 @@ changes when it is used.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, Protocol, cast, overload, runtime_checkable
 
@@ -37,7 +37,7 @@ from scoremle.core.keys import fold_in, image_keys, one_or_each
 from scoremle.core.pixels import Pixels
 from scoremle.core.prediction import Conditioned, as_condition, conditioned, rows_of
 from scoremle.core.programs import Programs
-from scoremle.core.pytree import known, pytree, static
+from scoremle.core.pytree import frozen_pytree, known, static
 from scoremle.core.sde import SDE, check_eps, with_schedule
 from scoremle.core.times import UniformLogSNR, log_snr_range
 from scoremle.devices import replicate, round_up, split_rows, to_numpy, within_memory
@@ -106,8 +106,7 @@ class Sampler(Protocol):
     ) -> Data: ...
 
 
-@pytree
-@dataclass(frozen=True)
+@frozen_pytree
 class Origin:
     """The origin of a model that was trained: facts beside its density.
 
@@ -132,8 +131,7 @@ class Origin:
     middles: bool = static(default=False)
 
 
-@pytree
-@dataclass(frozen=True, repr=False)
+@frozen_pytree(repr=False)
 class ScoreModel:
     """A diffusion or flow model, by its noise prediction.
 

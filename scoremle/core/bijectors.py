@@ -7,7 +7,6 @@ without bounds. At t = eps, where a likelihood starts and samples end, data have
 that is a map as well (`AtTime`). All maps here act on each dimension alone.
 """
 
-from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import jax
@@ -17,7 +16,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from scoremle.core.arguments import as_array, as_data
-from scoremle.core.pytree import pytree, require
+from scoremle.core.pytree import frozen_pytree, require
 from scoremle.core.sde import SDE
 from scoremle.errors import UserError
 from scoremle.numerics import expand, floating, sum_data, sum_over
@@ -58,8 +57,7 @@ def in_all_digits(bijector: Bijector, x: Float[np.ndarray, "b *d"]) -> Data:
         return bijector.forward(jnp.asarray(x, float))[0]
 
 
-@pytree
-@dataclass(frozen=True, eq=False)
+@frozen_pytree(eq=False)
 class Affine:
     """z = (x - shift) / scale.
 
@@ -112,8 +110,7 @@ class Affine:
         return shift + scale * z
 
 
-@pytree
-@dataclass(frozen=True, eq=False)
+@frozen_pytree(eq=False)
 class Bounded:
     """From between ``low`` and ``high`` to all reals: log(x - low) - log(high - x).
 
@@ -168,8 +165,7 @@ class Bounded:
         return jnp.where(above, jnp.minimum(x, _next(high, -1)), x)
 
 
-@pytree
-@dataclass(frozen=True)
+@frozen_pytree
 class Chain:
     """Several maps, one after another.
 
@@ -198,8 +194,7 @@ class Chain:
         return z
 
 
-@pytree
-@dataclass(frozen=True)
+@frozen_pytree
 class AtTime:
     """z = alpha_t x: from the scale of the data to that of a model at time t.
 

@@ -11,7 +11,6 @@ is that of Niepert et al. (arXiv 2106.01798).
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from math import comb, log
 
 import jax
@@ -19,7 +18,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from scoremle.core.keys import per_example
-from scoremle.core.pytree import pytree, static
+from scoremle.core.pytree import frozen_pytree, static
 from scoremle.types import Data, Keys, PRNGKey
 
 __all__ = ["Coder"]
@@ -66,8 +65,7 @@ def sum_of_gamma(draws: Float[Array, "terms b m"], k: int) -> Logits:
     return TERMS / k * (jnp.tensordot(scales, draws, 1) - log(TERMS))
 
 
-@pytree
-@dataclass(frozen=True, eq=False)
+@frozen_pytree(eq=False)
 class Coder:
     """The code of an image, which the noise of a model depends on.
 

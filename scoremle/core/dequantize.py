@@ -10,7 +10,6 @@ make the bound tight (Ho et al., arXiv 1902.00275).
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import jax
@@ -20,7 +19,7 @@ from jaxtyping import Array, Float
 
 from scoremle.core.keys import example_keys, per_example
 from scoremle.core.pixels import Pixels
-from scoremle.core.pytree import pytree, static
+from scoremle.core.pytree import frozen_pytree, frozen_static, static
 from scoremle.core.sde import SDE, check_eps
 from scoremle.numerics import dims_of, sum_data
 from scoremle.types import Data, IntImages, Keys, PerExample, PRNGKey, Scalar
@@ -47,8 +46,7 @@ class Dequantizer(Protocol):
     def __call__(self, key: Keys, x: IntImages) -> tuple[Data, PerExample]: ...
 
 
-@jax.tree_util.register_static
-@dataclass(frozen=True)
+@frozen_static
 class Uniform:
     """u uniform in [0, 1), independent of the image: log q = 0.
 
@@ -68,8 +66,7 @@ class Uniform:
         return per_example(jax.random.uniform, keys, x.shape[1:]), jnp.zeros(len(x))
 
 
-@pytree
-@dataclass(frozen=True)
+@frozen_pytree
 class TruncatedNormal:
     """The noise of the SDE at t = ``start`` around the middle of a bin, cut off at its edges.
 
@@ -111,8 +108,7 @@ class TruncatedNormal:
         return u, dims_of(x) * log_norm - sum_data(jnp.square(e)) / 2
 
 
-@pytree
-@dataclass(frozen=True)
+@frozen_pytree
 class Flow:
     """u from a trained flow: ``apply(params, e, x)`` gives u and log q(u | x).
 

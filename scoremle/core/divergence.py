@@ -18,7 +18,6 @@ symmetric, as of a gradient, and else more.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
 
 import jax
@@ -27,7 +26,7 @@ from jaxtyping import Array, Float
 
 from scoremle.core.arguments import as_array, check_choice, check_count
 from scoremle.core.keys import example_keys, per_example
-from scoremle.core.pytree import pytree
+from scoremle.core.pytree import frozen_pytree, frozen_static
 from scoremle.errors import UserError
 from scoremle.numerics import dims_of, expand
 from scoremle.types import AnyArray, Data, Keys
@@ -116,8 +115,7 @@ class _Sampled:
         return (estimates - jnp.mean(estimates, axis=0)) / math.sqrt(m * (m - 1))
 
 
-@jax.tree_util.register_static
-@dataclass(frozen=True)
+@frozen_static
 class Hutchinson(_Sampled):
     """Independent random probes for each example.
 
@@ -157,8 +155,7 @@ class Hutchinson(_Sampled):
         return math.sqrt(2) * (probes * jv if self.distribution == "rademacher" else jv)
 
 
-@jax.tree_util.register_static
-@dataclass(frozen=True)
+@frozen_static
 class Orthogonal(_Sampled):
     """A random frame of orthogonal vectors for each example.
 
@@ -215,8 +212,7 @@ class Orthogonal(_Sampled):
         return math.sqrt(2 * (dims - self.probes) / max(dims - 1, 1)) * across
 
 
-@pytree
-@dataclass(frozen=True, eq=False)
+@frozen_pytree(eq=False)
 class FixedProbe(_Sampled):
     """Given probes: to repeat an estimate, or to compare solvers on the same one.
 
@@ -258,8 +254,7 @@ class FixedProbe(_Sampled):
         return jnp.asarray(self.vectors, x.dtype)
 
 
-@jax.tree_util.register_static
-@dataclass(frozen=True)
+@frozen_static
 class Exact:
     """The exact trace: a derivative along each dimension, ``block`` of them at once.
 

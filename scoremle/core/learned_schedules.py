@@ -14,7 +14,7 @@ variance but for a constant: E[2 L dL].
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from scoremle.core.pytree import pytree
+from scoremle.core.pytree import frozen_pytree
 from scoremle.core.schedules import LinearLogSNR, Schedule, rate
 from scoremle.types import PerExample, PRNGKey, Scalar, Times
 
@@ -39,8 +39,7 @@ HIDDEN = 1024
 SMALL = 0.01
 
 
-@pytree
-@dataclass(frozen=True, eq=False)
+@frozen_pytree(eq=False)
 class MonotoneLogSNR(Schedule):
     """-lambda by a network that is monotone in t.
 
@@ -59,8 +58,7 @@ class MonotoneLogSNR(Schedule):
         return -(first["bias"][0] + jnp.abs(first["kernel"][0, 0]) * t + bent)
 
 
-@pytree
-@dataclass(frozen=True, eq=False)
+@frozen_pytree(eq=False)
 class BetweenEnds(Schedule):
     """The course of a schedule between ends of its own.
 
@@ -78,8 +76,7 @@ class BetweenEnds(Schedule):
         return -(self.ends[0] + (self.ends[1] - self.ends[0]) * share)
 
 
-@pytree
-@dataclass(frozen=True, eq=False)
+@frozen_pytree(eq=False)
 class Tangent(Schedule):
     """The tangent of a schedule at the time of each example: all that a loss there depends on."""
 

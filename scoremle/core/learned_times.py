@@ -8,12 +8,11 @@ follows its root. Whatever was learned, the loss stays unbiased: it is divided b
 (Nichol and Dhariwal, arXiv 2102.09672, section 3.3, in continuous time.)
 """
 
-from dataclasses import dataclass
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from scoremle.core.pytree import pytree
+from scoremle.core.pytree import frozen_pytree
 from scoremle.core.sde import SDE
 from scoremle.core.times import BINS, BinnedLogSNR, bin_of, log_snr_edges
 from scoremle.types import PerExample, Scalar, Times
@@ -26,8 +25,7 @@ KEPT = 0.99
 EVEN = 0.1
 
 
-@pytree
-@dataclass(frozen=True)
+@frozen_pytree
 class LossMoments:
     """Fading sums over steps of h^2, and of the numbers of draws, in each bin of the log-SNR.
 

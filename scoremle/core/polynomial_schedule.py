@@ -7,14 +7,13 @@ own course, by coefficients that a small network makes of the code.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from scoremle.core.pytree import pytree, static
+from scoremle.core.pytree import frozen_pytree, static
 from scoremle.core.schedules import PerDimension
 from scoremle.errors import UserError
 from scoremle.types import PRNGKey, Scalar, Times
@@ -44,8 +43,7 @@ class _SharedEnds(PerDimension):
         return jnp.where(t == 0, self.log_snr_max, at_end)
 
 
-@pytree
-@dataclass(frozen=True, eq=False)
+@frozen_pytree(eq=False)
 class Polynomial(_SharedEnds):
     """The polynomials of given coefficients.
 
@@ -71,8 +69,7 @@ class Polynomial(_SharedEnds):
         return self.log_snr_max + (self.log_snr_min - self.log_snr_max) * (t * partial / whole)
 
 
-@pytree
-@dataclass(frozen=True, eq=False)
+@frozen_pytree(eq=False)
 class CodedPolynomial(_SharedEnds):
     """Polynomials by a code: ``at(code)`` is the schedule of the images that have it.
 

@@ -23,7 +23,7 @@ cheaper for it (docs/math.md). A network that reads t from a table takes whole s
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from types import ModuleType
 from typing import Any, Literal
 
@@ -34,7 +34,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Float
 
 from scoremle.core.arguments import as_array, check_choice, check_examples, check_number
-from scoremle.core.pytree import pytree, static
+from scoremle.core.pytree import frozen_pytree, static
 from scoremle.core.sde import SDE
 from scoremle.errors import UserError
 from scoremle.numerics import as_pytree, check_call, expand, output_of, predict
@@ -104,8 +104,7 @@ PREDICTIONS: dict[str, Callable[[Data, Data, Data, Data], Data]] = {
 }
 
 
-@pytree
-@dataclass(frozen=True)
+@frozen_pytree
 class BetweenSteps:
     """Interpolates a network that takes whole steps alone, linearly between two steps.
 
@@ -135,8 +134,7 @@ class BetweenSteps:
         return self.network.way  # type: ignore[attr-defined]
 
 
-@pytree
-@dataclass(frozen=True)
+@frozen_pytree
 class NetworkNoise:
     """The noise prediction of a network: what ``noise_fn`` gives.
 
@@ -170,8 +168,7 @@ class NetworkNoise:
         return (sigma * shown - self.sigma_data * alpha * output) / scale
 
 
-@pytree
-@dataclass(frozen=True)
+@frozen_pytree
 class RangedNoise:
     """The noise prediction of a network with a second output, the variance of its steps.
 
@@ -256,8 +253,7 @@ def noise_fn(
     return NetworkNoise(network, sde, prediction, time_input, sigma_data)
 
 
-@pytree
-@dataclass(frozen=True)
+@frozen_pytree
 class Conditioned:
     """A noise prediction under a condition; with ``both``, if it predicts a variance too.
 

@@ -8,14 +8,14 @@ called only where it is written.
 import dataclasses
 import hashlib
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, dataclass_transform
 
 import jax
 import numpy as np
 
 from scoremle.errors import UserError
 
-__all__ = ["describe", "known", "pytree", "require", "static"]
+__all__ = ["describe", "frozen_pytree", "frozen_static", "known", "require", "static"]
 
 T = TypeVar("T")
 
@@ -48,6 +48,28 @@ def pytree(cls: type[T]) -> type[T]:
 
     jax.tree_util.register_pytree_with_keys(cls, flatten, unflatten)
     return cls
+
+
+@dataclass_transform(frozen_default=True, field_specifiers=(static, dataclasses.field))
+def frozen_pytree(cls: Any = None, **options: bool) -> Any:
+    """Makes a frozen dataclass, and registers it as ``pytree`` does.
+
+    Args:
+        cls: has the fields and methods; None: gives the decorator with these options.
+        **options: those of ``dataclasses.dataclass``, such as ``eq``.
+    """
+    frozen = dataclasses.dataclass(frozen=True, **options)
+    return pytree(frozen(cls)) if cls else lambda cls: pytree(frozen(cls))
+
+
+@dataclass_transform(frozen_default=True, field_specifiers=(dataclasses.field,))
+def frozen_static(cls: type[T]) -> type[T]:
+    """Makes a frozen dataclass that belongs to the structure of a program, with all its fields.
+
+    Args:
+        cls: has the fields and methods.
+    """
+    return jax.tree_util.register_static(dataclasses.dataclass(frozen=True)(cls))
 
 
 def known(*values: Any) -> bool:

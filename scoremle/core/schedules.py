@@ -4,13 +4,12 @@ A schedule states lambda(t). Its inverse is found by bisection, unless a closed 
 t = 1 lambda is finite: where a formula ends at minus infinity, it is cut at a stated least value.
 At t = 0 it may be infinite: likelihoods begin at a smallest time.
 
-Numbers of a schedule are leaves, so a schedule is learned as any parameters are: write a dataclass
-with ``log_snr``, a subclass of ``Schedule``, under ``pytree``.
+Numbers of a schedule are leaves, so a schedule is learned as any parameters are: write a class
+with ``log_snr``, a subclass of ``Schedule``, under ``frozen_pytree``.
 """
 
 import abc
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import jax
@@ -21,7 +20,7 @@ from jaxtyping import Array, Float
 
 from scoremle.core.arguments import as_array, check_choice, check_number
 from scoremle.core.kernels import KERNELS
-from scoremle.core.pytree import describe, pytree, require, static
+from scoremle.core.pytree import describe, frozen_pytree, require, static
 from scoremle.errors import UserError
 from scoremle.numerics import floating
 from scoremle.types import Scalar, Times
@@ -152,8 +151,7 @@ class PerDimension(Schedule):
         )
 
 
-@pytree
-@dataclass(frozen=True)
+@frozen_pytree
 class LinearBeta(Schedule):
     """beta(t) = beta_min + t (beta_max - beta_min), where alpha^2 = e^-B with its integral B.
 
@@ -201,8 +199,7 @@ class LinearBeta(Schedule):
         return 2 * b / (self.beta_min + root)
 
 
-@pytree
-@dataclass(frozen=True)
+@frozen_pytree
 class GeometricSigma(Schedule):
     """sigma / alpha geometric from sigma_min to sigma_max.
 
@@ -232,8 +229,7 @@ class GeometricSigma(Schedule):
         return (-lam / 2 - jnp.log(self.sigma_min)) / log_ratio
 
 
-@pytree
-@dataclass(frozen=True)
+@frozen_pytree
 class LinearSigma(Schedule):
     """sigma / alpha = t sigma_max.
 
@@ -260,8 +256,7 @@ class LinearSigma(Schedule):
         return jnp.exp(-lam / 2) / self.sigma_max
 
 
-@pytree
-@dataclass(frozen=True)
+@frozen_pytree
 class KarrasSigma(Schedule):
     """(sigma / alpha)^(1/rho) linear in t: EDM's (Karras et al., arXiv 2206.00364, equation 5).
 
@@ -300,8 +295,7 @@ class KarrasSigma(Schedule):
         return (jnp.exp(-lam / (2 * self.rho)) - low) / (high - low)
 
 
-@pytree
-@dataclass(frozen=True)
+@frozen_pytree
 class LinearLogSNR(Schedule):
     """lambda linear from log_snr_max to log_snr_min (Kingma et al., arXiv 2107.00630).
 
@@ -330,8 +324,7 @@ class LinearLogSNR(Schedule):
         return (lam - self.log_snr_max) / (self.log_snr_min - self.log_snr_max)
 
 
-@pytree
-@dataclass(frozen=True)
+@frozen_pytree
 class Cosine(Schedule):
     """lambda = -2 log tan(angle), the angle linear in t between the two ends of lambda.
 
@@ -382,8 +375,7 @@ def alpha_squared(betas: Float[np.ndarray, " steps"]) -> Float[np.ndarray, " ste
     return np.cumprod(1 - betas, dtype=np.float64).astype(betas.dtype)
 
 
-@pytree
-@dataclass(frozen=True, eq=False)
+@frozen_pytree(eq=False)
 class Discrete(Schedule):
     """lambda at each of T steps, and linear between them; t = (label + 1) / T.
 

@@ -17,7 +17,7 @@ import dataclasses
 import functools
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, ClassVar, TypeVar, cast
 
 import jax
@@ -29,7 +29,7 @@ from scoremle.core import schedules
 from scoremle.core.arguments import as_shape, check_choice, check_number
 from scoremle.core.kernels import KERNELS
 from scoremle.core.keys import example_keys, per_example
-from scoremle.core.pytree import describe, known, pytree
+from scoremle.core.pytree import describe, frozen_pytree, known, pytree
 from scoremle.errors import UserError
 from scoremle.numerics import expand, floating, sum_data
 from scoremle.types import Data, Keys, PerExample, Scalar, Times
@@ -46,8 +46,7 @@ ROUNDING = 1e-6
 Init = TypeVar("Init", bound=Callable[..., None])
 
 
-@pytree
-@dataclass(frozen=True)
+@frozen_pytree
 class SDE:
     """dx = f(t) x dt + g(t) dw on [0, 1];  p(x_t | x_0) = N(alpha_t x_0, sigma_t^2 I).
 

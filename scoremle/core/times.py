@@ -9,7 +9,6 @@ and shifts them by one random offset (Kingma et al., arXiv 2107.00630, appendix 
 time keeps its distribution.
 """
 
-from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import jax
@@ -21,7 +20,7 @@ from jaxtyping import Array, Float
 from scoremle.core.arguments import as_array, check_count
 from scoremle.core.kernels import KERNELS
 from scoremle.core.keys import as_keys
-from scoremle.core.pytree import pytree, require, static
+from scoremle.core.pytree import frozen_pytree, require, static
 from scoremle.core.sde import SDE, check_eps
 from scoremle.numerics import log1mexp
 from scoremle.types import AnyArray, PRNGKey, Scalar, Times
@@ -122,8 +121,7 @@ def bin_of(edges: Float[Array, " n"], lam: Times) -> Array:
     return jnp.clip(jnp.searchsorted(edges, lam, side="right") - 1, 0, len(edges) - 2)
 
 
-@pytree
-@dataclass(frozen=True)
+@frozen_pytree
 class UniformTime:
     """t uniform on [eps, 1].
 
@@ -151,8 +149,7 @@ class UniformTime:
         return t, jnp.full_like(t, 1 / (1 - self.eps))
 
 
-@pytree
-@dataclass(frozen=True)
+@frozen_pytree
 class UniformLogSNR:
     """Log-SNR uniform between its values at t = 1 and t = eps: the paper's importance sampling.
 
@@ -197,8 +194,7 @@ def evenly(sde: SDE, eps: Scalar) -> TimeSampler:
     return UniformLogSNR(sde, eps, stratified=True)
 
 
-@pytree
-@dataclass(frozen=True)
+@frozen_pytree
 class AlphaSquared:
     """Log-SNR with a density proportional to alpha^2 (Zheng et al., arXiv 2305.03935).
 
@@ -257,8 +253,7 @@ class AlphaSquared:
         return signal(low), signal(high)
 
 
-@pytree
-@dataclass(frozen=True, eq=False)
+@frozen_pytree(eq=False)
 class BinnedLogSNR:
     """Log-SNR with a density that is constant on each bin of ``log_snr_edges``.
 

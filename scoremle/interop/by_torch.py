@@ -11,7 +11,6 @@ of them first, and wait for a thread that waits for it.
 
 import contextlib
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -23,6 +22,7 @@ from jax.experimental.buffer_callback import ExecutionContext, buffer_callback
 from jaxtyping import Array
 
 from scoremle.core.divergence import Probes
+from scoremle.core.pytree import frozen_static
 from scoremle.interop.frozen import Frozen
 from scoremle.types import AnyArray, Data, Labels
 
@@ -30,8 +30,7 @@ from scoremle.types import AnyArray, Data, Labels
 Inputs = tuple[AnyArray, ...]
 
 
-@jax.tree_util.register_static
-@dataclass(frozen=True)
+@frozen_static
 class InTorch:
     """``network(x, label, *condition)`` of a frozen module; x as the module wants it.
 

@@ -1,12 +1,11 @@
 """Solvers of diffrax for the probability flow: explicit Runge-Kutta methods of adaptive steps."""
 
-from dataclasses import dataclass
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 
 from scoremle.core.arguments import check_number
+from scoremle.core.pytree import frozen_static
 from scoremle.errors import UserError, needing
 from scoremle.numerics import sum_data
 from scoremle.solvers.base import ONE_DRAW, Problem, Solution, mean_integral
@@ -20,8 +19,7 @@ MARGIN = 1.5
 FIRST_STEP = 0.01
 
 
-@jax.tree_util.register_static
-@dataclass(frozen=True)
+@frozen_static
 class ByDiffrax:
     """Solver of diffrax (extra ``diffrax``), whose steps keep each example within a tolerance.
 

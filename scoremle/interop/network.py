@@ -9,7 +9,6 @@ Either way its output and a form v'Jv are compared with PyTorch's own before it 
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import jax
@@ -20,7 +19,7 @@ from jaxtyping import Array
 from torch import Tensor, nn
 
 from scoremle.core.prediction import BETWEEN_REMEDY
-from scoremle.core.pytree import pytree, static
+from scoremle.core.pytree import frozen_pytree, static
 from scoremle.errors import UserError, first_line
 from scoremle.interop.by_torch import InTorch
 from scoremle.interop.by_torchax import translated
@@ -35,8 +34,7 @@ By = Literal["torchax", "torch"]
 TOLERANCE = 1e-4
 
 
-@pytree
-@dataclass(frozen=True)
+@frozen_pytree
 class _AsThere:
     """Calls a network of float32 images [b c h w] with images [b h w c]; vectors stay.
 

@@ -1,6 +1,5 @@
 """The training loss of images, without dropout, as an estimator: each image draws its own t."""
 
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import jax.numpy as jnp
@@ -13,7 +12,7 @@ from scoremle.core.keys import example_keys, fold_in, split
 from scoremle.core.learned_schedules import BetweenEnds, with_least_variance
 from scoremle.core.loss import WEIGHTINGS, draw, drawn_loss, loss_at
 from scoremle.core.pixels import Pixels
-from scoremle.core.pytree import describe, pytree, static
+from scoremle.core.pytree import describe, frozen_pytree, static
 from scoremle.core.schedules import Schedule
 from scoremle.core.sde import SDE, with_schedule
 from scoremle.core.times import TimeSampler
@@ -31,8 +30,7 @@ SIGNS = 2**32 - 1
 Drawn = tuple[PerExample, Times, Times]
 
 
-@pytree
-@dataclass(frozen=True)
+@frozen_pytree
 class ByLoss:
     """The denoising loss.
 
@@ -102,8 +100,7 @@ class ByLoss:
         return second_order_loss(noise, sde, y, t, z, v, weight)
 
 
-@pytree
-@dataclass(frozen=True)
+@frozen_pytree
 class ByVDMLoss(ByLoss):
     """VDM's loss: the bound on integers, which are in the middle of their bins, in bits/dim.
 

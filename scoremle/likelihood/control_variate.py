@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from scoremle.core.pytree import pytree
+from scoremle.core.pytree import frozen_pytree
 from scoremle.core.times import bin_of
 from scoremle.errors import UserError
 from scoremle.numerics import sum_data
@@ -60,8 +60,7 @@ class Deviations(NamedTuple):
     rest: Float[Array, "b D"]
 
 
-@pytree
-@dataclass(frozen=True)
+@frozen_pytree
 class FittedGaussian:
     """A Gaussian of data as vectors: its ``variances`` along the ``axes``, and one for all the
     ``rest``, the directions that are orthogonal to these.
@@ -208,8 +207,7 @@ def _variances(x: Matrix) -> tuple[Float[np.ndarray, " k"], float]:
     return np.mean([along[:count] for along in found], axis=0), total
 
 
-@pytree
-@dataclass(frozen=True)
+@frozen_pytree
 class Control:
     """k(lambda, x, z), and the density over the bins that suits what it leaves.
 

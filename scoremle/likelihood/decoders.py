@@ -28,7 +28,6 @@ a number, or the choices of `scales.py`.
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import jax
@@ -36,7 +35,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from scoremle.core.pytree import describe, pytree, static
+from scoremle.core.pytree import describe, frozen_pytree, frozen_static, static
 from scoremle.core.sde import SDE
 from scoremle.errors import UserError
 from scoremle.likelihood.scales import LearnedScale, Scale
@@ -119,8 +118,7 @@ class Decoder(ABC):
         return jnp.zeros_like(centred)
 
 
-@jax.tree_util.register_static
-@dataclass(frozen=True)
+@frozen_static
 class GaussianDecoder(Decoder):
     """The Gaussian around the network's estimate of the data."""
 
@@ -137,8 +135,7 @@ class GaussianDecoder(Decoder):
         return sum_data(jnp.square(error)) / 2 - centred
 
 
-@jax.tree_util.register_static
-@dataclass(frozen=True)
+@frozen_static
 class Entropy(Decoder):
     """No step to the data: the bound is one on the density of the model at t = eps."""
 
@@ -148,8 +145,7 @@ class Entropy(Decoder):
         return sum_over((1 + LOG_2PI) / 2 + jnp.log(sde.sigma(t)), y)
 
 
-@pytree
-@dataclass(frozen=True, eq=False)
+@frozen_pytree(eq=False)
 class DiscreteDecoder(Decoder):
     """Integers k at ``points`` y_k, without dequantization: the bound is one on their probability.
 
@@ -174,8 +170,7 @@ class DiscreteDecoder(Decoder):
         return sum_data(decoding_cost(points, sde.common_log_snr(t[0]))[integers])
 
 
-@pytree
-@dataclass(frozen=True, eq=False)
+@frozen_pytree(eq=False)
 class InformedDecoder(Decoder):
     """Integers k at ``points`` y_k, decoded around the network's estimate of the data.
 

@@ -18,7 +18,7 @@ form, and times drawn with the density that goes with it, make the error several
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Literal
 
 import jax
@@ -28,7 +28,7 @@ from jaxtyping import Array, Float, Int
 
 from scoremle.core.arguments import as_data, check_choice, check_count, check_kind
 from scoremle.core.keys import example_keys, fold_in, normal, per_example, split
-from scoremle.core.pytree import known, pytree, static
+from scoremle.core.pytree import frozen_pytree, known, static
 from scoremle.core.sde import SDE, check_eps
 from scoremle.core.times import TIME_SAMPLER, TimeSampler, bin_of, log_snr_edges
 from scoremle.errors import UserError
@@ -45,8 +45,7 @@ LAST_SHARE = 32
 MIN_LAST_DRAWS = 4
 
 
-@pytree
-@dataclass(frozen=True)
+@frozen_pytree
 class ELBO:
     """The ELBO of each example, a lower bound on log p(x) in nats, and the terms it is made of.
 

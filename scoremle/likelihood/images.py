@@ -24,7 +24,7 @@ Neither clean nor uniformly dequantized data may take the place of z: they do no
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar, Protocol, cast, runtime_checkable
 
@@ -40,7 +40,7 @@ from scoremle.core.divergence import DivergenceEstimator, Hutchinson
 from scoremle.core.keys import normal, split
 from scoremle.core.pixels import bits_per_dim
 from scoremle.core.prediction import conditioned
-from scoremle.core.pytree import describe, pytree, static
+from scoremle.core.pytree import describe, frozen_pytree, static
 from scoremle.core.sde import check_eps
 from scoremle.core.times import TimeSampler, evenly
 from scoremle.errors import UserError
@@ -98,8 +98,7 @@ def in_words(estimator: str, dequantizer: str = "") -> str:
     return f"{estimator}, {name} dequantization" if name else estimator
 
 
-@pytree
-@dataclass(frozen=True)
+@frozen_pytree
 class ByOde:
     """Estimator by the probability-flow ODE, importance weighted over several ``samples``.
 
@@ -214,8 +213,7 @@ class ByOde:
         return replace(found, evaluations=found.evaluations + 1), log_q - log_decoded
 
 
-@pytree
-@dataclass(frozen=True)
+@frozen_pytree
 class OdeDifference:
     """Difference in bits/dim between solvers of ``fine`` and ``coarse`` steps, by the same noise.
 
@@ -294,8 +292,7 @@ def _of_solution(found: Likelihood | ImportanceBound, bits: Float[Array, ""]) ->
     }
 
 
-@pytree
-@dataclass(frozen=True)
+@frozen_pytree
 class ByElbo:
     """Estimator by the variational bound, the ELBO.
 

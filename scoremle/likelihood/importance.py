@@ -17,7 +17,6 @@ image share their probes. Most of n_k is then the same for all k, and drops out 
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +24,7 @@ from jaxtyping import Array, Float, Int
 
 from scoremle.core.arguments import check_count
 from scoremle.core.keys import as_keys, split
-from scoremle.core.pytree import pytree
+from scoremle.core.pytree import frozen_pytree
 from scoremle.likelihood.record import Likelihood
 from scoremle.types import Keys, PerExample
 
@@ -35,8 +34,7 @@ __all__ = ["importance_bound", "jackknife"]
 DrawLikelihood = Callable[[Keys], tuple[Likelihood, PerExample]]
 
 
-@pytree
-@dataclass(frozen=True)
+@frozen_pytree
 class ImportanceBound:
     """log 1/K sum w of each example in nats, with what makes it uncertain.
 

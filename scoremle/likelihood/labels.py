@@ -10,7 +10,7 @@ like shares differ, and by nothing where one label has it all.
 """
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, ClassVar, cast
 
 import jax
@@ -20,7 +20,7 @@ from jaxtyping import Array, Key
 from scoremle.core.arguments import check_count
 from scoremle.core.dequantize import Dequantizer
 from scoremle.core.prediction import Conditioned
-from scoremle.core.pytree import pytree, static
+from scoremle.core.pytree import frozen_pytree, static
 from scoremle.errors import UserError
 from scoremle.likelihood.image_model import ImageModel
 from scoremle.likelihood.images import Estimator, ImageValues
@@ -31,8 +31,7 @@ __all__ = ["ByLabels"]
 ERRORS = ("probe_stderr", "solver_error", "draw_stderr")
 
 
-@pytree
-@dataclass(frozen=True)
+@frozen_pytree
 class ByLabels:
     """Estimator by the mean over a class-conditional model's labels; each costs as much as one.
 

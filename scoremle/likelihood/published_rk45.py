@@ -6,7 +6,6 @@ probe held fixed (Song et al., arXiv 2011.13456, and the code of arXiv 2101.0925
 image's value depends on its neighbours, and its log-density is one entry among D + 1.
 """
 
-from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +13,7 @@ import numpy as np
 from jaxtyping import Float
 
 from scoremle.core.arguments import check_number
+from scoremle.core.pytree import frozen_static
 from scoremle.core.sde import SDE, check_eps
 from scoremle.errors import UserError
 from scoremle.likelihood.record import Likelihood
@@ -40,8 +40,7 @@ def published_rates(
 _rates = compiled(published_rates)
 
 
-@jax.tree_util.register_static
-@dataclass(frozen=True)
+@frozen_static
 class PublishedRK45:
     """SciPy's RK45 at the published tolerances; state in float64, network as it is.
 

@@ -1,12 +1,12 @@
 """A log-likelihood with the evidence beside it."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import jax
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from scoremle.core.pytree import known, pytree, static
+from scoremle.core.pytree import frozen_pytree, known, static
 from scoremle.numerics import typical
 from scoremle.types import Data, PerExample
 
@@ -16,8 +16,7 @@ __all__ = ["Likelihood"]
 HIDDEN = 0.25
 
 
-@pytree
-@dataclass(frozen=True, repr=False)
+@frozen_pytree(repr=False)
 class Likelihood:
     """Log-likelihood of each example, in nats, with the evidence beside it.
 

@@ -16,13 +16,12 @@ their pixels. So the scale of an image depends neither on its place nor on its b
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Integer
 
-from scoremle.core.pytree import pytree
+from scoremle.core.pytree import frozen_pytree
 from scoremle.errors import UserError
 from scoremle.types import Data, IntImages, Scalar
 
@@ -32,8 +31,7 @@ __all__ = ["LearnedScale", "Scale", "ScaleOfOthers"]
 Scale = Callable[[IntImages, Data | None], Data]
 
 
-@pytree
-@dataclass(frozen=True)
+@frozen_pytree
 class LearnedScale:
     """Scale of each pixel, by a network with a learned range of variances.
 
@@ -54,8 +52,7 @@ class LearnedScale:
         return jnp.exp((self.log_least + (v + 1) / 2 * width) / 2)
 
 
-@pytree
-@dataclass(frozen=True, eq=False)
+@frozen_pytree(eq=False)
 class ScaleOfOthers:
     """A number that was fitted to some images, and for these themselves another.
 

@@ -37,7 +37,7 @@ chain begins where the noise is half a bin, and the decoder is around the networ
 """
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, ClassVar, cast
 
 import jax
@@ -49,7 +49,7 @@ from scoremle.core.arguments import as_array, check_choice, check_count, shown
 from scoremle.core.dequantize import Dequantizer, truncation_start
 from scoremle.core.keys import example_keys, fold_in, normal, split
 from scoremle.core.pixels import Pixels
-from scoremle.core.pytree import describe, known, pytree, static
+from scoremle.core.pytree import describe, frozen_pytree, known, static
 from scoremle.core.schedules import Discrete, Schedule
 from scoremle.core.sde import SDE
 from scoremle.core.times import even_times, log_snr_edges, unit_draws
@@ -80,8 +80,7 @@ FIXED = {"small": 0.0, "large": 1.0}
 CUBIC, LEAST = 0.044715, math.log(1e-12)
 
 
-@pytree
-@dataclass(frozen=True)
+@frozen_pytree
 class ReverseChain:
     """The steps back, as far as they depend on the model.
 
@@ -332,8 +331,7 @@ def _check_chain(variance: str, times: Any, draws: int | None) -> None:
         raise UserError("times of a chain must rise, from 0 or later to 1 at most")
 
 
-@pytree
-@dataclass(frozen=True, eq=False)
+@frozen_pytree(eq=False)
 class BySteps:
     """Estimator by the bound of a chain, as the authors of a model report it.
 

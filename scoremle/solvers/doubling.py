@@ -1,6 +1,6 @@
 """Doubling of Multistep's steps, until each example's result converges."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import NamedTuple
 
 import jax
@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from scoremle.core.arguments import check_count, check_number
+from scoremle.core.pytree import frozen_static
 from scoremle.errors import UserError
 from scoremle.numerics import dims_of, expand, mean_square, sum_data
 from scoremle.solvers.base import ONE_DRAW, Problem, Solution, mean_integral
@@ -26,8 +27,7 @@ class _Best(NamedTuple):
     running: Array
 
 
-@jax.tree_util.register_static
-@dataclass(frozen=True)
+@frozen_static
 class Doubling:
     """Doubles the steps until an example's result converges.
 

@@ -21,7 +21,6 @@ give no error: it is NaN.
 """
 
 import dataclasses
-from dataclasses import dataclass
 from functools import cache
 from typing import NamedTuple
 
@@ -31,7 +30,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from scoremle.core.arguments import check_count, check_number
-from scoremle.core.pytree import pytree, require, static
+from scoremle.core.pytree import frozen_pytree, require, static
 from scoremle.numerics import compensated_add, dims_of, sum_data
 from scoremle.solvers.base import ONE_DRAW, DrawIndex, Problem, Solution, mean_integral
 from scoremle.types import AnyArray, Data, PerExample, Times
@@ -186,8 +185,7 @@ class _Carry(NamedTuple):
     scatter: Float[Array, " b"]
 
 
-@pytree
-@dataclass(frozen=True)
+@frozen_pytree
 class Planned:
     """The solver itself, with its plan as data: programs that differ in steps are one program.
 
@@ -305,8 +303,7 @@ class Planned:
         )
 
 
-@pytree
-@dataclass(frozen=True)
+@frozen_pytree
 class Multistep:
     """Solver with the same steps for every example. Memory does not grow with their number.
 

@@ -11,7 +11,6 @@ log p is that of another point, x' = forward(inverse(x)). The residual, in nats,
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import jax
@@ -24,7 +23,7 @@ from scoremle.core.arguments import as_array, as_data, as_shape, check_count, ch
 from scoremle.core.dequantize import Dequantizer, Uniform
 from scoremle.core.keys import split
 from scoremle.core.pixels import Pixels, bits_per_dim
-from scoremle.core.pytree import pytree, static
+from scoremle.core.pytree import frozen_pytree, static
 from scoremle.errors import UserError
 from scoremle.likelihood.image_model import pixels_of
 from scoremle.likelihood.images import ImageValues
@@ -38,8 +37,7 @@ AnyData = Float[Array | np.ndarray, "n *d"]
 Map = Callable[[np.ndarray], Any]
 
 
-@pytree
-@dataclass(frozen=True)
+@frozen_pytree
 class FlowModel:
     """A model that ``from_flow`` makes of the functions of another library, such as log p."""
 
@@ -171,8 +169,7 @@ def from_flow(
     return FlowModel(log_prob, as_shape(shape), pixels, inverse, forward)
 
 
-@pytree
-@dataclass(frozen=True)
+@frozen_pytree
 class ByLogProb:
     """Estimator by an exact log-density; with several ``draws``, importance weighted over them.
 
