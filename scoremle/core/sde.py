@@ -249,11 +249,17 @@ def _of_numbers(init: Init) -> Init:
     return cast(Init, constructor)
 
 
+def _of_schedule(name: str) -> Any:
+    """A number of an SDE's schedule, as an attribute of the SDE."""
+    return property(lambda sde: getattr(sde.schedule, name))
+
+
 class _LinearBeta(SDE):
     """beta(t) = beta_min + t (beta_max - beta_min), and alpha^2 = e^-B with its integral B."""
 
     schedule: schedules.LinearBeta
     _kernel: ClassVar[str]
+    beta_min, beta_max = _of_schedule("beta_min"), _of_schedule("beta_max")
 
     @_of_numbers
     def __init__(self, beta_min: Scalar = 0.1, beta_max: Scalar = 20.0) -> None:
@@ -261,14 +267,6 @@ class _LinearBeta(SDE):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(beta_min={self.beta_min}, beta_max={self.beta_max})"
-
-    @property
-    def beta_min(self) -> Scalar:
-        return self.schedule.beta_min
-
-    @property
-    def beta_max(self) -> Scalar:
-        return self.schedule.beta_max
 
     def log_alpha(self, t: ArrayLike) -> Times:
         # Computed without lambda, through which it would lose a digit.
@@ -332,6 +330,7 @@ class VE(SDE):
 
     schedule: schedules.GeometricSigma
     chain = "smld"
+    sigma_min, sigma_max = _of_schedule("sigma_min"), _of_schedule("sigma_max")
 
     @_of_numbers
     def __init__(self, sigma_min: Scalar = 0.01, sigma_max: Scalar = 50.0) -> None:
@@ -339,14 +338,6 @@ class VE(SDE):
 
     def __repr__(self) -> str:
         return f"VE(sigma_min={self.sigma_min}, sigma_max={self.sigma_max})"
-
-    @property
-    def sigma_min(self) -> Scalar:
-        return self.schedule.sigma_min
-
-    @property
-    def sigma_max(self) -> Scalar:
-        return self.schedule.sigma_max
 
 
 @pytree
@@ -364,6 +355,7 @@ class LinearVE(SDE):
     """
 
     schedule: schedules.LinearSigma
+    sigma_max = _of_schedule("sigma_max")
 
     @_of_numbers
     def __init__(self, sigma_max: Scalar = 50.0) -> None:
@@ -371,7 +363,3 @@ class LinearVE(SDE):
 
     def __repr__(self) -> str:
         return f"LinearVE(sigma_max={self.sigma_max})"
-
-    @property
-    def sigma_max(self) -> Scalar:
-        return self.schedule.sigma_max
