@@ -72,6 +72,13 @@ def _conv(
     return nn.relu(layer(x))
 
 
+def _row(x: Array, name: str, *layers: tuple[int, int, int]) -> Array:
+    """Convolutions one after the other, of (features, height, width), with numbers from 1."""
+    for i, (features, height, width) in enumerate(layers, 1):
+        x = _conv(x, f"{name}_{i}", features, (height, width))
+    return x
+
+
 # Without padding, so that the image shrinks.
 _narrow = partial(_conv, kernel=(3, 3), padding="VALID")
 _average = partial(nn.avg_pool, window_shape=(3, 3), padding="SAME", count_include_pad=False)
@@ -90,20 +97,16 @@ class Mixed(nn.Module):
 
 
 def _block_a(x: Array, pool_features: int) -> Branches:
-    five = _conv(x, "branch5x5_1", 48)
-    three = _conv(x, "branch3x3dbl_1", 64)
-    three = _conv(three, "branch3x3dbl_2", 96, (3, 3))
     return (
         _conv(x, "branch1x1", 64),
-        _conv(five, "branch5x5_2", 64, (5, 5)),
-        _conv(three, "branch3x3dbl_3", 96, (3, 3)),
+        _row(x, "branch5x5", (48, 1, 1), (64, 5, 5)),
+        _row(x, "branch3x3dbl", (64, 1, 1), (96, 3, 3), (96, 3, 3)),
         _conv(_average(x), "branch_pool", pool_features),
     )
 
 
 def _block_b(x: Array) -> Branches:
-    three = _conv(x, "branch3x3dbl_1", 64)
-    three = _conv(three, "branch3x3dbl_2", 96, (3, 3))
+    three = _row(x, "branch3x3dbl", (64, 1, 1), (96, 3, 3))
     return (
         _narrow(x, "branch3x3", 384, strides=2),
         _narrow(three, "branch3x3dbl_3", 96, strides=2),
@@ -112,23 +115,17 @@ def _block_b(x: Array) -> Branches:
 
 
 def _block_c(x: Array, inner: int) -> Branches:
-    seven = _conv(x, "branch7x7_1", inner)
-    seven = _conv(seven, "branch7x7_2", inner, (1, 7))
-    double = _conv(x, "branch7x7dbl_1", inner)
-    for i, kernel in ((2, (7, 1)), (3, (1, 7)), (4, (7, 1))):
-        double = _conv(double, f"branch7x7dbl_{i}", inner, kernel)
+    first, wide, high = (inner, 1, 1), (inner, 1, 7), (inner, 7, 1)
     return (
         _conv(x, "branch1x1", 192),
-        _conv(seven, "branch7x7_3", 192, (7, 1)),
-        _conv(double, "branch7x7dbl_5", 192, (1, 7)),
+        _row(x, "branch7x7", first, wide, (192, 7, 1)),
+        _row(x, "branch7x7dbl", first, high, wide, high, (192, 1, 7)),
         _conv(_average(x), "branch_pool", 192),
     )
 
 
 def _block_d(x: Array) -> Branches:
-    seven = _conv(x, "branch7x7x3_1", 192)
-    seven = _conv(seven, "branch7x7x3_2", 192, (1, 7))
-    seven = _conv(seven, "branch7x7x3_3", 192, (7, 1))
+    seven = _row(x, "branch7x7x3", (192, 1, 1), (192, 1, 7), (192, 7, 1))
     return (
         _narrow(_conv(x, "branch3x3_1", 192), "branch3x3_2", 320, strides=2),
         _narrow(seven, "branch7x7x3_4", 192, strides=2),
@@ -138,7 +135,7 @@ def _block_d(x: Array) -> Branches:
 
 def _block_e(x: Array, pool: Callable[[Array], Array]) -> Branches:
     three = _conv(x, "branch3x3_1", 384)
-    double = _conv(_conv(x, "branch3x3dbl_1", 448), "branch3x3dbl_2", 384, (3, 3))
+    double = _row(x, "branch3x3dbl", (448, 1, 1), (384, 3, 3))
     return (
         _conv(x, "branch1x1", 320),
         _conv(three, "branch3x3_2a", 384, (1, 3)),
