@@ -116,7 +116,7 @@ class Measurement:
 
         Args:
             place: of the model, as it was named.
-            seed: of everything random.
+            seed: of all randomness.
         """
         model = self.model
         if isinstance(model, ScoreModel):
@@ -376,16 +376,12 @@ class Measurements:
         sde, label, edges = self.model.sde, self.experiment.evaluation.label, None
         if first is not None and not sde.schedule.per_dimension:
             edges = np.asarray(log_snr_edges(sde, first), float)
-        if self.model.coder:  # by which it is no exact likelihood
-            kind += "_code_bound" * kind.startswith("exact")
-        if label:
-            kind += f"_label_{label}"
-            facts["label"] = label
+        facts |= {"label": label} if label else {}
         if label == ALL:
             edges = choice = None
         found = Measurement(
-            *measured_under(self.model, estimator, label), dequantizer, choice, label, kind=kind,
-            facts=facts, log_snr_edges=edges,
+            *measured_under(self.model, estimator, label), dequantizer, choice, label,
+            kind=kind_under(kind, self.model, label), facts=facts, log_snr_edges=edges,
         )  # fmt: skip
         facts["estimator"] = found.measured_by
         return found
@@ -394,7 +390,7 @@ class Measurements:
         """A likelihood by the ODE; by the informed decoder it is a bound."""
         kind = with_noise(kind, dequantization)
         if dequantization == "informed":
-            by_ode, kind = replace(by_ode, decoder=self.decoder), "ode_bound"
+            by_ode = replace(by_ode, decoder=self.decoder)
         kind += f"_k{by_ode.samples}" * (by_ode.samples > 1)
         return self._measurement(kind, by_ode, dequantization, choice=self.choice)
 
@@ -438,5 +434,13 @@ class Measurements:
 
 
 def with_noise(name: str, dequantization: str) -> str:
-    """The name of an estimator of images with this noise."""
+    """The name of an estimator of images with this noise: by a decoder none is exact."""
+    if name == "exact" and dequantization == "informed":
+        return "ode_bound"
     return name if dequantization == "uniform" else f"{name}_{dequantization}"
+
+
+def kind_under(name: str, model: ScoreModel, label: str) -> str:
+    """The name of an estimator of a model, whose codes leave a bound, under its label if any."""
+    name += "_code_bound" * (model.coder is not None and name.startswith("exact"))
+    return name + f"_label_{label}" * bool(label)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from scoremle.experiment.measurements import with_noise
+from scoremle.experiment.measurements import kind_under, with_noise
 from scoremle.experiment.results import measured
 from scoremle.experiment.shipped import place_of
 from scoremle.experiment.workdir import Workdir
@@ -84,9 +84,7 @@ def _kind(model: ScoreModel, estimator: str, label: str) -> str | None:
     if estimator == "steps":
         return None
     name = with_noise("exact" if estimator == "ode" else "bound", _noise(model, estimator))
-    name = name.replace("exact_informed", "ode_bound")
-    name += "_code_bound" * (model.coder is not None and name.startswith("exact"))
-    return name + f"_label_{label}" * bool(label)
+    return kind_under(name, model, label)
 
 
 def _noise(model: ScoreModel, estimator: str) -> str:

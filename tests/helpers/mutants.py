@@ -577,7 +577,7 @@ CHANGES: list[tuple[str, ...]] = [
     ("experiment/reference.py", "ReferenceScores.as_measured", "if self.decoder_scale is None",
      "if True", "cli/test_import_model.py"),
     ("experiment/reference.py", "_noise", "if model.decoder is not None:", "if False:"),
-    ("experiment/reference.py", "_kind", "f'_label_{label}' * bool(label)", '""""""',
+    ("experiment/measurements.py", "kind_under", "f'_label_{label}' * bool(label)", '""""""',
      "cli/test_import_model.py"),
     ("experiment/measurements.py", "Measurement.parts", "'images': content_hash(images), ", ""),
     ("experiment/measurements.py", "Measurement.identity",
