@@ -219,9 +219,7 @@ def replicated(devices: Devices = None) -> NamedSharding:
 def replicate(tree: Any, devices: Devices = None) -> Any:
     """The arrays of a tree, whole on each device."""
     place = replicated(devices)
-    if jax.process_count() == 1:
-        return jax.device_put(tree, place)
-    return jax.tree.map(lambda leaf: _put(leaf, place), tree)
+    return put(tree, jax.tree.map(lambda _: place, tree))
 
 
 def shardings(tree: Any, *, sharded: bool) -> Any:

@@ -193,11 +193,10 @@ def images_of(config: Any) -> data.ImageSet:
             "the data set to measure on is not known: set --config.data.dataset, and for images of"
             " your own --config.data.dataset=images --config.data.path=PATH"
         )
-
-    def of_preparing(argument: str) -> str:
-        return f"scoremle data prepare {as_flag(argument)}"
-
-    with as_fields("data"), named_as(of_preparing, ("skip_bad", "test_fraction")):
+    flags = named_as(
+        lambda name: f"scoremle data prepare {as_flag(name)}", ("skip_bad", "test_fraction")
+    )
+    with as_fields("data"), flags:
         return data.load(
             config.data.dataset, batch_size=config.training.batch_size, seed=config.seed,
             **{name: config.data[name] for name in IMAGE_FIELDS},
