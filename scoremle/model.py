@@ -463,7 +463,7 @@ class ScoreModel:
                 a derivative.
             batch_size: how many at once, or fewer where memory does not suffice; no value depends
                 on it.
-            seed: of everything random.
+            seed: of all randomness.
             label: under which progress is shown, if there is one.
 
         Raises UserError for data of another shape, type or range than the model's, a log-SNR for
@@ -541,7 +541,7 @@ class ScoreModel:
             batch_size: how many at once, or fewer where memory does not suffice; no value depends
                 on it.
             devices: that share each batch; None: one.
-            seed: of everything random.
+            seed: of all randomness.
             label: under which progress is shown, if there is one.
 
         Raises UserError for images of another shape, type or range than the model's, an index that

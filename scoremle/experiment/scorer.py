@@ -40,7 +40,7 @@ class Scorer:
         model: what ``load`` takes, or a function without arguments that returns a ScoreModel.
         estimator: None: the model's own.
         passes: independent passes, whose spread gives the error.
-        seed: of everything random.
+        seed: of all randomness.
         batch_size: how many images the compiled program takes at once; no value depends on it.
 
     Raises UserError as ``load`` does; when called, for a batch without images, or with neither

@@ -1,7 +1,7 @@
 """Log-likelihood by the probability-flow ODE: what users call, of arrays.
 
 Here are the defaults, and the checks of what was given. `flow.py` has the mathematics, and
-`within.py` what meets a tolerance.
+`pilot.py` and `refine.py` what meets a tolerance.
 """
 
 import warnings

@@ -131,7 +131,7 @@ def score_images(
         dequantizer: None: uniform noise.
         condition: what the noise prediction takes, a row for each image or one for all.
         passes: how many, each with fresh noise and probes.
-        seed: of everything random.
+        seed: of all randomness.
         batch_size: how many images at once, or fewer where memory does not suffice, and on a CPU
             where there are few; None: by the size of an image. No value depends on it, but those
             of the published solver.

@@ -111,7 +111,7 @@ class FlowModel:
             dequantizer: None: uniform noise.
             index: the number of each image, to which its randomness belongs; None: its place.
             batch_size: how many at once.
-            seed: of everything random.
+            seed: of all randomness.
             label: under which progress is shown, if there is one.
 
         Raises UserError for images that are not the model's, and values that are not finite.
