@@ -198,4 +198,5 @@ def test_nothing_to_verify(tmp_path, capsys, make, words):
 
 def test_help(capsys):
     assert cli.main(["verify", "--help"]) == 0
-    assert "exit code is then 2, else 0" in " ".join(capsys.readouterr().out.split())
+    screen = " ".join(capsys.readouterr().out.split())
+    assert "exit code is 2 if a file is damaged, else 0" in screen
