@@ -8,7 +8,7 @@ called only where it is written.
 import dataclasses
 import hashlib
 from collections.abc import Callable
-from typing import Any, TypeVar, dataclass_transform
+from typing import Any, TypeVar, cast, dataclass_transform
 
 import jax
 import numpy as np
@@ -33,7 +33,7 @@ def static(*, recorded: str = "", **options: Any) -> Any:
 def pytree(cls: type[T]) -> type[T]:
     """Registers a dataclass: its fields are the children, but for the ``static`` ones."""
     names: dict[bool, list[str]] = {True: [], False: []}
-    for field in dataclasses.fields(cls):  # type: ignore[arg-type]
+    for field in dataclasses.fields(cast(Any, cls)):
         names[field.metadata.get("static", False)].append(field.name)
 
     def flatten(record: T) -> tuple[list[tuple[Any, Any]], tuple[Any, ...]]:
