@@ -39,7 +39,7 @@ from scoremle.core.prediction import Conditioned, as_condition, conditioned, row
 from scoremle.core.programs import Programs
 from scoremle.core.pytree import frozen_pytree, known, static
 from scoremle.core.sde import SDE, check_eps, with_schedule
-from scoremle.core.times import UniformLogSNR, log_snr_range
+from scoremle.core.times import evenly, log_snr_range
 from scoremle.devices import replicate, round_up, split_rows, to_numpy, within_memory
 from scoremle.errors import UserError, by
 from scoremle.likelihood.check import check_declaration
@@ -898,7 +898,7 @@ def _log_prob(
 def _elbo(rows: Reals, model: ScoreModel, draws: int) -> ELBO:
     z, log_det, key, condition = rows
     noise = model.condition_on(condition).noise
-    times = UniformLogSNR(model.sde, model.eps, stratified=True)
+    times = evenly(model.sde, model.eps)
     found = elbo(noise, model.sde, z, key, eps=model.eps, times=times, draws=draws)
     return replace(
         found, log_prob=found.log_prob + log_det, reconstruction=found.reconstruction - log_det

@@ -124,6 +124,14 @@ def test_latents_are_those_of_the_data_and_lead_back(name):
     np.testing.assert_allclose(model.decode(z), x, atol=0.03 * STD)
 
 
+def test_a_bound_goes_by_t_where_each_dimension_has_its_log_snr():
+    model = model_of("of each dimension")
+    x = data(model)
+    bound = model.elbo(x, KEY, draws=32)
+    loose = log_density(model, x.astype(np.float64))[0] - bound.log_prob
+    assert -0.3 < loose.mean() < 0.5 and bound.profile is None
+
+
 def test_a_bijector_comes_before_it():
     """A network that sees N(5, 0.1^2) of data N(-90, 2^2)."""
     plain, moved = model_of("straight"), model_of("straight", bijector=Affine(-190.0, 20.0))

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from helpers.marks import some
 from helpers.oracles import SDES, Gaussian
+from helpers.schedules import Curved
 
 import scoremle
 from scoremle.core.dequantize import TruncatedNormal
@@ -41,10 +42,17 @@ FUNCTIONS = {
 every_function = some("name", FUNCTIONS, quick=["exact", "bound", "latents"])
 
 
-@pytest.mark.parametrize(("eps", "hidden"), [(1e-5, False), (1e-3, True)])
-def test_levels_are_decoded_where_the_first_noise_hides_them(eps, hidden):
+# The noise is about 1/270, and 1/245 in one dimension.
+OF_EACH = scoremle.SDE("vp", Curved(11.2, np.asarray([[[15.0], [200.0]]]), 0.0), 1.0)
+
+
+@pytest.mark.parametrize(
+    ("sde", "eps", "hidden"),
+    [(SDE, 1e-5, False), (SDE, 1e-3, True), (OF_EACH, 1e-5, False), (OF_EACH, 1e-3, True)],
+)
+def test_levels_are_decoded_where_the_first_noise_hides_them(sde, eps, hidden):
     """Half a bin is 1/256, and the noise about sqrt(0.1 eps)."""
-    model = scoremle.ScoreModel(lambda x, t: x, SDE, eps, (2, 2, 1), scoremle.Pixels(256))
+    model = scoremle.ScoreModel(lambda x, t: x, sde, eps, (1, 2, 1), scoremle.Pixels(256))
     assert (model.decoder is not None) == hidden
     assert ("informed decoder" in model.default_estimator.title) == hidden
 

@@ -22,7 +22,7 @@ from scoremle.core.pixels import Pixels
 from scoremle.core.pytree import frozen_pytree, frozen_static, static
 from scoremle.core.sde import SDE, check_eps
 from scoremle.numerics import dims_of, sum_data
-from scoremle.types import Data, IntImages, Keys, PerExample, PRNGKey, Scalar
+from scoremle.types import Data, IntImages, Keys, PerExample, PRNGKey, Scalar, Times
 
 __all__ = ["Dequantizer", "Flow", "TruncatedNormal", "Uniform", "truncation_start"]
 
@@ -133,12 +133,19 @@ class Flow:
 
 def half_bin(sde: SDE, t: Scalar, pixels: Pixels) -> Float[Array, ""]:
     """kappa: half a bin, in units of the noise at t."""
-    return jnp.exp(pixels.log_det_per_dim + sde.common_log_snr(jnp.asarray(t)) / 2) / 2
+    return _half_bin(sde.common_log_snr(t), pixels)
+
+
+def _half_bin(log_snr: Times, pixels: Pixels) -> Array:
+    """Half a bin, in units of the noise at a log-SNR."""
+    return jnp.exp(pixels.log_det_per_dim + log_snr / 2) / 2
 
 
 def levels_are_hidden(sde: SDE, t: Scalar, pixels: Pixels) -> bool:
     """Whether half a bin is less than the noise at t in any dimension."""
-    return bool(np.min(half_bin(sde, t, pixels)) < 1)
+    # At t = 0 a log-SNR is known that depends on a code elsewhere.
+    log_snr = sde.schedule.at_zero() if t == 0 else sde.log_snr(t)
+    return bool(np.min(_half_bin(log_snr, pixels)) < 1)
 
 
 def truncation_start(
