@@ -22,6 +22,8 @@ from scipy.special import softmax
 FEWEST = 5
 GRID = 30
 PRIOR_K, PRIOR_SIZE = 0.5, 10
+# Less, as a share of the largest weight, would have no inverse among floats.
+SMALLEST = 1e-300
 # A mean of weights of a larger shape converges too slowly to be of use, however many there are.
 LARGEST_K = 0.7
 
@@ -49,7 +51,7 @@ def largest_trusted(n: int) -> float:
 def _fit(x: Float[np.ndarray, " n"]) -> float:
     """k of exceedances in rising order."""
     n, points = len(x), GRID + math.isqrt(len(x))
-    quartile = x[int(n / 4 + 0.5) - 1]
+    quartile = max(x[int(n / 4 + 0.5) - 1], SMALLEST)
     theta = 1 / x[-1] + (1 - np.sqrt(points / (np.arange(points) + 0.5))) / (3 * quartile)
     k = np.mean(np.log1p(-theta[:, None] * x), axis=1)
     best = theta @ softmax(n * (np.log(-theta / k) - k - 1))

@@ -156,4 +156,5 @@ def test_a_heavy_tail_is_a_warning_and_equal_weights_are_none():
     assert found.pareto_k == -np.inf and found.stderr == 0 and found.log_z == pytest.approx(2)
     with pytest.warns(UserWarning, match="Pareto k"):
         reweigh(samples(x[:4], np.zeros(4)), lambda x: x[:, 0])
+    assert pareto_k(np.append(np.full(400, -5000.0), [-710, -300, -200, -100, 0])) > 1
     assert largest_trusted(100) == pytest.approx(0.5) and largest_trusted(10**6) == 0.7
