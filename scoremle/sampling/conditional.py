@@ -24,7 +24,7 @@ from scoremle.core.bijectors import AtTime
 from scoremle.core.keys import normal
 from scoremle.core.sde import SDE
 from scoremle.errors import UserError
-from scoremle.numerics import expand
+from scoremle.numerics import expand, predict
 from scoremle.sampling.predictor_corrector import PredictorCorrector, pc_sample
 from scoremle.types import Data, Images, Keys, NoiseFn, PerExample, Times
 
@@ -112,11 +112,17 @@ def _complete(
 def guided(noise: NoiseFn, sde: SDE, log_prob: Callable[[Data, Times], PerExample]) -> NoiseFn:
     """The noise prediction given what ``log_prob(x, t)`` says: log p(y | x_t), or that weighted.
 
-    Any sampler takes it.
+    Any sampler takes it, and raises UserError where either gives another shape than it must.
     """
 
+    def total(x: Data, t: Times) -> Array:
+        found = log_prob(x, t)
+        if np.shape(found) != t.shape:
+            shape = np.shape(found)
+            raise UserError(f"log_prob must give {len(x)} numbers, not an array of shape {shape}")
+        return jnp.sum(found)
+
     def eps(x: Data, t: Times) -> Data:
-        gradient = jax.grad(lambda x: jnp.sum(log_prob(x, t)))(x)
-        return noise(x, t) - expand(sde.sigma(t), x) * gradient
+        return predict(noise, x, t) - expand(sde.sigma(t), x) * jax.grad(total)(x, t)
 
     return eps

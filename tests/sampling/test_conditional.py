@@ -125,3 +125,15 @@ def test_guidance_to_a_class_is_the_noise_of_that_class(name):
     component = Gaussian.of(data.means[k], np.full(2, data.stds[k] ** 2))
     noise = guided(data.noise(sde), sde, log_class)
     np.testing.assert_allclose(noise(x, t), component.noise(sde)(x, t), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("noise", "log_prob", "words"),
+    [
+        (lambda x, t: x[:, :1], lambda x, t: x[:, 0], "shape"),
+        (lambda x, t: x, lambda x, t: jax.nn.log_softmax(x), "4 numbers"),
+    ],
+)
+def test_guidance_by_what_has_another_shape_is_refused(noise, log_prob, words):
+    with pytest.raises(UserError, match=words):
+        guided(noise, SDES["vp"], log_prob)(jnp.ones((4, 3)), jnp.full(4, 0.5))
