@@ -967,7 +967,7 @@ def draw_samples(
     noise, shape = model.condition_on(condition).noise, (len(keys), *model.shape)
     x = sampler(noise, model.sde, keys, shape, eps=model.eps)
     data = model._outside(x, end_of(sampler, model.eps))
-    return (data if model.pixels is None else model.pixels.decode(data)), all_finite(x)
+    return (data if model.pixels is None else model.pixels.decode(data)), all_finite(data)
 
 
 Columns = dict[str, Array]

@@ -90,10 +90,20 @@ def test_values_that_are_not_finite():
             model.score(images, index=index)
 
 
-@pytest.mark.parametrize("pixels", [scoremle.Pixels(16), None])
-def test_samples_that_are_not_finite(pixels):
+@pytest.mark.parametrize(
+    ("scale", "options"),
+    [
+        (jnp.nan, {"pixels": scoremle.Pixels(16)}),
+        (jnp.nan, {}),
+        (1.0, {"bijector": scoremle.Affine(3e38, 3e38)}),
+    ],
+)
+def test_samples_that_are_not_finite(scale, options):
     """Decoded, NaN would be a pixel like any other."""
-    model = scoremle.ScoreModel(lambda x, t: x * jnp.nan, scoremle.VP(), 1e-3, (2, 2, 1), pixels)
+    model = scoremle.ScoreModel(
+        lambda x, t: x * scale, scoremle.VP(), 1e-3, (2, 2, 1), solver=scoremle.Multistep(4),
+        **options,
+    )  # fmt: skip
     with pytest.raises(UserError, match="sample 0"):
         model.sample(2, jax.random.key(0))
 
