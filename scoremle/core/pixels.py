@@ -125,8 +125,14 @@ class Pixels:
             images: [n h w c] integers, or [n h w] of one channel.
             shape: (h, w, c) of the model.
 
-        Raises UserError that says how to make of other arrays what is wanted.
+        Raises UserError that says how to make of other arrays what is wanted, and for a model
+        with another shape than (h, w, c).
         """
+        if len(shape) != 3:
+            raise UserError(
+                f"a model of integer images has a shape (h, w, c), not {shape}: give it one, such"
+                f" as (1, {math.prod(shape)}, 1)"
+            )
         images = np.asarray(as_array(images, "images"))
         if images.ndim == 3 and (*images.shape[1:], 1) == shape:
             images = images[..., None]

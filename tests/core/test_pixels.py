@@ -124,3 +124,8 @@ def test_the_remedy_that_is_named_reaches_the_highest_level(levels, unchecked):
         _, remedy = str(error.value).split("; try ")
         made = eval(remedy, {"np": np, "images": images})
         np.testing.assert_array_equal(pixels.checked(made, (1, 2, 1)), wanted)
+
+
+def test_integers_are_scored_where_the_shape_is_one_of_images():
+    with pytest.raises(UserError, match=r"\(1, 6, 1\)"):
+        Pixels(17).checked(np.zeros((2, 6), np.uint8), (6,))
