@@ -22,6 +22,7 @@ from scoremle.core.arguments import (
     check_examples,
     check_kind,
     check_number,
+    check_part,
     check_seed,
 )
 from scoremle.core.bijectors import AtTime, Bijector
@@ -84,10 +85,9 @@ CODES = np.uint32(2)
 Condition = Any
 
 
-# The kinds of a model's fields, and an example of each.
+# The kinds of a model's parts, and an example of each.
 KINDS: dict[str, tuple[Any, str]] = {
     "sde": (SDE, "scoremle.VP()"),
-    "pixels": (Pixels, "scoremle.Pixels(256)"),
     "bijector": (Bijector, "scoremle.Affine(shift, scale)"),
     "solver": SOLVER,
     "divergence": DIVERGENCE,
@@ -186,9 +186,11 @@ class ScoreModel:
     def __post_init__(self) -> None:
         if self.pixels and self.bijector:
             raise UserError("pixels are of integers, and a bijector of reals: give one of the two")
+        if self.pixels is not None:
+            check_kind("pixels", self.pixels, Pixels, "scoremle.Pixels(256)")
         for name, (kind, such) in KINDS.items():
             if (value := getattr(self, name)) is not None:
-                check_kind(name, value, kind, such)
+                check_part(name, value, kind, such)
         check_eps(self.sde, self.eps)
         if not (self.decoder_scale is None or callable(self.decoder_scale)):
             check_number("decoder_scale", self.decoder_scale, above=0)

@@ -244,6 +244,26 @@ def test_samples_have_the_moments_and_keys_of_their_own():
     np.testing.assert_allclose(few, reals(data).sample(2000, KEY)[:7], atol=1e-5)
 
 
+@dataclass
+class Doubled:
+    """A bijector that is no pytree, and has no hash."""
+
+    def forward(self, x):
+        return x / 2, jnp.full(len(x), -x.shape[1] * np.log(2))
+
+    def inverse(self, z):
+        return 2 * z
+
+
+def test_a_part_of_a_model_need_not_be_a_pytree():
+    data = Gaussian.random(3, 2)
+    own, ours = (
+        reals(data, solver=Multistep(4), bijector=bijector).sample(2, KEY)
+        for bijector in (scoremle.Chain((Doubled(),)), scoremle.Affine(0.0, 2.0))
+    )
+    np.testing.assert_allclose(own, ours, rtol=1e-6)
+
+
 # Integer images
 
 # Pixels of 8 levels, each N(0.1, 0.3^2) on its own: the probability of a bin is known.

@@ -14,13 +14,13 @@ import numpy as np
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Shaped, UInt64
 
-from scoremle.core.pytree import known
+from scoremle.core.pytree import as_part, known
 from scoremle.errors import UserError
 from scoremle.types import Data
 
 __all__ = [
     "as_array", "as_data", "as_index", "as_shape", "check_choice", "check_count", "check_examples",
-    "check_kind", "check_number", "check_seed", "shown",
+    "check_kind", "check_number", "check_part", "check_seed", "shown",
 ]  # fmt: skip
 
 
@@ -103,6 +103,20 @@ def check_kind(name: str, value: Any, kind: Any, such: str) -> None:
     """
     if isinstance(value, type) or not isinstance(value, kind):
         raise UserError(f"{name} must be such as {such}, not {shown(value)}")
+
+
+def check_part(name: str, value: Any, kind: Any, such: str) -> None:
+    """``check_kind`` of what programs are made of: it need not be a pytree.
+
+    Args:
+        name, value, kind, such: as ``check_kind`` takes them.
+
+    Raises UserError as ``check_kind`` does.
+    """
+    check_kind(name, value, kind, such)
+    for leaf in jax.tree.leaves(value):
+        if isinstance(leaf, kind):
+            as_part(type(leaf))
 
 
 def check_examples(tree: Any, what: str) -> None:

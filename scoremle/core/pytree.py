@@ -72,6 +72,30 @@ def frozen_static(cls: type[T]) -> type[T]:
     return jax.tree_util.register_static(dataclasses.dataclass(frozen=True)(cls))
 
 
+class _Same:
+    """A thing, which equals itself alone."""
+
+    def __init__(self, thing: Any) -> None:
+        self.thing = thing
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and self.thing is other.thing
+
+    def __hash__(self) -> int:
+        return id(self.thing)
+
+
+def as_part(cls: type) -> None:
+    """Makes things of a class parts of a program by their identity, as functions are.
+
+    Args:
+        cls: no pytree.
+    """
+    jax.tree_util.register_pytree_node(
+        cls, lambda thing: ((), _Same(thing)), lambda same, _: same.thing
+    )
+
+
 def known(*values: Any) -> bool:
     """Whether these are numbers, and not tracers.
 

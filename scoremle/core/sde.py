@@ -26,7 +26,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from scoremle.core import schedules
-from scoremle.core.arguments import as_shape, check_choice, check_number
+from scoremle.core.arguments import as_shape, check_choice, check_number, check_part
 from scoremle.core.kernels import KERNELS
 from scoremle.core.keys import example_keys, per_example
 from scoremle.core.pytree import describe, frozen_pytree, known, pytree
@@ -58,7 +58,7 @@ class SDE:
         schedule: the log-SNR at each t.
         prior_std: standard deviation of the prior N(0, prior_std^2 I) at t = 1.
 
-    Raises UserError for another kernel, and a prior_std that is not above 0.
+    Raises UserError for another kernel, what is no schedule, and a prior_std that is not above 0.
 
     Example:
         >>> sde = scoremle.SDE("straight", scoremle.Cosine(), prior_std=1.0)
@@ -75,6 +75,7 @@ class SDE:
 
     def __post_init__(self) -> None:
         check_choice("kernel", self.kernel, KERNELS)
+        check_part("schedule", self.schedule, schedules.Schedule, "scoremle.Cosine()")
         check_number("prior_std", self.prior_std, above=0)
 
     def describe(self) -> dict[str, Any]:

@@ -33,7 +33,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
-from scoremle.core.arguments import check_choice, check_count
+from scoremle.core.arguments import check_choice, check_count, check_part
 from scoremle.core.bijectors import AtTime
 from scoremle.core.dequantize import Dequantizer
 from scoremle.core.divergence import DivergenceEstimator, Hutchinson
@@ -42,12 +42,12 @@ from scoremle.core.pixels import bits_per_dim
 from scoremle.core.prediction import conditioned
 from scoremle.core.pytree import describe, frozen_pytree, static
 from scoremle.core.sde import check_eps
-from scoremle.core.times import TimeSampler, evenly
+from scoremle.core.times import TIME_SAMPLER, TimeSampler, evenly
 from scoremle.errors import UserError
 from scoremle.likelihood.control_variate import Control
 from scoremle.likelihood.decoders import LOG_2PI, Decoder, GaussianDecoder, InformedDecoder
 from scoremle.likelihood.elbo import ELBO, MATCHINGS, check_start, elbo
-from scoremle.likelihood.flow import along_flow
+from scoremle.likelihood.flow import DIVERGENCE, SOLVER, along_flow
 from scoremle.likelihood.image_model import ImageModel, pixels_of
 from scoremle.likelihood.importance import DrawLikelihood, ImportanceBound, importance_bound
 from scoremle.likelihood.published_rk45 import PublishedRK45
@@ -109,7 +109,7 @@ class ByOde:
         decoder: from the model's smallest time to the integers, in place of a dequantizer; the
             draws are then of the noise there.
 
-    Raises UserError for no draws.
+    Raises UserError for no draws, and what is no divergence or solver.
 
     Values: ``bpd``, its ``probe_stderr`` and ``solver_error``, ``nfe``; of one sample also two
     tests that its latent is white noise: the mean square of its elements over that of the prior
@@ -134,6 +134,8 @@ class ByOde:
     decoder: InformedDecoder | None = None
 
     def __post_init__(self) -> None:
+        check_part("divergence", self.divergence, *DIVERGENCE)
+        check_part("solver", self.solver, *SOLVER)
         check_count("samples", self.samples)
 
     @property
@@ -306,7 +308,8 @@ class ByElbo:
         control: a control variate fitted on other images.
         start: the smallest time; None: the model's.
 
-    Raises UserError for no draws, another matching, and a start outside [0, 1).
+    Raises UserError for no draws, another matching, what are no times or no decoder, and a start
+    outside [0, 1).
 
     Values: ``bpd``, its ``draw_stderr``, ``nfe``, and its terms: ``dequantization`` (log q of the
     noise), ``prior``, ``diffusion`` and ``reconstruction``, which add up to it with the constant
@@ -336,6 +339,9 @@ class ByElbo:
     def __post_init__(self) -> None:
         check_count("draws", self.draws)
         check_choice("matching", self.matching, MATCHINGS)
+        if self.times is not None:
+            check_part("times", self.times, *TIME_SAMPLER)
+        check_part("decoder", self.decoder, Decoder, "scoremle.likelihood.decoders.Entropy()")
         if self.start is not None:
             check_eps(None, self.start, "start")
 

@@ -21,7 +21,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Bool, Int, Integer
 
-from scoremle.core.arguments import as_index, check_kind
+from scoremle.core.arguments import as_index, check_part
 from scoremle.core.dequantize import Dequantizer, Uniform
 from scoremle.core.divergence import DivergenceEstimator, Hutchinson
 from scoremle.core.keys import image_keys
@@ -145,8 +145,8 @@ def score_images(
     that is not finite.
     """
     dequantizer = dequantizer or Uniform()
-    check_kind("estimator", estimator, Estimator, "scoremle.ByOde()")
-    check_kind("dequantizer", dequantizer, Dequantizer, "scoremle.Uniform()")
+    check_part("estimator", estimator, Estimator, "scoremle.ByOde()")
+    check_part("dequantizer", dequantizer, Dequantizer, "scoremle.Uniform()")
     check_suits(estimator, model)
     measure = partial(
         _measured, model, dequantizer=dequantizer, devices=devices,
