@@ -96,7 +96,7 @@ class SDE:
         Args:
             t: times of any shape.
         """
-        return self.schedule.log_snr(floating(t))
+        return _in_its_precision(self.schedule.log_snr, t)
 
     def common_log_snr(self, t: ArrayLike) -> Times:
         """``log_snr``, which all dimensions share. UserError where each has its own.
@@ -104,7 +104,7 @@ class SDE:
         Args:
             t: times of any shape.
         """
-        return self.schedule.common_log_snr(floating(t))
+        return _in_its_precision(self.schedule.common_log_snr, t)
 
     def time_of_log_snr(self, lam: ArrayLike) -> Times:
         """The t at which the log-SNR is ``lam``.
@@ -112,7 +112,7 @@ class SDE:
         Args:
             lam: log-SNRs of any shape.
         """
-        return self.schedule.time_of_log_snr(floating(lam))
+        return _in_its_precision(self.schedule.time_of_log_snr, lam)
 
     def log_alpha(self, t: ArrayLike) -> Times:
         """Logarithm of the mean coefficient.
@@ -181,8 +181,10 @@ class SDE:
         Args:
             z: [b *d] latents.
         """
-        log_norm = 0.5 * jnp.log(2 * jnp.pi) + jnp.log(self.prior_std)
-        return -sum_data(jnp.square(z / self.prior_std) / 2 + log_norm)
+        z = floating(z)
+        std = jnp.asarray(self.prior_std, z.dtype)
+        log_norm = 0.5 * jnp.log(2 * jnp.pi) + jnp.log(std)
+        return -sum_data(jnp.square(z / std) / 2 + log_norm)
 
     def prior_sample(self, key: Keys, shape: tuple[int, ...]) -> Data:
         """``shape[0]`` draws of the prior, by one key or one for each.
@@ -194,6 +196,13 @@ class SDE:
         shape = as_shape(shape, of_batch=True)
         keys = example_keys(key, shape[0])
         return self.prior_std * per_example(jax.random.normal, keys, shape[1:])
+
+
+def _in_its_precision(function: Callable[[Times], Times], t: ArrayLike) -> Times:
+    """``function(t)`` in the precision of ``t``: numbers of a schedule may have another."""
+    t = floating(t)
+    found = function(t)
+    return found if found.dtype == t.dtype else found.astype(t.dtype)
 
 
 def with_schedule(tree: Any, schedule: schedules.Schedule) -> Any:
@@ -271,7 +280,7 @@ class _LinearBeta(SDE):
 
     def log_alpha(self, t: ArrayLike) -> Times:
         # Computed without lambda, through which it would lose a digit.
-        return self.schedule.log_alpha(floating(t))
+        return _in_its_precision(self.schedule.log_alpha, t)
 
 
 @pytree

@@ -69,8 +69,9 @@ class ELBO:
 def prior_divergence(sde: SDE, x: Data, t: Scalar = 1.0) -> PerExample:
     """KL( p(x_t | x) || N(0, prior_std^2 I) ) in nats."""
     last = jnp.full(x.shape[0], t, x.dtype)
-    ratio = jnp.square(sde.sigma(last) / sde.prior_std)
-    mean = expand(sde.alpha(last) / sde.prior_std, x) * x
+    std = jnp.asarray(sde.prior_std, x.dtype)
+    ratio = jnp.square(sde.sigma(last) / std)
+    mean = expand(sde.alpha(last) / std, x) * x
     return (sum_data(jnp.square(mean)) + sum_over(ratio - 1 - jnp.log(ratio), x)) / 2
 
 

@@ -51,6 +51,23 @@ def test_formulas_hold_down_to_the_smallest_times(name, bits):
         np.testing.assert_allclose(sde.log_snr(t), log_snr64(sde, t64), rtol=rtol, atol=rtol)
 
 
+ONE, TWO, MANY = np.float64([1.0, 2.0, 50.0])
+
+
+@pytest.mark.parametrize(
+    "sde",
+    [
+        VP(ONE, TWO), VE(ONE, TWO), LinearVE(MANY), SDE("straight", LinearLogSNR(-TWO, TWO), ONE),
+        SDE("vp", Cosine(-TWO, TWO), ONE), SDE("ve", KarrasSigma(ONE, MANY, TWO), MANY),
+    ],
+)  # fmt: skip
+def test_numbers_in_float64_leave_the_precision_of_times_and_data(sde, x64):
+    t = jnp.asarray([0.2, 0.7], jnp.float32)
+    methods = "log_snr", "time_of_log_snr", "alpha", "sigma", "f", "g2", "prior_log_prob"
+    found = {name: jax.eval_shape(getattr(sde, name), t).dtype for name in methods}
+    assert set(found.values()) == {t.dtype}, found
+
+
 @every_sde
 def test_the_rates_are_derivatives(name, x64):
     sde, t = SDES[name], np.linspace(0.02, 0.98, 30)
