@@ -534,7 +534,7 @@ class ScoreModel:
             condition: what the noise prediction takes, a row for each image or one for all.
             index: the number of each image, to which its randomness belongs; None: its place.
             passes: independent passes, whose spread gives the error.
-            dequantizer: None: ``default_dequantizer``.
+            dequantizer: None: ``default_dequantizer``, where the estimator takes one.
             estimator: None: ``default_estimator``.
             tolerance: bits/dim that the solver may add to the standard error of the mean over
                 images, or a quarter of that by the probes. A pilot on the first images chooses the
@@ -549,7 +549,8 @@ class ScoreModel:
         Raises UserError for images of another shape, type or range than the model's, an index that
         is not whole numbers from 0 to 2**64 - 1, a seed outside 0..2**32 - 1, no passes, what
         is no estimator or dequantizer, an estimator that does not suit the model, a tolerance
-        beside an estimator, and values that are not finite.
+        beside an estimator, a dequantizer beside one that takes none, as one with a decoder, and
+        values that are not finite.
 
         Example:
             >>> sde = scoremle.VP()
@@ -583,8 +584,14 @@ class ScoreModel:
                 tolerance=tolerance, devices=devices, seed=seed,
             )  # fmt: skip
             model = replace(self, solver=choice.solver)
+        estimator = estimator or model.default_estimator
+        if dequantizer and not getattr(estimator, "dequantizes", True):
+            raise UserError(
+                "give a dequantizer, or an estimator that takes none, as one with a decoder does:"
+                " scoremle.ByOde() takes one"
+            )
         found = score_images(
-            model._plain(plain.noise), estimator or model.default_estimator, images, numbers,
+            model._plain(plain.noise), estimator, images, numbers,
             dequantizer=dequantizer or self.default_dequantizer, condition=condition,
             passes=passes, seed=seed, batch_size=batch_size, devices=devices, label=label,
         )  # fmt: skip

@@ -55,6 +55,9 @@ def test_levels_are_decoded_where_the_first_noise_hides_them(sde, eps, hidden):
     model = scoremle.ScoreModel(lambda x, t: x, sde, eps, (1, 2, 1), scoremle.Pixels(256))
     assert (model.decoder is not None) == hidden
     assert ("informed decoder" in model.default_estimator.title) == hidden
+    if hidden:  # then no noise is added within bins
+        with pytest.raises(scoremle.UserError, match="give a dequantizer"):
+            model.score(np.zeros((1, 1, 2, 1), np.uint8), dequantizer=scoremle.Uniform())
 
 
 @jax.tree_util.register_static
