@@ -469,7 +469,8 @@ class ScoreModel:
             label: under which progress is shown, if there is one.
 
         Raises UserError for data of another shape, type or range than the model's, a log-SNR for
-        each dimension, no bins, fewer than two draws, and values that are not finite.
+        each dimension, no bins, fewer than two draws, values that are not finite, and where it is
+        traced.
 
         Example:
             >>> sde = scoremle.VP()
@@ -479,6 +480,7 @@ class ScoreModel:
             >>> print(found.bits.shape, f"{found.flipd[0, -1]:.1f}")
             (1, 5) 2.0
         """
+        self._check_outside("profile", data, condition)
         check_seed(seed)
         check_count("bins", bins)
         check_count("draws", draws, least=2)
@@ -549,8 +551,8 @@ class ScoreModel:
         Raises UserError for images of another shape, type or range than the model's, an index that
         is not whole numbers from 0 to 2**64 - 1, a seed outside 0..2**32 - 1, no passes, what
         is no estimator or dequantizer, an estimator that does not suit the model, a tolerance
-        beside an estimator, a dequantizer beside one that takes none, as one with a decoder, and
-        values that are not finite.
+        beside an estimator, a dequantizer beside one that takes none, as one with a decoder,
+        values that are not finite, and where it is traced.
 
         Example:
             >>> sde = scoremle.VP()
@@ -563,6 +565,7 @@ class ScoreModel:
             >>> print(bool(abs(scores.bpd[0] - 3.61) < 4 * scores.stderr[0] + 0.01))
             True
         """
+        self._check_outside("score", images, condition)
         pixels = pixels_of(self)
         check_seed(seed)
         check_count("passes", passes)
@@ -618,8 +621,8 @@ class ScoreModel:
             divergence: how traces are estimated.
             seed: of probes and dequantization noise.
 
-        Raises UserError for no images, and for those of another shape, type or range than the
-        model's.
+        Raises UserError for no images, for those of another shape, type or range than the model's,
+        and where it is traced.
 
         Example:
             >>> sde = scoremle.VP()
@@ -632,6 +635,7 @@ class ScoreModel:
             >>> print(choice.met, model.solver == choice.solver)
             True True
         """
+        self._check_outside("calibrated", images)
         check_seed(seed)
         images = pixels_of(self).checked(images, self.shape)
         choice = choose_for_images(self, images, divergence=divergence, seed=seed)
@@ -650,14 +654,15 @@ class ScoreModel:
             images: [n h w c] integers, of which a few are used, at one network evaluation each.
             seed: of the noise.
 
-        Raises UserError for no images, and for those of another shape, type or range than the
-        model's.
+        Raises UserError for no images, for those of another shape, type or range than the model's,
+        and where it is traced.
 
         Example:
             >>> model = scoremle.load("digits")  # it has no decoder
             >>> print(model.fit_decoder(np.zeros((1, 8, 8, 1), np.uint8)) is model)
             True
         """
+        self._check_outside("fit_decoder", images)
         check_seed(seed)
         images = pixels_of(self).checked(images, self.shape)
         if not len(images):
@@ -678,8 +683,8 @@ class ScoreModel:
                 images; a few are used.
             condition: what the noise prediction takes, a row for each example or one for all.
 
-        Raises UserError for fewer than four examples or than 128 numbers in all of them, and for
-        data of another shape, type or range than the model's.
+        Raises UserError for fewer than four examples or than 128 numbers in all of them, for data
+        of another shape, type or range than the model's, and where it is traced.
 
         Example:
             >>> sde = scoremle.VP()
@@ -690,6 +695,7 @@ class ScoreModel:
             >>> model.check(2 * jax.random.normal(jax.random.key(0), (300, 2)))
             []
         """
+        self._check_outside("check", data, condition)
         if self.pixels is None:
             self._inside(cast(Data, data), name="data")  # raises UserError for wrong data
         else:
@@ -743,7 +749,7 @@ class ScoreModel:
                 either is that of the method ``log_prob``.
 
         Raises UserError for numbers of samples below 0, what is no sampler, samples that are not
-        finite, and ``log_prob`` of a sampler other than the ODE's.
+        finite, ``log_prob`` of a sampler other than the ODE's, and where it is traced.
 
         Example:
             >>> sde = scoremle.VP()
@@ -753,6 +759,7 @@ class ScoreModel:
             >>> print(x.shape, f"{x.std():.1f}")
             (1000, 2) 1.0
         """
+        self._check_outside("sample", key, condition)
         check_count("n", n, least=0)
         check_count("batch_size", batch_size)
         if sampler is not None:
@@ -840,6 +847,14 @@ class ScoreModel:
             noise or self.noise, self.sde, self.eps, self.shape, self.pixels, self.solver,
             bijector=self.bijector, coder=self.coder,
         )  # fmt: skip
+
+    def _check_outside(self, name: str, *arguments: Any) -> None:
+        """Raises UserError where a method that works in batches, on the host, is traced."""
+        if not known(self, arguments):
+            raise UserError(
+                f"{name} works in batches: call it outside of jit, grad and vmap, within which"
+                " log_prob, elbo, encode and decode may be"
+            )
 
     def _apart(self, condition: Condition, n: int) -> tuple["ScoreModel", Condition]:
         """The model under no condition, and the condition that it would be under, checked."""

@@ -360,6 +360,17 @@ def test_an_index_of_whole_numbers_is_kept(index):
     np.testing.assert_array_equal(as_index(index), np.asarray([*map(int, index)], np.uint64))
 
 
+BATCHED = {name: "images" for name in ("score", "calibrated", "fit_decoder")}
+BATCHED |= {"sample": "key", "profile": "data", "check": "data"}
+
+
+@pytest.mark.parametrize("name", BATCHED)
+def test_what_works_in_batches_is_refused_within_a_program(name):
+    (function, good), argument = CALLS[name], BATCHED[name]
+    with pytest.raises(UserError, match=f"{name} .* outside"):
+        jax.eval_shape(lambda value: function(**{**good, argument: value}), good[argument])
+
+
 def test_numbers_that_are_traced_are_not_looked_at():
     """They are not known before the program runs."""
 
