@@ -195,7 +195,7 @@ CHANGES: list[tuple[str, ...]] = [
      "sigma * self.likelihood_weight(t)"),
     ("core/sde.py", "SDE.likelihood_weight", "return -schedules.rate(self.log_snr, t)",
      "return -schedules.rate(self.log_snr, t) / 2"),
-    ("core/sde.py", "SDE.prior_log_prob", "+ jnp.log(self.prior_std)",
+    ("core/sde.py", "SDE.prior_log_prob", "+ jnp.log(std)",
      "- jnp.log(self.prior_std)"),
     ("core/sde.py", "SDE.prior_sample", "return self.prior_std * per_example(",
      "return per_example("),
