@@ -26,6 +26,7 @@ from scoremle.likelihood.decoders import DiscreteDecoder
 from scoremle.likelihood.images import ByElbo, ByOde
 from scoremle.likelihood.published_rk45 import PublishedRK45
 from scoremle.sampling.ode import euler_sample, ode_encode, ode_sample
+from scoremle.training.checksums import model_hash
 
 KEY = jax.random.key(0)
 VP = SDES["vp"]
@@ -248,6 +249,8 @@ def test_samples_have_the_moments_and_keys_of_their_own():
 class Doubled:
     """A bijector that is no pytree, and has no hash."""
 
+    offset: float = 0.0
+
     def forward(self, x):
         return x / 2, jnp.full(len(x), -x.shape[1] * np.log(2))
 
@@ -262,6 +265,8 @@ def test_a_part_of_a_model_need_not_be_a_pytree():
         for bijector in (scoremle.Chain((Doubled(),)), scoremle.Affine(0.0, 2.0))
     )
     np.testing.assert_allclose(own, ours, rtol=1e-6)
+    hashes = {model_hash(Doubled(offset)) for offset in (0.0, 0.0, 1.0)}
+    assert len(hashes) == 2  # a detector belongs to a model
 
 
 # Integer images

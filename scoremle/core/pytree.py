@@ -84,6 +84,9 @@ class _Same:
     def __hash__(self) -> int:
         return id(self.thing)
 
+    def __repr__(self) -> str:
+        return repr(self.thing)  # a hash of a model is by it
+
 
 def as_part(cls: type) -> None:
     """Makes things of a class parts of a program by their identity, as functions are.
