@@ -2,6 +2,7 @@
 
 import io
 import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -36,6 +37,16 @@ def of_12_bits(grey):
     return content
 
 
+def png(pixels, bits, colour, transparent):
+    """A PNG of a transparent value, and of few bits or of 16 and RGB: Pillow writes neither."""
+    size = struct.pack(">IIBBBBB", 8, 8, bits, colour, 0, 0, 0)
+    chunks = {b"IHDR": size, b"tRNS": transparent, b"IDAT": zlib.compress(pixels), b"IEND": b""}
+    number = struct.Struct(">I").pack
+    parts = (number(len(data)) + name + data + number(zlib.crc32(name + data))
+             for name, data in chunks.items())  # fmt: skip
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
 def luma(colour):
     """ITU-R 601, in Pillow's fixed point."""
     red, green, blue = np.moveaxis(colour.astype(int), -1, 0)
@@ -45,6 +56,8 @@ def luma(colour):
 TRANSPOSED = Image.Exif()
 TRANSPOSED[0x0112] = 5
 DEEP = (GREY.astype(np.uint16) << 8) + 77
+# A row of 8 pixels, 3 3 2 2 1 1 0 0 of 2 bits and 15 15 0 0 15 15 0 0 of 4.
+TWO_BITS, FOUR_BITS = b"\x00\xfa\x50" * 8, b"\x00\xff\x00\xff\x00" * 8
 FRAMES = [Image.fromarray(COLOUR), Image.fromarray(COLOUR[::-1].copy())]
 SEEN_THROUGH = np.where(GREY == 27, 255, GREY)
 WHITE = np.where(ALPHA == 255, GREY, 255)
@@ -71,6 +84,9 @@ LOSSLESS = {"WEBP": {"lossless": True}, "TIFF": {}, "BMP": {}, "PNG": {}}
         (encoded(DEEP, transparency=(27 << 8) + 77), 1, SEEN_THROUGH,
          [decoding.CUT, decoding.ON_WHITE]),
         (encoded(DEEP, transparency=27), 1, GREY, [decoding.CUT, decoding.OPAQUE]),
+        (png(TWO_BITS, 2, 0, b"\0\2"), 1, [[255, 255, 255, 255, 85, 85, 0, 0]] * 8,
+         [decoding.ON_WHITE]),
+        (png(FOUR_BITS, 4, 0, b"\0\1"), 1, [[255, 255, 0, 0] * 2] * 8, [decoding.OPAQUE]),
         (encoded(np.dstack([COLOUR, ALPHA | 255])), 3, COLOUR, [decoding.OPAQUE]),
         (encoded(np.dstack([GREY, ALPHA])), 1, WHITE, [decoding.ON_WHITE]),
         (encoded(Image.fromarray(COLOUR).convert("P", palette=Image.Palette.ADAPTIVE)), 3, COLOUR,
@@ -118,6 +134,7 @@ def test_of_a_moving_gif_the_first_frame_is_taken():
         (b"", "it is empty"),
         (encoded(GREY.astype(np.float32), "TIFF"), "16 bits"),
         (encoded(GREY[:5]), "5x8, not 8x8"),
+        (png((b"\0" + bytes(48)) * 8, 16, 2, bytes(6)), "transparent"),
     ],
 )
 def test_what_cannot_be_taken_has_a_reason(content, words):

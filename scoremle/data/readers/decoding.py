@@ -158,10 +158,23 @@ def _note(image: Image.Image, content: bytes, changes: Changes) -> None:
     depth = max(getattr(image, "tag_v2", {}).get(BITS_PER_SAMPLE, (8,)))
     depth = max(depth, int(image.info.get("bit_depth", 8)))
     if image.format == "PNG":
-        depth = max(depth, content[24])  # of the header
+        own = content[24]  # of the header
+        depth = max(depth, own)
+        _in_8_bits(image, own)
     if depth > 16 or image.mode in ("I", "F"):
         raise UnusableImage("it has more than 16 bits a channel, of no known scale")
     changes += [CUT] * (depth > 8)
+
+
+def _in_8_bits(image: Image.Image, depth: int) -> None:
+    """Brings the transparent value of a PNG to 8 bits, to which Pillow brings the pixels alone.
+
+    Raises UnusableImage for one of 16 bits a channel: several colours become one in 8 bits.
+    """
+    if image.mode == "L" and "transparency" in image.info:
+        image.info["transparency"] *= 255 // (2**depth - 1)
+    if image.mode == "RGB" and depth == 16 and "transparency" in image.info:
+        raise UnusableImage("a colour of 16 bits a channel is transparent: save it with 8 bits")
 
 
 def _plain(image: Image.Image, changes: Changes) -> Image.Image:
