@@ -67,8 +67,10 @@ class Subject:
         record = read_json(path)
         check_record(record, Rates, path)
         known = {field.name: record[field.name] for field in fields(Rates) if field.name in record}
-        rates, shown = Rates(**known), {None, *(result.checkpoint for result in self.results)}
-        return rates if rates.checkpoint in shown else None
+        rates = Rates(**known)
+        # Of an imported model, which is one checkpoint, the file has no number.
+        numbers = [None] if self.place.imported else [each.checkpoint for each in self.results]
+        return rates if rates.checkpoint in numbers else None
 
     @cached_property
     def log(self) -> list[LogRow]:

@@ -141,7 +141,8 @@ def test_a_training_that_has_just_begun(rows, tmp_path):
     one = result("exact", np.full((1, 2), 2.5)) | {"stderr": None, "images": 1}
     write_json(folder / "results.json", {"exact_test_ckpt_1": one})
     write_npz(folder / "exact_test_ckpt_1.npz", {"bpd": np.full((1, 1), 2.5)})
-    coded = Rates(1, 9, 3.621, gross=4, drawn=3.6, stated=3.604, stderr=None, plain=0, size=9)
+    coded = Rates(1, 9, 3.621, gross=4, drawn=3.6, stated=3.604, stderr=None, plain=0, size=9,
+                  checkpoint=1)  # fmt: skip
     write_json(tmp_path / "run" / "coded.json", asdict(coded))
     assert main(["report", str(tmp_path / "run")]) == 0
     page = Reader((tmp_path / "run" / "report" / "index.html").read_text())
@@ -152,10 +153,15 @@ def test_a_training_that_has_just_begun(rows, tmp_path):
     assert "coded: 3.621 bits/dim, stated 3.604 (the bound" in told
 
 
-@pytest.mark.parametrize(("checkpoint", "told"), [(1, False), (2, True), (None, True)])
-def test_rates_are_those_of_the_checkpoint_of_the_page(checkpoint, told, tmp_path):
-    """In a file of before nothing says which that is."""
+@pytest.mark.parametrize(("checkpoint", "imported", "told"), [
+    (1, None, False), (2, None, True), (None, None, False), (None, "its one", True),
+])  # fmt: skip
+def test_rates_are_those_of_the_checkpoint_of_the_page(
+    checkpoint, imported, told, tmp_path, monkeypatch
+):
+    """In a file of before nothing says which that is, and that of an import has no number."""
     make(tmp_path)
+    monkeypatch.setattr(Workdir, "imported", imported)
     rates = asdict(Rates(1, 9, 3.6, 4, 3.6, 3.6, None, 0, 9, checkpoint))
     rates.pop("checkpoint") if checkpoint is None else None
     write_json(tmp_path / "coded.json", rates)
