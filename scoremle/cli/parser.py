@@ -114,13 +114,18 @@ class Parser(argparse.ArgumentParser):
 FITS = ("crop", "resize", "pad")
 
 
-def add_shared(add: Callable[..., None]) -> None:
-    """Adds the arguments of all commands that measure one's own images by a model."""
+def add_shared(add: Callable[..., None], unset: str = "the newest") -> None:
+    """Adds the arguments of all commands that measure one's own images by a model.
+
+    Args:
+        add: adds one.
+        unset: which checkpoint is taken where none is named.
+    """
     add("--fit", "bring pictures of other sizes to the model's: crop the centre, resize the"
         " largest centred part, or pad all of it with black",
         choices=FITS, default="")  # fmt: skip
-    add("--skip-bad", "leave out files that can't be used; the table names each with its reason,"
-        " and the exit code is 3", action="store_true")  # fmt: skip
-    add("--checkpoint", "number of the checkpoint; unset: the newest", type=int)
+    add("--skip-bad", "leave out files that can't be used; each is named with its reason, and the"
+        " exit code is 3", action="store_true")  # fmt: skip
+    add("--checkpoint", f"number of the checkpoint; unset: {unset}", type=int)
     add("--force", "overwrite files that exist", action="store_true")
     add("--json", "the summary as JSON, on stdout", action="store_true")

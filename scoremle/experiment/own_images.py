@@ -17,7 +17,7 @@ from scoremle.data.readers.arrays import read_array_files
 from scoremle.data.readers.base import ImageReport, in_levels
 from scoremle.data.readers.decoding import IMAGE_FORMATS
 from scoremle.data.readers.pictures import UNKNOWN, decode_folder
-from scoremle.errors import UserError, by, in_a_line
+from scoremle.errors import UserError, as_flag, by, in_a_line, named_as
 from scoremle.progress import progress
 from scoremle.terminal import say
 
@@ -124,7 +124,8 @@ def images_of_arrays(
 
     Raises UserError for what are no such images.
     """
-    reading = read_array_files(path, Options(fit=fit))
+    with named_as(as_flag, ["fit"]):
+        reading = read_array_files(path, Options(fit=fit))
     if reading.levels not in (256, levels):  # 256 is also meant where none are stated
         raise UserError(
             f"{path} has images of {reading.levels} grey levels, and the model is of {levels}"

@@ -173,6 +173,8 @@ def test_features_of_one_s_own_come_from_an_array_or_an_encoder(tmp_path, capfd)
         (("fit", "gaussian", "normal.npz", "--out=x", "--checkpoint=0"), "--checkpoint"),
         (("fit", "gaussian", "reals.npy", "--out=x", "--fit=crop"), "--fit"),
         (("fit", "gaussian", "reals.npy", "--out=x", "--skip-bad"), "--skip-bad"),
+        (("fit", "digits", "normal.npz", "--out=x", "--skip-bad"), "--skip-bad"),
+        (("fit", "digits", "normal.npz", "--out=x", "--fit=crop"), "--fit=crop"),
         (("score", "detector", "reals.npy", "--model=digits.py:of_reals", "--page=y"), "--page"),
         (("fit", "digits", "normal.npz", "--out=normal.npz", "--force"), "two files"),
         (("score", "detector", "mixed.npz", "--out=x.csv", "--page=./x.csv"), "two files"),

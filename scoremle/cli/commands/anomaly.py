@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import scoremle
 from scoremle.cli import checks
 from scoremle.cli.parser import MODEL, Parser, add_shared
-from scoremle.errors import UserError, as_flag, in_short
+from scoremle.errors import UserError, in_short
 from scoremle.evaluation.tables import wrapped
 from scoremle.terminal import cell, say
 
@@ -60,7 +60,7 @@ def arguments(parser: Parser) -> None:
                 type=checks.fraction, default=0.1)  # fmt: skip
             add("--fail-on-suspects", "exit code 4 if there are suspects", action="store_true")
             add("--model", "place of the model, if it was moved", default="")
-        add_shared(add)
+        add_shared(add, unset="the newest" if what == "fit" else "that of the detector")
 
 
 def check(options: Any) -> None:
@@ -204,11 +204,14 @@ def _read(options: Any, facts: dict[str, str]) -> tuple[Any, list[Any], np.ndarr
         model = scoremle.load(facts["model"], number)
     elif options.checkpoint is not None:
         raise UserError(f"--checkpoint is of a model, and {GAUSSIAN} has none: leave it out")
+    arrays = own_images.are_arrays(options.images)
+    if arrays and options.skip_bad:
+        raise UserError(f"--skip-bad is for pictures, and {options.images} holds arrays")
     written = [*filter(None, (options.out, getattr(options, "page", None)))]
     bad = {"fit": options.fit, "skip_bad": options.skip_bad, "written": written}
     if "encoder" in facts:
         size = int(facts["size"])
-        if own_images.are_arrays(options.images):
+        if arrays:
             reports, images = own_images.images_of_arrays(
                 options.images, None, 256, fit=options.fit
             )
@@ -218,8 +221,8 @@ def _read(options: Any, facts: dict[str, str]) -> tuple[Any, list[Any], np.ndarr
             reports, images = own_images.read_images(options.images, (size, size, 3), 256, **bad)
         return model, reports, encoders.encoded(facts["encoder"], facts["encoder_sha256"], images)
     if model is None or model.pixels is None:
-        if given := [as_flag(name) for name in ("fit", "skip_bad") if bad[name]]:
-            raise UserError(f"{given[0]} is for images, and {facts['model']} takes reals")
+        if options.fit:
+            raise UserError(f"--fit is for images, and {facts['model']} takes reals")
         points = read_points(options.images, None if model is None else model.shape)
         return model, [ImageReport(str(i), row) for i, row in enumerate(points)], points
     pixels, shape = models.of_images(model, facts["model"])
