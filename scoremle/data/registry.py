@@ -16,7 +16,7 @@ from scoremle.core.arguments import check_count, check_seed
 from scoremle.data.archive import is_archive
 from scoremle.data.dataset import ANY_SIZE, Dataset
 from scoremle.data.image_set import ImageSet, pad_to
-from scoremle.data.prepared import Prepared
+from scoremle.data.prepared import Prepared, is_prepared
 from scoremle.data.readers.arrays import read_array_files
 from scoremle.data.readers.base import Options, Reading
 from scoremle.data.readers.celeba import read_celeba
@@ -111,8 +111,9 @@ def load(
     dataset = lookup(name)
     if fit and "fit" not in dataset.options:
         raise UserError(f"fit is {fit!r}, but {name} has no images of other sizes")
-    # Without fit, images of any size keep their own.
-    size = 0 if "fit" in dataset.options and not fit else image_size
+    # Without fit, images of any size keep their own, and so do those that are prepared.
+    keeps = "fit" in dataset.options or (path and is_prepared(Path(path)))
+    size = 0 if keeps and not fit else image_size
     options = Options(size, num_channels, fit, levels)
     if dataset.packaged and not path:
         with tempfile.TemporaryDirectory() as temporary:

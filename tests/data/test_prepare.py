@@ -506,16 +506,18 @@ def test_the_command_that_comes_next_takes_what_was_prepared(
     np.testing.assert_array_equal(found.train, data.Prepared(Path("made")).images("train"))
 
 
-@pytest.mark.parametrize(
-    ("size", "flags"), [((7, 5), ()), ((6, 6), ()), ((10, 9), ("--size=6", "--fit=resize"))]
-)  # fmt: skip
+@pytest.mark.parametrize(("size", "words"), [
+    ((7, 5), ["pictures"]), ((6, 6), ["pictures"]),
+    ((10, 9), ["pictures", "--size=6", "--fit=resize"]),
+    ((12, 13), ["photos", "--path=pictures", "--size=6"]),
+])  # fmt: skip
 def test_the_command_that_comes_next_builds_whatever_the_size(
-    size, flags, tmp_path, monkeypatch, capsys
+    size, words, tmp_path, monkeypatch, capsys
 ):
     """They are padded to a size that its network can halve."""
     monkeypatch.chdir(tmp_path)
     write_pictures(tmp_path / "pictures", 30, size)
-    assert scoremle_data("prepare", "pictures", *flags, "--into=made") == 0
+    assert scoremle_data("prepare", *words, "--into=made") == 0
     line = capsys.readouterr().out.splitlines()[-1]
     command = shlex.split(line.removeprefix("next: scoremle train "))
     found = build(parser_of("train").checked(command).config).data
