@@ -59,7 +59,15 @@ from scoremle.likelihood.scales import LearnedScale, Scale
 from scoremle.likelihood.score_images import choose_for_images, example_numbers, score_images
 from scoremle.likelihood.scores import Scores
 from scoremle.likelihood.steps import BySteps, chain_of, learned_decoder
-from scoremle.numerics import all_finite, as_pytree, check_finite_values, expand, predict, sum_data
+from scoremle.numerics import (
+    all_finite,
+    as_pytree,
+    check_call,
+    check_finite_values,
+    expand,
+    predict,
+    sum_data,
+)  # fmt: skip
 from scoremle.resumable import Arrays, resumable_map
 from scoremle.sampling.ends import end_of
 from scoremle.sampling.ode import ode_draw, ode_encode, ode_sample
@@ -739,7 +747,8 @@ class ScoreModel:
             key: of all of them.
             condition: what the noise prediction takes, a row for each sample or one for all.
             sampler: any of ``scoremle.sampling`` that takes a key, with its options bound by
-                functools.partial; None: the ODE, by the model's solver.
+                functools.partial; one that takes latents is bound as ``transport`` of
+                ``sampling.ode.ode_draw``. None: the ODE, by the model's solver.
             batch_size: how many at once, or fewer where memory does not suffice; no sample
                 depends on it, but those of the corrector ``langevin``.
             devices: that share each batch; None: one.
@@ -764,6 +773,7 @@ class ScoreModel:
         check_count("batch_size", batch_size)
         if sampler is not None:
             check_kind("sampler", sampler, Sampler, "scoremle.pc_sample")
+            check_call(sampler, self.noise, self.sde, key, self.shape, eps=self.eps)
         model, condition = self._apart(condition, n)
         rows, devices = rows_of(condition, n), devices or jax.devices()[:1]
         model = replicate(model, devices)

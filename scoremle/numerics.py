@@ -167,14 +167,13 @@ def output_of(function: Any, x: Data, *others: Any, channels: int = 1) -> Float[
     )
 
 
-def check_call(function: Any, *arguments: Any) -> None:
+def check_call(function: Any, *arguments: Any, **named: Any) -> None:
     """Raises UserError for a function that does not take these arguments, as far as is known."""
     try:
-        inspect.signature(function).bind(*arguments)
+        inspect.signature(function).bind(*arguments, **named)
     except TypeError as error:
-        raise UserError(
-            f"{_named(function)} is called with {len(arguments)} arguments: {error}"
-        ) from None
+        words = " and ".join([f"{len(arguments)} arguments", *named])
+        raise UserError(f"{_named(function)} is called with {words}: {error}") from None
     except ValueError:  # one of C has no signature
         return
 

@@ -25,7 +25,7 @@ from scoremle.core.pytree import pytree
 from scoremle.likelihood.decoders import DiscreteDecoder
 from scoremle.likelihood.images import ByElbo, ByOde
 from scoremle.likelihood.published_rk45 import PublishedRK45
-from scoremle.sampling.ode import euler_sample, ode_encode, ode_sample
+from scoremle.sampling.ode import euler_sample, ode_draw, ode_encode, ode_sample
 from scoremle.training.checksums import model_hash
 
 KEY = jax.random.key(0)
@@ -267,6 +267,12 @@ def test_a_part_of_a_model_need_not_be_a_pytree():
     np.testing.assert_allclose(own, ours, rtol=1e-6)
     hashes = {model_hash(Doubled(offset)) for offset in (0.0, 0.0, 1.0)}
     assert len(hashes) == 2  # a detector belongs to a model
+
+
+@pytest.mark.parametrize("bound", [lambda of: of, lambda of: partial(ode_draw, transport=of)])
+def test_a_sampler_that_takes_other_arguments_is_named(bound):
+    with pytest.raises(UserError, match="is called with"):
+        reals(Gaussian.of([0.5], [[0.3]])).sample(2, KEY, sampler=bound(scoremle.ddim_sample))
 
 
 # Integer images

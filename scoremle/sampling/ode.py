@@ -18,7 +18,7 @@ from scoremle.core.keys import example_keys, fold_in, normal, split
 from scoremle.core.prediction import data_of
 from scoremle.core.sde import SDE, check_eps
 from scoremle.core.times import even_times
-from scoremle.numerics import expand, predict
+from scoremle.numerics import check_call, expand, predict
 from scoremle.sampling.ends import ends
 from scoremle.solvers.base import Problem, Solver
 from scoremle.solvers.multistep import Multistep
@@ -113,9 +113,12 @@ def ode_draw(
         transport: takes latents to samples: ``ddim_sample`` or ``dpm_solver_sample``, with their
             options bound by functools.partial; None: ``ode_sample``.
         denoised: samples are the estimates of the data at t = ``eps``.
+
+    Raises UserError for a ``transport`` that takes other arguments.
     """
-    z = sde.prior_sample(key, shape)
-    x = (transport or ode_sample)(noise, sde, z, eps=eps)
+    z, transport = sde.prior_sample(key, shape), transport or ode_sample
+    check_call(transport, noise, sde, z, eps=eps)
+    x = transport(noise, sde, z, eps=eps)
     return denoise(noise, sde, x, eps=eps) if denoised else x
 
 
