@@ -30,6 +30,12 @@ def printable(text: str) -> str:
     return "\n".join(map(in_a_line, text.split("\n")))
 
 
+def counted(count: int, word: str) -> str:
+    """Count of a word, in the plural if it is not 1."""
+    plural = "es" if word.endswith("s") else "s"
+    return f"{count:,} {word}{plural * (count != 1)}"
+
+
 def in_html(text: str) -> str:
     """The text for HTML, within an element or within the quotes of an attribute."""
     return escape(printable(text))

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from scoremle.terminal import counted
+
 __all__ = ["KIND", "RATES_FILE", "Rates"]
 
 # What a file of compressed images begins with.
@@ -44,5 +46,5 @@ class Rates:
         error = "" if self.stderr is None else f" +- {self.stderr:.3f}"
         return (
             f"coded: {self.net:.3f} bits/dim, stated {self.stated:.3f}{error} (the bound of"
-            f" {self.steps} steps, over {self.images} images)"
+            f" {self.steps} steps, over {counted(self.images, 'image')})"
         )

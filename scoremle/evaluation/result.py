@@ -16,6 +16,7 @@ from scoremle.files import inside, read_npz
 from scoremle.likelihood.images import in_words
 from scoremle.likelihood.mean import Mean
 from scoremle.records import Count, Error, Name, Number, check_record
+from scoremle.terminal import counted
 
 __all__ = ["Result", "check_facts", "quality_table", "read_values", "results_table"]
 
@@ -200,7 +201,8 @@ class Result(Mean):
     def images_in_words(self) -> str:
         """The images that it is a mean over."""
         part = "" if self.full_pass else " (not the whole split)"
-        return f"{self.images:,} {self.split} images{part}, {counted(self.passes, 'pass')}"
+        images, passes = counted(self.images, f"{self.split} image"), counted(self.passes, "pass")
+        return f"{images}{part}, {passes}"
 
     def in_cells(self) -> tuple[str, str, str, str]:
         """The mean, its standard error, evaluations of the network, and the solver's error."""
@@ -299,12 +301,6 @@ def at_step(step: int, training: TrainingProgress | None) -> str:
         return f"step {step}"
     unfinished = "" if training["finished"] else ": training is not finished"
     return f"step {step} of {training['steps']}{unfinished}"
-
-
-def counted(count: int, word: str) -> str:
-    """Count of a word, in the plural if it is not 1."""
-    plural = "es" if word.endswith("s") else "s"
-    return f"{count} {word}{plural * (count != 1)}"
 
 
 # Tables ------------------------------------------------------------------------------------------

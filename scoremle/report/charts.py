@@ -17,6 +17,7 @@ from jaxtyping import Float
 from scoremle.evaluation import figures
 from scoremle.evaluation.figures import ABOVE, COLOURS, INK, LINES, Z95, DrawChart
 from scoremle.files import write_bytes
+from scoremle.terminal import counted
 from scoremle.training.writers import LogRow
 
 # In the page's style sheet: --ink, --lines, --c0, --c1, ...
@@ -144,8 +145,9 @@ def training_bpd(rows: Sequence[LogRow], uniform: float) -> Chart:
     return Chart(
         "training_bpd", "Bits/dim while training",
         "The variational bound on a window of test images that moves, few draws each. Points: one"
-        f" logged row each. Line: the mean of {averaged} neighbouring rows. Band: its 95 %"
-        " interval. Rows before the averaged parameters beat a uniform distribution are left out.",
+        f" logged row each. Line: the mean of {counted(averaged, 'neighbouring row')}. Band: its"
+        " 95 % interval. Rows before the averaged parameters beat a uniform distribution are left"
+        " out.",
         f"bits/dim of test images over the steps: {final}.",
         draw,
     )  # fmt: skip
@@ -184,7 +186,7 @@ def histogram(name: str, bpd: Float[np.ndarray, " n"], baselines: Mapping[str, f
             " Dashed lines: the means of simple densities fitted to the training images; a model"
             " that learned anything is left of them."
         ) * bool(baselines),
-        f"Histogram of bits/dim of {len(bpd)} images: mean {bpd.mean():.3f}, from"
+        f"Histogram of bits/dim of {counted(len(bpd), 'image')}: mean {bpd.mean():.3f}, from"
         f" {bpd.min():.3f} to {bpd.max():.3f}{beside}.",
         draw,
     )  # fmt: skip

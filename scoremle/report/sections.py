@@ -20,6 +20,7 @@ from scoremle.report import charts
 from scoremle.report.charts import Chart
 from scoremle.report.page import Page, Picture
 from scoremle.report.subject import Subject, names_of, paired
+from scoremle.terminal import counted
 from scoremle.zoo.families import FAMILIES
 
 # Images of either end; grids of samples over the training.
@@ -201,7 +202,7 @@ def _samples(page: Page, subject: Subject) -> None:
 def _training(page: Page, subject: Subject) -> list[Chart]:
     if not subject.log:
         return []
-    page.section("Training", f"{len(subject.log):,} rows of metrics.jsonl.")
+    page.section("Training", f"{counted(len(subject.log), 'row')} of metrics.jsonl.")
     drawn = list(_curves(subject))
     page.charts(drawn)
     return drawn

@@ -146,6 +146,7 @@ def test_a_training_that_has_just_begun(rows, tmp_path):
     write_json(tmp_path / "run" / "coded.json", asdict(coded))
     assert main(["report", str(tmp_path / "run")]) == 0
     page = Reader((tmp_path / "run" / "report" / "index.html").read_text())
+    assert all(words in page.text for words in ("over 1 image)", "; 1 test image", "1 pass"))
     told, optim = page.text, Workdir(tmp_path / "run").config().optim
     assert "2.5000" in told and "nan" not in told
     rate = optim.lr * rows[-1]["step"] / optim.warmup

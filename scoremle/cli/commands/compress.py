@@ -15,7 +15,7 @@ from scoremle.cli import checks
 from scoremle.cli.parser import MODEL, Parser
 from scoremle.errors import UserError, in_short
 from scoremle.evaluation.tables import wrapped
-from scoremle.terminal import say
+from scoremle.terminal import counted, say
 
 NEEDS = "scoremle.experiment.models"
 
@@ -76,7 +76,7 @@ def run(options: Any) -> dict[str, Any]:
     ))  # fmt: skip
     if rates.plain:
         say(f"{rates.plain:.1%} of the images did not come back as they were: stored plainly")
-    say(f"{len(images)} images: {options.out}")
+    say(f"{counted(len(images), 'image')}: {options.out}")
     place = Path(options.model)
     if place.is_dir() and workdir.Workdir(place).begun:
         try:

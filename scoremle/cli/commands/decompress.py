@@ -13,7 +13,7 @@ import scoremle
 from scoremle.cli import checks
 from scoremle.cli.parser import Parser
 from scoremle.errors import UserError
-from scoremle.terminal import say
+from scoremle.terminal import counted, say
 
 NEEDS = "scoremle.experiment.models"
 ARRAYS = (".npy", ".npz")
@@ -60,4 +60,4 @@ def run(options: Any) -> None:
         with made_whole(options.out) as folder, scoremle.files.writing(options.out):
             for i, image in enumerate(images):
                 (folder / f"{names[i] if names else i}.png").write_bytes(as_png(image, 256))
-    say(f"{len(images)} images: {options.out}")
+    say(f"{counted(len(images), 'image')}: {options.out}")

@@ -16,7 +16,7 @@ from scoremle.cli.parser import MODEL, Parser
 from scoremle.errors import UserError, in_a_line
 from scoremle.evaluation.tables import wrapped
 from scoremle.experiment import defaults
-from scoremle.terminal import say
+from scoremle.terminal import counted, say
 
 NEEDS = "scoremle.experiment.models"
 # The names in experiment/samplers.py, whose import brings JAX.
@@ -79,7 +79,7 @@ def run(options: Any) -> None:
     defaults.resolve(config)
     sampler, method = build.sampler_of(config, model.sde), config.sampling.method
     if not options.log_prob:
-        say(*wrapped(f"{model}, by {method} in {config.sampling.steps} steps"))
+        say(*wrapped(f"{model}, by {method} in {counted(config.sampling.steps, 'step')}"))
     classes, condition = labels.check_label(model, options.label), None
     if options.label == labels.ALL:  # what is drawn so has the mean over labels for its density
         condition = np.random.default_rng(options.seed).integers(classes, size=options.n)
@@ -100,9 +100,9 @@ def run(options: Any) -> None:
         condition=condition, sampler=sampler.draw, devices=devices, label="samples",
     )  # fmt: skip
     if as_picture and model.pixels:
-        how = f"{method}, {config.sampling.steps} steps, seed {options.seed}"
-        caption = in_a_line(f"{options.n} samples of {options.model}, {how}")
+        how = f"{method}, {counted(config.sampling.steps, 'step')}, seed {options.seed}"
+        caption = in_a_line(f"{counted(options.n, 'sample')} of {options.model}, {how}")
         write_grid(options.out, samples, model.pixels.levels, caption=caption)
     else:
         scoremle.files.write_array(options.out, "samples", samples)
-    say(f"{options.n} samples of seed {options.seed}: {options.out}")
+    say(f"{counted(options.n, 'sample')} of seed {options.seed}: {options.out}")

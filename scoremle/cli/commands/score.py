@@ -30,7 +30,7 @@ from scoremle.cli.parser import MODEL, Parser, add_shared
 from scoremle.cli.signals import going_on
 from scoremle.errors import UserError, as_flag
 from scoremle.evaluation.tables import wrapped
-from scoremle.terminal import is_stream, passing, say
+from scoremle.terminal import counted, is_stream, passing, say
 
 if TYPE_CHECKING:
     from scoremle.experiment.measurements import Measurement
@@ -284,8 +284,8 @@ def _score_share(
     if stop > first:
         score(share=slice(first, stop))
     say(
-        f"share {number} of {count}, {stop - first} images, is in {parts.parent}; when all shares"
-        " are done, the same command with --merge puts them together"
+        f"share {number} of {count}, {counted(stop - first, 'image')}, is in {parts.parent}; when"
+        " all shares are done, the same command with --merge puts them together"
     )
     return {"images": stop - first, "parts": str(parts)}
 

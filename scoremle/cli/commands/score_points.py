@@ -25,7 +25,7 @@ from scoremle.files import named
 from scoremle.likelihood.mean import Mean
 from scoremle.model import ScoreModel
 from scoremle.resumable import Arrays, resumable_map
-from scoremle.terminal import say
+from scoremle.terminal import counted, say
 
 # Points at once.
 BATCH_SIZE = 1024
@@ -45,7 +45,7 @@ def run(model: ScoreModel, options: Any) -> dict[str, Any]:
     reasons = _reasons(model, points)
     _refuse(options, reasons, len(points))
     known = np.setdiff1d(np.arange(len(points)), [*reasons])
-    say(f"log p of {len(known)} points of {options.images}")
+    say(f"log p of {counted(len(known), 'point')} of {options.images}")
     values, estimator = _values(model, points[known], known, options)
     finite = np.isfinite(values["log_prob"]).all(axis=0)
     reasons |= dict.fromkeys(known[~finite].tolist(), "has no finite log p: check the model")
