@@ -32,6 +32,8 @@ LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "sci
 IDENTITY = (
     "dataset", "data_hash", "ema_hash", "checkpoint", "step", "precision", "seed", "version",
 )  # fmt: skip
+# The cells of a working directory without results.
+NOT_EVALUATED = ("not evaluated", "", "", "", "")
 # Fields of an evaluation that end_ckpt and dataset replace.
 NOT_AGAIN = ("begin_ckpt", "bpd_dataset")
 CITATION = """@inproceedings{song2021maximum,
@@ -56,11 +58,13 @@ def compare(page: Page, subjects: Sequence[Subject]) -> list[Chart]:
     page.section("Side by side")
     found = [(n, s.main_result) for n, s in zip(names_of(subjects), subjects, strict=True)]
     rows = [
-        (name, *((*r.in_cells()[:3], r.noised) if r else ("not evaluated", "", "", "")))
+        (name, *((*r.in_cells()[:3], r.noised, r.images_in_words) if r else NOT_EVALUATED))
         for name, r in found
     ]
-    page.table(("working directory", "bits/dim", "std. error", "NFE", "what it is"), rows,
-               "The first likelihood of each one's newest evaluated checkpoint.")  # fmt: skip
+    page.table(
+        ("working directory", "bits/dim", "std. error", "NFE", "what it is", "images"), rows,
+        "The first likelihood of each one's newest evaluated checkpoint, or else its first bound.",
+    )  # fmt: skip
     first, gaps = found[0][1], {}
     for name, result in found[1:]:
         gap = paired(first, result) if first and result else None

@@ -118,7 +118,7 @@ def test_rows_after_the_first_that_beats_a_uniform_distribution_stay():
 def test_a_reconstruction_term_above_zero_gives_nothing_back():
     profile = {"log_snr_edges": [-1, 0, 2], "bits_per_dim": [1.0, 1.0], "stderr": [0.01, 0.02]}
     captions = [charts.profile_chart(1, "bound", profile, mean).caption for mean in (2.9, 3.1)]
-    assert ["gives back" in caption for caption in captions] == [True, False]
+    assert ["gives back 0.100" in caption for caption in captions] == [True, False]
 
 
 def test_a_chart_of_nothing_says_so():
