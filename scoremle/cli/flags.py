@@ -32,6 +32,13 @@ FLOW_FOLDER = "flowpp_dequantizer"
 # One line of experiment/defaults.py: config.<field> = <value>  # <meaning>
 FIELD_LINE = re.compile(r"^    config\.([\w.]+) = .*?  # (.*)$", re.MULTILINE)
 MEANINGS = dict(FIELD_LINE.findall(Path(defaults.__file__).read_text(encoding="utf-8")))
+# Fields of config.model that the network vdm does not read: the log-SNR is its time, and it never
+# halves the image.
+NOT_OF_VDM = {
+    "ch_mult", "conditional", "embedding", "embedding_type", "fir", "fir_kernel", "fourier_scale",
+    "init_scale", "nonlinearity", "progressive", "progressive_combine", "progressive_input",
+    "resamp_with_conv", "resblock_type", "scale_by_sigma", "skip_rescale", "trainable_embedding",
+}  # fmt: skip
 FLAG = re.compile(r"--(?:no)?config\.([^=]*)")
 TRUTH = dict.fromkeys(("true", "t", "1"), True) | dict.fromkeys(("false", "f", "0"), False)
 # The value that a text means, where it is not the type's own way to read it.
@@ -95,10 +102,15 @@ class ConfigParser(Parser):
             options.workdir, options.config = options.config, None  # it has its config
         own = options.config is None
         config, resolve = self._recorded(options) if own else load_config(options.config)
+        set_here = set[str]()
         for name, (kind, _) in fields_of(config).items():
             if (text := getattr(options, f"config.{name}", None)) is not None:
                 config.update_from_flattened_dict({name: _value(name, kind, text)})
+                set_here.add(name.removeprefix("model."))
         check_types(config)
+        unread = sorted(set_here & NOT_OF_VDM) if config.model.name.lower() == "vdm" else []
+        if unread:
+            raise UserError(f"model.{unread[0]} is not of model.name=vdm: leave it out")
         resolve(config)
         options.config = config
         if options.print_config:

@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import inspect
 import json
 import logging
 import os
@@ -23,12 +24,14 @@ from scoremle.cli.commands import COMMANDS, parser_of
 from scoremle.cli.commands.anomaly import STATISTIC_NAMES
 from scoremle.cli.commands.data import DATASETS
 from scoremle.cli.commands.sample import SAMPLERS
-from scoremle.cli.flags import MEANINGS
+from scoremle.cli.flags import MEANINGS, NOT_OF_VDM
 from scoremle.cli.parser import FITS
 from scoremle.data.readers import fits
 from scoremle.errors import UserError
 from scoremle.experiment import samplers
 from scoremle.experiment.configs import NAMED_CONFIGS
+from scoremle.experiment.networks import NETWORK_FIELDS
+from scoremle.nn.vdm import VDMNet
 
 
 def printed(capsys, *arguments: str) -> str:
@@ -50,6 +53,8 @@ def test_names_that_are_in_two_places():
     assert tuple(data.DATASETS) == DATASETS
     assert tuple(fits.FITS) == FITS
     assert {*samplers.SAMPLERS} == {*SAMPLERS}
+    read = {*inspect.signature(VDMNet).parameters}
+    assert NETWORK_FIELDS - read | {"embedding"} == NOT_OF_VDM
     assert tuple(statistics.STATISTICS) == STATISTIC_NAMES
 
 

@@ -124,6 +124,13 @@ def test_every_field_has_a_type_and_a_meaning():
     assert all(kind in (bool, int, float, str, tuple) for kind, _ in fields.values())
 
 
+def test_a_field_that_the_network_does_not_read_is_refused():
+    unread = "--config.model.fir"
+    assert parse(OWN[0], unread).config.model.fir
+    with pytest.raises(UserError, match=r"model\.fir is not"):
+        parse(OWN[0], unread, "--config.model.name=VDM")
+
+
 # Fields that depend on others
 
 
