@@ -101,7 +101,7 @@ def judge(evaluation: Any, data: ImageSet) -> Judge | None:
     if reference.facts.get("shape", ours) != ours:
         raise UserError(
             f"{evaluation.stats} has features of images of shape {reference.facts['shape']}, but"
-            f" the samples have {ours}: make it anew with --image_size={ours[0]}"
+            f" the samples have {ours}: make it anew with --image-size={ours[0]}"
         )
     return Judge(extractor, reference)
 
