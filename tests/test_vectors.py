@@ -329,7 +329,7 @@ def between():
 
 
 def test_the_default_solves_rows_again_that_need_it_alone_or_among_others(between, x64):
-    """Each row as it would be alone; where a program is traced, by the first solution."""
+    """Each row as it would be alone."""
     model, x, truth = between
     found = model.log_prob(x, KEY, divergence=Exact())
     error = np.abs(found.log_prob - truth)
@@ -339,10 +339,8 @@ def test_the_default_solves_rows_again_that_need_it_alone_or_among_others(betwee
     rows = slice(38, 39)
     alone = model.log_prob(x[rows], keys[rows], divergence=Exact())
     np.testing.assert_allclose(alone.log_prob, found.log_prob[rows], rtol=1e-9)
-    first = jax.jit(lambda x: model.log_prob(x, KEY, divergence=Exact()))(x)
     once = model.log_prob(x, KEY, divergence=Exact(), solver=Multistep())
-    assert not first.refined and not once.refined and (once.solver_error > 0.01).any()
-    np.testing.assert_allclose(first.log_prob, once.log_prob, rtol=1e-9)
+    assert not once.refined and (once.solver_error > 0.01).any()
 
 
 def test_rows_whose_error_stays_large_get_a_warning(unchecked):
