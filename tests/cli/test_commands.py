@@ -20,7 +20,7 @@ from scoremle import data
 from scoremle.anomaly import statistics
 from scoremle.cli import checks
 from scoremle.cli import main as cli
-from scoremle.cli.commands import COMMANDS, parser_of
+from scoremle.cli.commands import COMMANDS, SELDOM_USED, parser_of
 from scoremle.cli.commands.anomaly import STATISTIC_NAMES
 from scoremle.cli.commands.data import DATASETS
 from scoremle.cli.commands.sample import SAMPLERS
@@ -43,6 +43,8 @@ def test_help_fits_one_screen_and_names_all_there_is(capsys):
     screen = printed(capsys, "--help")
     lines = screen.splitlines()
     assert 24 <= len(lines) <= 40 and max(map(len, lines)) <= 80
+    of_seldom = lines.index("seldom needed:") + 1
+    assert [line.split()[0] for line in lines[of_seldom:]][: len(SELDOM_USED)] == [*SELDOM_USED]
     words = set(re.split(r"[\s,]+", screen))
     assert words >= {*COMMANDS, *data.DATASETS, *(name.split("/")[-1] for name in NAMED_CONFIGS)}
     assert words >= {name.rpartition("/")[0] + "/" for name in NAMED_CONFIGS if "/" in name}

@@ -13,6 +13,7 @@ import pytest
 from helpers.marks import some
 from helpers.oracles import Gaussian
 from PIL import Image
+from scipy.stats import norm
 
 from scoremle import VE, VP, Pixels, ScoreModel, UserError, bounded
 from scoremle.cli import main as cli
@@ -176,6 +177,20 @@ def test_a_flat_decoder_has_the_densities_around_the_grey_values():
     expected /= expected.sum(axis=2, keepdims=True)
     np.testing.assert_allclose(found, expected, atol=2e-3)
     assert 0.2 < expected.max(axis=2).min() < 0.9  # not all are certain
+
+
+def test_an_informed_decoder_has_the_masses_of_bins_around_the_denoised_values():
+    model, spread = model_of(eps=0.3), 0.2
+    layers = layers_of(model, decoder=InformedDecoder(np.asarray(PIXELS.points), spread))
+    x = np.rint(np.random.default_rng(2).uniform(-1, 1, (5, *SHAPE)) / layers.cell[0])
+    t, places = jnp.full(5, layers.times[0]), x * layers.cell[0]
+    alpha, sigma = (float(each(layers.times[0])) for each in (model.sde.alpha, model.sde.sigma))
+    denoised = (places - sigma * np.asarray(model.noise(jnp.asarray(places), t))) / alpha
+    edges = np.concatenate([[-np.inf], PIXELS.points[:-1] + np.diff(PIXELS.points) / 2, [np.inf]])
+    expected = np.diff(norm.cdf((edges - denoised[..., None]) / spread))
+    found = layers.decoded(x.reshape(5, -1).astype(int))
+    np.testing.assert_allclose(found, expected.reshape(found.shape), atol=2e-3)
+    assert alpha < 0.8
 
 
 def test_the_terms_of_the_bound_are_those_of_its_mean():

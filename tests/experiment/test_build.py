@@ -25,6 +25,7 @@ from scoremle.experiment.networks import NetworkSpec
 from scoremle.experiment.rules import check_config
 from scoremle.experiment.run_train import run_train
 from scoremle.experiment.workdir import Workdir
+from scoremle.likelihood.decoders import Entropy, GaussianDecoder
 from scoremle.likelihood.images import ByOde
 from scoremle.likelihood.published_rk45 import PublishedRK45
 from scoremle.nn import DDPMpp
@@ -236,6 +237,12 @@ def test_names_of_choices_in_upper_case():
     assert (network.embedding_type, network.progressive_input) == ("fourier", "residual")
     assert network.progressive_combine == "cat"
     assert digits("deq.variant=ImageNet32").flow.network.variant == "imagenet32"
+
+
+@pytest.mark.parametrize("offset", [True, False])
+def test_the_loss_of_a_flow_counts_the_step_to_the_data_where_the_config_says_so(offset):
+    decoder = digits(f"deq.offset={offset}").flow.decoder
+    assert isinstance(decoder, GaussianDecoder if offset else Entropy)
 
 
 def test_estimators_and_solvers():

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 import scoremle
+from scoremle.cli.commands import score_on_ray as score_on_ray_command
 from scoremle.data.pieces import ImageKind, pieces_of
 from scoremle.errors import UserError
 from scoremle.experiment import on_ray
@@ -146,3 +147,15 @@ def test_a_file_of_other_columns_is_named(tmp_path):
         pq.write_table(pa.table({"index": column}), tmp_path / "other.parquet")
         with pytest.raises(UserError, match=r"other\.parquet is damaged"):
             table.column("index")
+
+
+def test_the_summary_has_the_mean_of_what_was_scored_and_the_first_reason(unchecked, capsys):
+    bpd, reason = np.array([1.0, np.nan, 2.0, np.nan]), np.array(["", "too small", "", "no file"])
+    table = SimpleNamespace(
+        column={"bpd": bpd, "reason": reason}.get, folder=Path("t"), COLUMNS=Table.COLUMNS
+    )
+    found = score_on_ray_command._summary(
+        table, SimpleNamespace(title="exact"), SimpleNamespace(model="digits")
+    )
+    assert (found["mean"], found["images"], found["left_out"]) == (1.5, 2, 2)
+    assert "2 images could not be scored; the first: too small" in capsys.readouterr().out
