@@ -170,11 +170,15 @@ def repacked(path, compression, copies=1):
 def test_a_pt_that_would_take_more_memory_than_it_has_bytes(tmp_path):
     torch = pytest.importorskip("torch")
     (tmp_path / "m.json").write_text(json.dumps(FLAGS))
-    path = tmp_path / "m.pt"
+    path, shared = tmp_path / "m.pt", torch.zeros(4096)
     for change, words in (
         (lambda: repacked(path, zipfile.ZIP_DEFLATED), "are compressed"),
         (lambda: repacked(path, zipfile.ZIP_STORED, 3), "or overlap"),
         (lambda: torch.save({"a": torch.zeros(1).expand(10**6, 10**6)}, path), "more numbers"),
+        (lambda: torch.save({"a": torch.zeros(9), "b": torch.zeros(4).expand(5, 4)}, path),
+         "more numbers"),  # more than its own storage has
+        (lambda: torch.save({"a": [shared[:] for _ in range(9)]}, path),
+         "more numbers"),  # none is too large alone
     ):
         torch.save({"a": torch.zeros(4096)}, path)
         change()
