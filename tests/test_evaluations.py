@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.marks import some
 
 import scoremle
 from scoremle.core.dequantize import Uniform
@@ -74,7 +75,7 @@ CASES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", CASES)
+@some("name", CASES, quick=CASES.keys() - {"diffrax, whose steps share none"})
 def test_as_many_evaluations_run_as_are_stated(name):
     CALLS.clear()
     stated = CASES[name]()

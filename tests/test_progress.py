@@ -9,6 +9,7 @@ import subprocess
 import sys
 import termios
 import time
+from concurrent.futures import ThreadPoolExecutor
 from fcntl import ioctl
 
 import pytest
@@ -198,24 +199,34 @@ def on_terminal(code: str, columns: int, **variables: str) -> str:
     return text.decode()
 
 
+WIDTHS = {
+    60: "  loss 0.1234",
+    80: "  loss 0.1234  bpd 1.961 +- 0.011",
+    100: "  loss 0.1234  bpd 1.961 +- 0.011  (step 100)",
+    120: "  loss 0.1234  bpd 1.961 +- 0.011  (step 100)",
+}
+
+
+@pytest.fixture(scope="module")
+def trainings():
+    """What a training writes to terminals: by their width, and by what is set in them."""
+    kinds = [(columns, {}) for columns in WIDTHS]
+    kinds += [(80, {"NO_COLOR": "1"}), (80, {"TERM": "dumb"})]
+    with ThreadPoolExecutor(len(kinds)) as pool:  # for they sleep
+        texts = pool.map(lambda kind: on_terminal(TRAINING, kind[0], **kind[1]), kinds)
+    return dict(zip((*WIDTHS, "NO_COLOR", "dumb"), texts, strict=True))
+
+
 def screens(text: str) -> list[str]:
     """Each state of the last line."""
     plain = re.sub(r"\x1b\[[\d;?]*[a-zA-Z]", "", text)
     return [line for line in re.split(r"[\r\n]+", plain) if line.strip()]
 
 
-@pytest.mark.parametrize(
-    ("columns", "last"),
-    [
-        (60, "  loss 0.1234"),
-        (80, "  loss 0.1234  bpd 1.961 +- 0.011"),
-        (100, "  loss 0.1234  bpd 1.961 +- 0.011  (step 100)"),
-        (120, "  loss 0.1234  bpd 1.961 +- 0.011  (step 100)"),
-    ],
-)
-def test_a_bar_is_whole_at_any_width(columns, last):
+@pytest.mark.parametrize(("columns", "last"), WIDTHS.items())
+def test_a_bar_is_whole_at_any_width(columns, last, trainings):
     """A line, no fact cut in two, at least ten cells, and it moves from step to step."""
-    lines = screens(on_terminal(TRAINING, columns))
+    lines = screens(trainings[columns])
     assert max(map(len, lines)) <= columns
     assert any(COMPILING in line for line in lines[:3])
     assert any("step 964/1500" in line for line in lines)
@@ -238,13 +249,13 @@ print("done")
     assert capsys.readouterr().out == "done\n"
 
 
-def test_no_color_where_none_is_wanted():
-    assert re.search(r"\x1b\[[\d;]*m", on_terminal(TRAINING, 80))
-    assert not re.search(r"\x1b\[[\d;]*m", on_terminal(TRAINING, 80, NO_COLOR="1"))
+def test_no_color_where_none_is_wanted(trainings):
+    assert re.search(r"\x1b\[[\d;]*m", trainings[80])
+    assert not re.search(r"\x1b\[[\d;]*m", trainings["NO_COLOR"])
 
 
-def test_a_terminal_that_can_not_move_its_cursor_gets_lines():
-    text = on_terminal(TRAINING, 80, TERM="dumb")
+def test_a_terminal_that_can_not_move_its_cursor_gets_lines(trainings):
+    text = trainings["dumb"]
     assert "\x1b" not in text and text.startswith("step 100/1500")
 
 
