@@ -505,6 +505,7 @@ class Net(torch.nn.Linear):
 
 model = from_velocity(Net(2, 1), data_at=1, shape=(1,), by="torchax")
 print(*sorted({"flax", "torch._dynamo"} & set(sys.modules)))
+print(torch._utils._get_available_device_type())  # where DataParallel goes
 """
 
 
@@ -512,7 +513,7 @@ print(*sorted({"flax", "torch._dynamo"} & set(sys.modules)))
 @pytest.mark.skipif(not find_spec("torchax"), reason="needs torchax")
 def test_what_is_slow_to_import_is_not_imported_for_a_module():
     done = subprocess.run([sys.executable, "-c", IMPORTED], capture_output=True, text=True)
-    assert (done.returncode, done.stdout) == (0, "\n"), done.stderr
+    assert (done.returncode, done.stdout) == (0, "\nNone\n"), done.stderr
 
 
 @by_both(quick="torchax")
@@ -523,8 +524,6 @@ def test_the_module_and_all_settings_stay_as_they_were(by):
     first = model.log_prob(x, KEY).log_prob
     jax.grad(lambda x: model.log_prob(x, KEY).log_prob.sum())(x)
     assert settings() == before
-    if by == "torchax":  # PyTorch's name for devices of others is not for JAX's
-        assert not sys.modules["torchax.device_module"].is_available()
     assert module.training and all(p.requires_grad for p in module.parameters())
     assert {p.dtype for p in module.parameters()} == {torch.float16}
     with torch.no_grad():
