@@ -829,4 +829,6 @@ CHANGES: list[tuple[str, ...]] = [
      "experiment/test_build.py"),
     ("published/torch_file.py", "_Tensors._tensor", "or self._left < 0", "and self._left < 0",
      "published/test_mistyped.py"),
+    ("training/writers.py", "KnownRun.rewind", "self._begun = True", "self._begun = False",
+     "training/test_writers.py"),
 ]
