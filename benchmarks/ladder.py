@@ -20,7 +20,7 @@ the first rung's, so that other work slows both; they set how many steps the bud
 dequantizer is trained in addition to the budget, for the steps that its config has.
 Fine-tuning has the last third of the budget, a point at least, from another rung's checkpoint on.
 
-A difference is a rung's bits/dim less the first rung's, image by image and seed by seed. Its error
+A difference is a rung's bits/dim minus the first rung's, image by image and seed by seed. Its error
 is that over images, and where there are two seeds or more that over seeds, added in quadrature.
 The picture has these differences beside the paper's, and the curves over seconds and over steps.
 """
@@ -223,7 +223,7 @@ def flags(fields: Mapping[str, Any]) -> list[str]:
 
 
 def difference(first: Mapping[int, Result], own: Mapping[int, Result]) -> tuple[float, float]:
-    """A rung's bits/dim less the first's over the seeds of both, and its error."""
+    """A rung's bits/dim minus the first's over the seeds of both, and its error."""
     pairs = [(first[seed].values, own[seed].values) for seed in first.keys() & own.keys()]
     mean, error, _ = paired_difference(*np.mean(pairs, axis=0))
     of_seeds = [np.mean(b - a) for a, b in pairs]
@@ -253,7 +253,7 @@ def draw(
     left.axvline(0, color=INK, linewidth=0.8)
     left.set_yticks(range(len(names)), names)
     left.invert_yaxis()
-    left.set_xlabel(f"bits/dim less those of {first}")
+    left.set_xlabel(f"bits/dim minus those of {first}")
     left.legend(**ABOVE, fontsize=8)
     for i, (name, rows) in enumerate(curves.items()):
         steps, seconds, bpd = np.transpose(rows)
@@ -297,7 +297,7 @@ def show(ladder: Ladder, plot: Path | None) -> None:
                   if gain and max(mean for mean, _ in gain.values()) < 1}  # fmt: skip
         near = {name: curve for name, curve in curves.items() if name in {ladder.first, *others}}
         plot.write_bytes(*drawn(partial(draw, ladder.rungs, gains=others, curves=near), "png"))
-    header = ("rung", "seeds", "steps", *(c for k in KINDS for c in (k, f"less {ladder.first}'s")),
+    header = ("rung", "seeds", "steps", *(c for k in KINDS for c in (k, f"minus {ladder.first}")),
               "s/step", "MiB", "papers, CIFAR-10")  # fmt: skip
     used = slice(None if any(row[-1] for row in rows) else -1)
     numbers = {"budget": ladder.budget, "differences": gains, "curves": curves}

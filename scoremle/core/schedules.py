@@ -351,7 +351,7 @@ class Cosine(Schedule):
 
     @property
     def _angles(self) -> tuple[Times, Times, Times]:
-        """The angle at t = 0, the right angle less the angle at t = 1, and their distance."""
+        """The angle at t = 0, the right angle minus the angle at t = 1, and their distance."""
         first = jnp.arctan(jnp.exp(-jnp.asarray(self.log_snr_max) / 2))
         lacking = jnp.arctan(jnp.exp(jnp.asarray(self.log_snr_min) / 2))
         return first, lacking, jnp.pi / 2 - first - lacking

@@ -54,7 +54,7 @@ def most_examples(dims: int) -> int:
 
 
 class Deviations(NamedTuple):
-    """Data less the mean of a Gaussian: along its axes, and what is orthogonal to them."""
+    """Data minus the mean of a Gaussian: along its axes, and what is orthogonal to them."""
 
     along: Float[Array, "b k"]
     rest: Float[Array, "b D"]
@@ -114,7 +114,7 @@ class FittedGaussian:
         return np.append(np.ones(axes, np.float32), np.float32(dims - axes))
 
     def deviations(self, x: Data) -> Deviations:
-        """x less the mean."""
+        """x minus the mean."""
         whole = x.reshape(len(x), len(self.mean)) - self.mean
         along = whole @ self.axes
         return Deviations(along, whole - along @ self.axes.T)

@@ -202,7 +202,7 @@ class ByOde:
     def _decoded(
         self, model: ImageModel, x: IntImages, key_probe: Keys, keys: Keys
     ) -> tuple[Likelihood, PerExample]:
-        """log p_eps(z), and log q(z) less log p(x | z), of a draw z of the noise at t = eps."""
+        """log p_eps(z), and log q(z) minus log p(x | z), of a draw z of the noise at t = eps."""
         decoder = cast(InformedDecoder, self.decoder)
         y, t = decoder.encode(x), jnp.full(len(x), model.eps)
         noise = normal(keys, y)
@@ -259,7 +259,7 @@ class OdeDifference:
 def _by_draws(
     draw: DrawLikelihood, keys: Keys, samples: int, dims: int, *, prior_std: Scalar
 ) -> tuple[PerExample, ImageValues]:
-    """log p less log q in nats, importance weighted over several draws; and its columns."""
+    """log p minus log q in nats, importance weighted over several draws; and its columns."""
     bits = dims * jnp.log(2.0)
     if samples == 1:
         found, log_q = draw(keys)
