@@ -209,7 +209,7 @@ WIDTHS = {
 
 @pytest.fixture(scope="module")
 def trainings():
-    """What a training writes to terminals: by their width, and by what is set in them."""
+    """The texts that a training writes to terminals, by their width or by their setting."""
     kinds = [(columns, {}) for columns in WIDTHS]
     kinds += [(80, {"NO_COLOR": "1"}), (80, {"TERM": "dumb"})]
     with ThreadPoolExecutor(len(kinds)) as pool:  # for they sleep

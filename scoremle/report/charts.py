@@ -183,8 +183,8 @@ def histogram(name: str, bpd: Float[np.ndarray, " n"], baselines: Mapping[str, f
     return Chart(
         "histogram", f"Bits/dim of each image: {name}",
         "Lower is likelier." + (
-            " Dashed and dotted lines: the means of simple densities, which are fitted to the"
-            " training images, but for the uniform one. A model must beat them all."
+            " Dashed and dotted lines: the means of the uniform density, and of simple densities"
+            " that are fitted to the training images. A useful model has a lower mean than each."
         ) * bool(baselines),
         f"Histogram of bits/dim of {counted(len(bpd), 'image')}: mean {bpd.mean():.3f}, from"
         f" {bpd.min():.3f} to {bpd.max():.3f}{beside}.",
