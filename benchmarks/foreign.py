@@ -39,7 +39,7 @@ import scoremle
 from scoremle import Pixels
 from scoremle.core.keys import example_keys, per_example
 from scoremle.data.readers.idx import read_idx_images
-from scoremle.experiment.measurements import prepared
+from scoremle.experiment.own_measurement import prepared
 from scoremle.interop.torch import from_module, from_velocity
 from scoremle.weights import from_flow
 

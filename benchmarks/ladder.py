@@ -20,8 +20,9 @@ the first rung's, so that other work slows both; they set how many steps the bud
 dequantizer is trained in addition to the budget, for the steps that its config has.
 Fine-tuning has the last third of the budget, a point at least, from another rung's checkpoint on.
 
-A difference is a rung's bits/dim minus the first rung's, image by image and seed by seed. Its error
-is that over images, and where there are two seeds or more that over seeds, added in quadrature.
+A difference is a rung's bits/dim minus the first rung's, image by image and seed by seed. Its
+error is that over images, and where there are two seeds or more that over seeds, added in
+quadrature.
 The picture has these differences beside the paper's, and the curves over seconds and over steps.
 """
 

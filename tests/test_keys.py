@@ -34,7 +34,7 @@ from scoremle.evaluation.result import Result
 from scoremle.experiment import control_variate, run_eval, run_sampling
 from scoremle.experiment.build import build
 from scoremle.experiment.control_variate import ControlRun
-from scoremle.experiment.measurements import Measurement
+from scoremle.experiment.measurement import Measurement
 from scoremle.experiment.reference import ReferenceScores, reference_of
 from scoremle.experiment.results import add_results
 from scoremle.experiment.workdir import Workdir

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from scoremle.experiment.measurements import kind_under, with_noise
+from scoremle.experiment.measurement import kind_under, with_noise
 from scoremle.experiment.results import measured
 from scoremle.experiment.shipped import place_of
 from scoremle.experiment.workdir import Workdir

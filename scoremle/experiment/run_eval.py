@@ -18,7 +18,8 @@ from scoremle.evaluation import pictures, statistics
 from scoremle.evaluation.result import Result, quality_table, results_table
 from scoremle.experiment.build import Experiment
 from scoremle.experiment.consistency import verdicts
-from scoremle.experiment.measurements import PILOT, Measurement, Measurements
+from scoremle.experiment.measurement import Measurement
+from scoremle.experiment.measurements import PILOT, Measurements
 from scoremle.experiment.record import augmentation
 from scoremle.experiment.results import RESULTS, add_results, read_results
 from scoremle.experiment.run_sampling import SamplingRun, judge

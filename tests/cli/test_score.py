@@ -25,7 +25,7 @@ from scoremle.core.divergence import FixedProbe, Orthogonal
 from scoremle.errors import UserError
 from scoremle.evaluation import baselines
 from scoremle.experiment import defaults
-from scoremle.experiment.measurements import Measurement
+from scoremle.experiment.measurement import Measurement
 from scoremle.experiment.models import load_to_score
 from scoremle.experiment.reference import how_to_get, reference_of
 from scoremle.experiment.results import add_results

@@ -14,7 +14,8 @@ from helpers.printed import assert_printed, column
 import scoremle
 from scoremle.cli import main as cli
 from scoremle.core.pytree import describe
-from scoremle.experiment.measurements import Measurements, prepared
+from scoremle.experiment.measurements import Measurements
+from scoremle.experiment.own_measurement import prepared
 from scoremle.likelihood.decoders import InformedDecoder
 from scoremle.likelihood.images import ByElbo, ByOde
 from scoremle.likelihood.informed import scale_of_others

@@ -16,7 +16,7 @@ from helpers.vdm_networks import golden_mulan, golden_params
 import scoremle
 from scoremle.core.dequantize import TruncatedNormal
 from scoremle.errors import UserError
-from scoremle.experiment.measurements import prepared
+from scoremle.experiment.own_measurement import prepared
 from scoremle.likelihood.score_images import score_images
 from scoremle.published import state_dict
 from scoremle.zoo.families import family_of

@@ -33,13 +33,13 @@ from scoremle.evaluation.tables import wrapped
 from scoremle.terminal import counted, is_stream, passing, say
 
 if TYPE_CHECKING:
-    from scoremle.experiment.measurements import Measurement
+    from scoremle.experiment.measurement import Measurement
     from scoremle.experiment.score_table import ScoreRow
     from scoremle.likelihood.mean import Mean
 
 logger = logging.getLogger(__name__)
-NEEDS = "scoremle.experiment.measurements"
-# Those of experiment/measurements.py, whose import brings JAX.
+NEEDS = "scoremle.experiment.own_measurement"
+# Those of experiment/own_measurement.py, whose import brings JAX.
 ESTIMATORS = ("ode", "bound", "steps")
 ARRAY = "SLURM_ARRAY_TASK_"
 # How clusters number tasks, in variables: the number, the first one, the step, how many there are.
@@ -167,7 +167,7 @@ def run(options: Any) -> dict[str, Any]:
     The table and the page are written when the scores are there. To ``--correct`` the mean comes
     after that, and then the page is written again.
     """
-    from scoremle.experiment import measurements, models, own_images, reference, score_table
+    from scoremle.experiment import models, own_images, own_measurement, reference, score_table
     from scoremle.likelihood.score_images import score_images
 
     if options.engine == "ray":
@@ -197,7 +197,7 @@ def run(options: Any) -> dict[str, Any]:
     images = pixels.checked(images, shape)
     known = reference.reference_of(options.model, model, options.estimator, options.label)
     with passing("choosing the solver's steps on a few images"):
-        found = measurements.prepared(
+        found = own_measurement.prepared(
             known.as_measured(model), images, options.estimator, options.label, options.steps,
             options.passes, options.correct,
         )  # fmt: skip
@@ -261,7 +261,7 @@ def run(options: Any) -> dict[str, Any]:
     if levels:
         with going_on(f"{options.out} is written, and its mean is not corrected: the same command"
                       " with --force goes on"):  # fmt: skip
-            corrected = scored.corrected(levels, measurements.TOLERANCE)
+            corrected = scored.corrected(levels, own_measurement.TOLERANCE)
             mean = cast("Mean", corrected.mean)
         summary = write(mean)
     shutil.rmtree(parts, ignore_errors=True)

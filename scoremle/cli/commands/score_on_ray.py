@@ -18,9 +18,10 @@ from scoremle.data.pieces import ImageKind, Piece, piece_images, pieces_of
 from scoremle.errors import UserError
 from scoremle.evaluation import tables
 from scoremle.experiment.labels import ALL
-from scoremle.experiment.measurements import Measurement, prepared
+from scoremle.experiment.measurement import Measurement
 from scoremle.experiment.models import load, of_images
 from scoremle.experiment.on_ray import Table, ray_data, score_on_ray
+from scoremle.experiment.own_measurement import prepared
 from scoremle.experiment.reference import reference_of
 from scoremle.experiment.scorer import Scorer
 from scoremle.likelihood.mean import Mean

@@ -1,0 +1,120 @@
+"""A measurement of images: an estimator on a model, with its words and its identity."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Integer
+
+import scoremle
+from scoremle.core import dequantize
+from scoremle.core.pytree import describe
+from scoremle.experiment.encoders import file_hash
+from scoremle.experiment.labels import ALL
+from scoremle.experiment.own_code import is_own
+from scoremle.likelihood.images import Estimator, in_words
+from scoremle.likelihood.pilot import Choice
+from scoremle.model import ScoreModel
+from scoremle.resumable import content_hash, fingerprint
+from scoremle.training.checksums import model_hash
+
+__all__ = ["Measurement"]
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """An estimator on a model, as images are measured by it.
+
+    ``choice`` is the pilot's, of the solver; by its levels the mean can be corrected. ``label`` is
+    that of the images, where one was given. ``doubts`` are about the model's declaration. In
+    an evaluation ``kind`` is the name in results, and ``facts`` are recorded beside the number; a
+    ``profile`` among the values is over the bins of ``log_snr_edges``.
+
+    Args:
+        model: a ScoreModel, under its label, or a FlowModel.
+        estimator: measures bits/dim.
+        dequantizer: of the images.
+        notes: lines for the user.
+    """
+
+    model: Any
+    estimator: Estimator
+    dequantizer: dequantize.Dequantizer = dequantize.Uniform()
+    choice: Choice | None = None
+    label: str = ""
+    notes: tuple[str, ...] = ()
+    doubts: tuple[str, ...] = ()
+    kind: str = ""
+    facts: dict[str, Any] = field(default_factory=dict)
+    log_snr_edges: Float[np.ndarray, " n"] | None = None
+
+    @property
+    def of_flow(self) -> bool:
+        """Whether the flow dequantizer takes part."""
+        return isinstance(self.dequantizer, dequantize.Flow)
+
+    @property
+    def measured_by(self) -> str:
+        """Words for the estimator, with the label and the code of the images, if any."""
+        coder = isinstance(self.model, ScoreModel) and self.model.coder
+        # The mean over all labels says so itself.
+        label = f", label {self.label}" * (self.label not in ("", ALL))
+        return self.estimator.title + label + (f", {coder.title}" if coder else "")
+
+    @property
+    def title(self) -> str:
+        """Words for the number: the estimator and the dequantization noise."""
+        middles = isinstance(self.dequantizer, dequantize.TruncatedNormal)
+        noise = "truncated normal" if middles else "uniform"
+        return in_words(self.measured_by, noise * self.estimator.dequantizes)
+
+    def identity(self, place: str, seed: int) -> dict[str, Any]:
+        """The facts that a value depends on, besides its image and its pass.
+
+        Args:
+            place: of the model, as it was named.
+            seed: of all randomness.
+        """
+        model = self.model
+        if isinstance(model, ScoreModel):
+            of_model = {"model": model_hash(model), "sde": model.sde.describe(), "eps": model.eps}
+        else:  # whose functions show by their values alone what they are
+            of_model = {"log_prob": model.log_prob(np.full((1, *model.shape), 0.5)).tolist()}
+        return {
+            **of_model,
+            "place": place,
+            "code": file_hash(place) if is_own(place) else "",
+            "pixels": describe(model.pixels),
+            "estimator": describe(self.estimator),
+            "dequantizer": describe(self.dequantizer),
+            "seed": seed,
+            "version": scoremle.__version__,
+        }
+
+    def parts(
+        self, above: Path, place: str, images: Integer[np.ndarray, "n h w c"], seed: int
+    ) -> Path:
+        """The folder of finished parts in ``above``: a name for all that a value depends on.
+
+        Args:
+            above: the folder of all parts.
+            place: of the model.
+            images: [n h w c] integers.
+            seed: of all randomness.
+        """
+        of_images = {"images": content_hash(images), "shape": list(images.shape)}
+        return above / fingerprint(self.identity(place, seed) | of_images)
+
+
+def with_noise(name: str, dequantization: str) -> str:
+    """The name of an estimator of images with this noise: by a decoder none is exact."""
+    if name == "exact" and dequantization == "informed":
+        return "ode_bound"
+    return name if dequantization == "uniform" else f"{name}_{dequantization}"
+
+
+def kind_under(name: str, model: ScoreModel, label: str) -> str:
+    """The name of an estimator of a model, whose codes leave a bound, under its label if any."""
+    name += "_code_bound" * (model.coder is not None and name.startswith("exact"))
+    return name + f"_label_{label}" * bool(label)
