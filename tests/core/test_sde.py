@@ -1,6 +1,7 @@
 """One battery for every SDE: formulas in float64, float32 near t = 0, and the golden numbers."""
 
 import dataclasses
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +26,7 @@ from scoremle.core.schedules import (
 )
 from scoremle.core.sde import SDE, VE, VP, LinearVE, SubVP
 from scoremle.errors import UserError
+from scoremle.likelihood.elbo import prior_divergence
 from scoremle.model import ScoreModel
 
 every_sde = pytest.mark.parametrize("name", SDES)
@@ -65,6 +67,7 @@ def test_numbers_in_float64_leave_the_precision_of_times_and_data(sde, x64):
     t = jnp.asarray([0.2, 0.7], jnp.float32)
     methods = "log_snr", "time_of_log_snr", "alpha", "sigma", "f", "g2", "prior_log_prob"
     found = {name: jax.eval_shape(getattr(sde, name), t).dtype for name in methods}
+    found["prior_divergence"] = jax.eval_shape(partial(prior_divergence, sde), t[:, None]).dtype
     assert set(found.values()) == {t.dtype}, found
 
 
