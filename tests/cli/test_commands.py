@@ -76,6 +76,7 @@ def test_help_opens_with_two_examples_and_explains_each_word(command, capsys, mo
         parser_of(command).parse_args(arguments)
     for action in actions(parser_of(command)):
         assert action.help, action
+        assert ("-o" in action.option_strings) == ("--out" in action.option_strings), action
     if needs := parser_of(command).needs:
         importlib.import_module(needs)
 

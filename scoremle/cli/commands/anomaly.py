@@ -40,7 +40,8 @@ def arguments(parser: Parser) -> None:
             add("model", f"{MODEL}; or {GAUSSIAN}, a density that is fitted to vectors")
             add("images", f"normal images, which the model was not trained on: {IMAGES}",
                 type=Path)  # fmt: skip
-            add("--out", "the detector to write", type=Path, required=True)
+            add("-o --out", "the detector to write", type=Path, required=True,
+                metavar="FILE")  # fmt: skip
             add("--statistic", "statistic that measures how unusual an image is (path)",
                 choices=STATISTIC_NAMES, default="")  # fmt: skip
             add("--encoder", "FILE.py:function, which makes vectors [n d] of uint8 [n h w c]:"
@@ -52,8 +53,8 @@ def arguments(parser: Parser) -> None:
         else:
             add("detector", "file that scoremle anomaly fit wrote", type=Path)
             add("images", IMAGES, type=Path)
-            add("--out", "the table to write (anomalies.csv)", type=Path,
-                default=Path("anomalies.csv"))  # fmt: skip
+            add("-o --out", "the table to write (anomalies.csv)", type=Path,
+                default=Path("anomalies.csv"), metavar="FILE")  # fmt: skip
             add("--page", "a page of HTML to write: the images in the order of their p-values",
                 type=Path, metavar="FILE")  # fmt: skip
             add("--rate", "rate of false discoveries: their expected share of the suspects (0.1)",

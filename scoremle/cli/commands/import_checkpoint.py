@@ -46,7 +46,7 @@ def arguments(parser: Parser) -> None:
     add("path", "a folder or file of score_flow or score_sde, or a model of another family that"
         " scoremle score takes", type=Path)  # fmt: skip
     add("workdir", "folder to write; unset: runs/NAME", type=Path, nargs="?")
-    add("--out", "the same as WORKDIR", type=Path)
+    add("-o --out", "the same as WORKDIR", type=Path, metavar="FOLDER")
     add("--dataset", "of a model of another family: the data that scoremle eval measures, a name"
         " or the path of your own images", default="")  # fmt: skip
     add("--name", f"name of the folder when it was published, such as {PUBLISHED}")

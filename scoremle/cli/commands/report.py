@@ -22,7 +22,7 @@ def arguments(parser: Parser) -> None:
     add = parser.add
     add("workdirs", "the folder of a training and its results; several are compared with the"
         " first", metavar="WORKDIR", nargs="+", type=Path)  # fmt: skip
-    add("--out", "the page to write (WORKDIR/report/index.html)", type=Path)
+    add("-o --out", "the page to write (WORKDIR/report/index.html)", type=Path, metavar="FILE")
     add("--eval-folder", "folder in WORKDIR to read (eval)", metavar="NAME", default="eval")
 
 

@@ -60,7 +60,8 @@ def arguments(parser: Parser) -> None:
     add("images", "a picture, a folder or archive of pictures, or a .npy or .npz of uint8; a .npy"
         " of reals [n d] for a model without pixels, whose log p is in nats",
         type=Path)  # fmt: skip
-    add("--out", "the table to write (scores.csv)", type=Path, default=Path("scores.csv"))
+    add("-o --out", "the table to write (scores.csv)", type=Path, default=Path("scores.csv"),
+        metavar="FILE")  # fmt: skip
     add("--page", "a page of HTML to write: the images in the order of their bits/dim", type=Path,
         metavar="FILE")  # fmt: skip
     add("--profile", "also write columns over noise levels: bits, local dimension and norms of the"

@@ -25,7 +25,8 @@ def arguments(parser: Parser) -> None:
     add("dataset", f"one of {', '.join(DATASETS)}")
     add("--weights", "weights of Inception, from scoremle convert-inception", type=Path,
         required=True)  # fmt: skip
-    add("--out", "npz to write, which eval.stats takes", type=Path, required=True)
+    add("-o --out", "npz to write, which eval.stats takes", type=Path, required=True,
+        metavar="FILE")  # fmt: skip
     add("--path", "folder of the data set, as data.path", default="")
     add("--split", "split to take (train)", choices=SPLITS, default="train")
     add("--image-size", "size to pad the images to with zeros, as data.image_size; 0: as they are",
