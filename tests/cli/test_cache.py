@@ -5,6 +5,7 @@ import os
 import platform
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import flax
@@ -19,6 +20,7 @@ from scoremle import devices
 from scoremle.cli import cache
 from scoremle.cli import main as cli
 from scoremle.cli.commands import env, parser_of
+from scoremle.errors import UserError
 
 
 def process(code: str, **variables: str) -> str:
@@ -157,3 +159,52 @@ def test_memory_of_a_gpu_is_what_its_driver_allows_less_what_is_in_use(stats, fo
     gpu = SimpleNamespace(platform="gpu", memory_stats=lambda: stats)
     monkeypatch.setattr(devices.jax, "local_devices", lambda: [gpu])
     assert devices.memory() == found
+
+
+@pytest.mark.parametrize(
+    ("files", "limit", "found"),
+    [
+        ({}, -1, (8000, 4000)),
+        ({"meminfo": "MemFree: 1 kB\nMemAvailable: 5 kB"}, -1, (8000, 5120)),
+        ({"memory.max": "max", "memory.current": "9"}, -1, (8000, 4000)),
+        ({"memory.max": "7000", "memory.current": "500"}, -1, (7000, 4000)),
+        ({"memory.max": "7000", "memory.current": "6500"}, -1, (7000, 500)),
+        ({"memory.max": "9000", "memory.current": "6500"}, -1, (8000, 2500)),
+        ({"statm": "5 3 2"}, 7000, (7000, 2000)),
+        ({"statm": "5 3 2"}, 9500, (8000, 4000)),
+        ({}, 7000, (8000, 4000)),
+    ],
+)
+def test_memory_of_a_machine_is_no_more_than_a_container_and_a_limit_leave(
+    files, limit, found, monkeypatch, tmp_path
+):
+    counts = {"SC_PAGE_SIZE": 1000, "SC_PHYS_PAGES": 8, "SC_AVPHYS_PAGES": 4}
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr(devices, "Path", lambda path: tmp_path / Path(path).name)
+    monkeypatch.setattr(devices.os, "sysconf", counts.__getitem__)
+    monkeypatch.setattr(devices.resource, "getrlimit", lambda _: (limit, limit))
+    monkeypatch.setattr(devices.resource, "getpagesize", lambda: 1000)
+    assert devices.memory_of_machine() == found
+
+
+def test_memory_that_the_system_does_not_tell_is_unknown(monkeypatch):
+    monkeypatch.setattr(devices.os, "sysconf", lambda name: int("unknown"))
+    assert devices.memory_of_machine() is None and devices.memory() is None
+    assert env._memory() == "unknown"
+
+
+def test_a_limit_that_leaves_no_room_to_compile_is_a_line(monkeypatch):
+    room = iter([2 << 30, (2 << 30) - 1])
+    monkeypatch.setattr(devices, "_address_space", lambda: devices.Memory(3 << 30, next(room)))
+    devices.check_devices()
+    with pytest.raises(UserError, match=r"3 GiB \(ulimit -v\)"):
+        devices.check_devices()
+
+
+def test_arrays_that_do_not_fit_into_memory_are_not_placed(monkeypatch):
+    monkeypatch.setattr(devices, "memory", lambda: devices.Memory(99, 20))
+    array = numpy.arange(5, dtype=numpy.float32)
+    assert devices.placed({"a": array})["a"].tolist() == [0, 1, 2, 3, 4]
+    with pytest.raises(UserError, match="free"):
+        devices.placed([array, array[:1]])
