@@ -199,6 +199,15 @@ def test_machines_whose_names_lead_nowhere_are_named_in_a_line(monkeypatch):
         processes._meet()
 
 
+def test_other_errors_of_devices_are_not_of_names(monkeypatch):
+    def refused(_):
+        raise jax.errors.JaxRuntimeError("INTERNAL: a bug")
+
+    monkeypatch.setattr(processes, "split_rows", refused)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="a bug"):
+        processes._meet()
+
+
 # SLURM's names for a task of one step.
 SLURM = {
     "SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "1",
@@ -226,3 +235,16 @@ def test_slurm_that_hides_devices_is_caught_in_a_line(hidden, monkeypatch):
         monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match="gpus-per-task"):
         processes.join()
+
+
+def test_who_can_not_join_is_told_in_a_line(monkeypatch):
+    """As here, where JAX has computed; a task of SLURM sees a GPU for each, as it should."""
+    for name, value in {**SLURM, "SLURM_STEP_TASKS_PER_NODE": "1,2(x3)"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    jax.devices()
+    try:
+        with pytest.raises(UserError, match=r"can.t be joined: .*; give coordinator"):
+            processes.join()
+    finally:
+        jax.config.update("jax_enable_preemption_service", False)
