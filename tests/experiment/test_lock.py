@@ -91,6 +91,45 @@ def test_the_second_is_refused_in_a_line_that_says_who_is_there(path, owner):
     assert json.loads(path.read_text())["process"] == owner.pid
 
 
+def test_the_second_is_refused_though_the_file_does_not_say_by_whom(path, owner):
+    path.write_text("{}")
+    with pytest.raises(UserError, match=r"run is in use by another process"):
+        locked(path, "training there").__enter__()
+
+
+def test_a_process_that_leaves_writing_to_others_needs_no_file(path, monkeypatch):
+    monkeypatch.setattr(lock, "is_writer", lambda: False)
+    with locked(path, "training there"):
+        assert not path.parent.exists()
+
+
+def test_a_file_whose_owner_has_removed_it_is_made_anew(path, monkeypatch):
+    """Between its opening and its lock; or another has made it again."""
+    path.parent.mkdir()
+    opened = []
+
+    def held(handle, at):
+        opened.append(handle)
+        if len(opened) < 3:
+            at.unlink()
+        if len(opened) == 2:
+            at.touch()
+        return False
+
+    monkeypatch.setattr(lock, "_is_held", held)
+    with locked(path, "training there"):
+        assert len(opened) == 3 and json.loads(path.read_text())["process"] == os.getpid()
+
+
+def test_an_owner_elsewhere_that_removes_its_file_was_alive(path, quick):
+    path.parent.mkdir()
+    path.touch()
+    timer = threading.Timer(0.05, path.unlink)
+    timer.start()
+    assert lock._is_touched(path)
+    timer.join()
+
+
 def test_a_killed_owner_is_in_nobodys_way(path, owner):
     owner.kill()
     owner.wait()
