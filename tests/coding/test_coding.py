@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 import shutil
+import zlib
 from dataclasses import replace
 from itertools import count
 
@@ -27,7 +28,7 @@ from scoremle.core.prediction import RangedNoise, noise_fn
 from scoremle.core.sde import SDE
 from scoremle.evaluation import pictures
 from scoremle.experiment.shipped import FOLDER, WEIGHTS
-from scoremle.likelihood.decoders import DiscreteDecoder, InformedDecoder
+from scoremle.likelihood.decoders import DiscreteDecoder, GaussianDecoder, InformedDecoder
 from scoremle.likelihood.steps import chain_of
 
 pytest.importorskip("constriction")
@@ -257,6 +258,34 @@ def test_another_rounding_is_never_wrong_pixels(scale):
         codec.decompress(layers_of(model_of(scale=scale)), coded)
 
 
+def first_plain(bits, packed):
+    block, *others = bits.blocks
+    return replace(bits, blocks=(replace(block, plain=len(packed)), *others), plain=packed)
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda bits: replace(bits, words=np.append(bits.words, np.uint32(0))), "are damaged"),
+        (lambda bits: first_plain(bits, b"no zlib"), "otherwise"),
+        (lambda bits: first_plain(bits, zlib.compress(bytes(13))), "otherwise"),
+        (lambda bits: first_plain(bits, zlib.compress(bytes(11))), "otherwise"),
+    ],
+)
+def test_bits_that_are_none_are_one_line(damage, words):
+    layers = layers_of(model_of())
+    coded, _ = codec.compress(layers, IMAGES[:1])
+    with pytest.raises(UserError, match=words):
+        codec.decompress(layers, damage(coded))
+
+
+def test_what_can_not_be_coded_is_refused():
+    with pytest.raises(UserError, match="no images"):
+        codec.compress(layers_of(model_of()), IMAGES[:0])
+    with pytest.raises(UserError, match=GaussianDecoder().title):
+        layers_of(model_of(), decoder=GaussianDecoder())
+
+
 # --- files -------------------------------------------------------------------------------------
 
 
@@ -337,6 +366,33 @@ def test_another_model_is_named(written):
         images.decompress_images(
             ScoreModel(DATA.noise(VP()), VP(), 1e-3, (6,), PIXELS), written[0]
         )
+
+
+def test_another_program_is_named_where_no_image_comes_back(written, tmp_path, monkeypatch):
+    def fails(*_):
+        raise UserError("otherwise")
+
+    monkeypatch.setattr(images, "decompress", fails)
+    for program, words in ((images._program(), "otherwise$"), ("jax 0.1", "otherwise; .*jax 0.1")):
+        record, coded = file.read_coded(written[0])
+        file.write_coded(tmp_path / "x", {**record, "program": program}, coded)
+        with pytest.raises(UserError, match=words):
+            images.decompress_images(model_of(), tmp_path / "x")
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"text", "no file of"),
+        (file.KIND + b" 9999\n{}\n", "another version"),
+        (file.MAGIC + b"{\n", "can't be read"),
+        (file.MAGIC + b"[" * 100_000 + b"\n", "can't be read"),
+    ],
+)
+def test_a_file_of_another_kind_is_named(content, words, tmp_path):
+    (tmp_path / "x").write_bytes(content + hashlib.sha256(content).digest())
+    with pytest.raises(UserError, match=words):
+        file.read_coded(tmp_path / "x")
 
 
 def test_any_flipped_bit_is_one_line(written, tmp_path):
