@@ -88,7 +88,7 @@ class _Tensors(PickleReader):
                 return array
             case ("OrderedDict",):
                 return {}
-            case ("Size", tuple(value)) | ("device", str(value)):
+            case ("Size", tuple(value)) | ("device", str(value), *_):
                 return value
         return super().called(name, *arguments)
 

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -24,6 +25,7 @@ from scoremle.published import (
     origin,
     pytorch,
     state_dict,
+    torch_file,
 )
 from scoremle.published.origin import PublishedModel, mismatch
 from scoremle.training.checkpoints import Damaged
@@ -90,6 +92,7 @@ BLOCKS = {f"ResnetBlockDDPMpp_{i}": BLOCK for i in range(5)}
         {"Conv_0": {}},
         {"Conv_0": {"kernel": np.zeros(3)}},
         {"Conv_0": {"kernel": np.zeros((3, 3, 3, 4))}, **BLOCKS},  # none with a skip connection
+        {n: part for n, part in published_shapes("ddpmpp").items() if n[-4:] != "p_20"},
     ],
 )
 def test_what_is_no_such_network(tree):
@@ -131,6 +134,19 @@ def test_a_network_of_no_published_config():
     text = mismatch(golden("ddpmpp")[1], published_shapes("ddpmpp"), Path("a/b/c"))
     assert "model.nf is" in text
     assert text.endswith("set model.nf=16 model.ch_mult=(1,2) model.num_res_blocks=1")
+
+
+def test_networks_that_differ_in_attention_alone():
+    fields = {"nf": 8, "ch_mult": (1, 2), "num_res_blocks": 1}
+    args = jax.random.key(0), jnp.zeros((1, 16, 16, 1)), jnp.ones(1)
+    one, none = (
+        jax.eval_shape(DDPMpp(**fields, attn_resolutions=sizes).init, *args)["params"]
+        for sizes in ((8,), ())
+    )
+    text = mismatch(one, none, Path("a/b/c"))
+    assert "attention at levels is (1,), not ()" in text
+    assert text.endswith("set model.attn_resolutions")
+    assert mismatch(one, one, Path("a/b/c")) is None
 
 
 def test_another_dequantizer():
@@ -217,12 +233,15 @@ def test_a_checkpoint_of_pytorch_is_one_like_any_other(tmp_path):
     template = jax.eval_shape(lambda: init_state(params, optimizer))
     store = PublishedCheckpoints(tmp_path, keep=None)
     state, meta, number = store.restore(template)
+    store.verify(24)
     assert (number, int(state.step), meta["step"]) == (24, 7, 7)
     assert tree_hash(state.params) == tree_hash(params)
     content = (tmp_path / "checkpoint_24.pth").read_bytes()
     (tmp_path / "checkpoint_24.pth").write_bytes(content[: len(content) // 2])
     with pytest.raises(UserError, match=r"checkpoint_24\.pth is damaged"):
         store.restore(template)
+    with pytest.raises(UserError, match="not a PyTorch"):
+        store.verify(24)
 
 
 def test_layouts_mean_the_same_to_pytorch():
@@ -287,6 +306,56 @@ def test_what_pytorch_saves_is_read_without_it(as_a_zip, tmp_path, monkeypatch):
             assert str(one.dtype) == kind and one.shape == tuple(other.shape)
             one, other = one.astype(float), other.detach().double().numpy()
         np.testing.assert_array_equal(one, other)
+
+
+def test_sizes_and_devices_in_a_pth(tmp_path):
+    torch = pytest.importorskip("torch")
+    devices = [torch.device(name) for name in ("cpu", "cuda:1")]
+    torch.save({"size": torch.Size((2, 3)), "devices": devices}, tmp_path / "m.pt")
+    found = pytorch.load_pth(tmp_path / "m.pt")
+    assert found == {"size": (2, 3), "devices": ["cpu", "cuda"]}
+
+
+def altered(path, change):
+    """The members of a zip as ``change`` leaves them, by the end of their names."""
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in members.items():
+            archive.writestr(name, change.get(name.partition("/")[2], lambda b: b)(content))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"data/0": lambda b: b[:-1]}, "storage is cut off"),
+        ({"byteorder": lambda b: b"big"}, "order of bytes"),
+        ({"data.pkl": lambda b: b.replace(b"storage", b"warehou")}, "than storages"),
+        ({"data.pkl": lambda b: b.replace(b"_rebuild_tensor_v2", b"_rebuild_parameter")}, "calls"),
+        ({"data.pkl": lambda b: b + bytes(1000)}, "1000 bytes"),
+    ],
+)
+def test_a_pth_whose_parts_do_not_fit(change, words, tmp_path, monkeypatch):
+    torch = pytest.importorskip("torch")
+    torch.save({"a": torch.ones(3)}, tmp_path / "m.pt")
+    monkeypatch.setattr(torch_file, "LONGEST_PICKLE", 1000)
+    altered(tmp_path / "m.pt", {})
+    assert pytorch.load_pth(tmp_path / "m.pt")["a"].tolist() == [1, 1, 1]
+    altered(tmp_path / "m.pt", change)
+    with pytest.raises(Damaged, match=words):
+        pytorch.load_pth(tmp_path / "m.pt")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"), [(lambda b: b[:-1], "cut off"), (lambda b: pickle.dumps(7), "begins")]
+)
+def test_an_older_pth_whose_parts_do_not_fit(change, words, tmp_path):
+    torch = pytest.importorskip("torch")
+    path = tmp_path / "m.pt"
+    torch.save({"a": torch.ones(3)}, path, _use_new_zipfile_serialization=False)
+    path.write_bytes(change(path.read_bytes()))
+    with pytest.raises(Damaged, match=words):
+        pytorch.load_pth(path)
 
 
 def test_numbers_of_files(tmp_path):
