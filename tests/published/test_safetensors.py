@@ -8,12 +8,42 @@ import pytest
 from scoremle.errors import UserError
 from scoremle.published import safetensors
 
+FACTS = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
+
+
+@pytest.fixture
+def written(tmp_path):
+    """A file of this header, and eight bytes."""
+
+    def write(header):
+        content = json.dumps(header).encode()
+        path = tmp_path / "x.safetensors"
+        path.write_bytes(struct.pack("<Q", len(content)) + content + bytes(8))
+        return path
+
+    return write
+
 
 @pytest.mark.parametrize(("shape", "offsets"), [([2], [4, 12]), ([0], [9, 9]), ([1], [8, 4])])
-def test_a_tensor_that_lies_outside_of_its_file(shape, offsets, tmp_path):
+def test_a_tensor_that_lies_outside_of_its_file(shape, offsets, written):
     """It is said to be so, also of one that has no numbers; eight bytes are there."""
-    header = json.dumps({"a": {"dtype": "F32", "shape": shape, "data_offsets": offsets}}).encode()
-    path = tmp_path / "x.safetensors"
-    path.write_bytes(struct.pack("<Q", len(header)) + header + bytes(8))
     with pytest.raises(UserError, match="lies outside"):
-        safetensors.read(path)
+        safetensors.read(written({"a": FACTS | {"shape": shape, "data_offsets": offsets}}))
+
+
+@pytest.mark.parametrize(
+    ("header", "words"),
+    [({"a": FACTS, "b": FACTS}, "over each other"), ([["a", FACTS]], "no object")],
+)
+def test_a_header_that_is_none(header, words, written):
+    assert safetensors.read(written({"a": FACTS}))["a"].tolist() == [0, 0]
+    with pytest.raises(UserError, match=words):
+        safetensors.read(written(header))
+
+
+@pytest.mark.parametrize("notes", [["a"], {"a": 1}])
+def test_notes_are_texts(notes, written):
+    name = safetensors.NOTES
+    assert safetensors.notes(written({name: {"a": "1"}, "b": FACTS})) == {"a": "1"}
+    with pytest.raises(UserError, match="no texts"):
+        safetensors.notes(written({name: notes, "b": FACTS}))

@@ -393,6 +393,12 @@ HARMFUL = {
     "a complex number that is none": (b"\x81\xa1a" + ext(2, b"\x05"), "two parts"),
     "a complex number of three": (b"\x81\xa1a" + ext(2, b"\x93\x01\x01\x01"), "not a flax"),
     "a damaged array": (b"\x81\xa1a" + ext(1, b"\x93"), "not a flax checkpoint"),
+    "chunks of another shape": (
+        b"\x81\xa1a\x83" + b"".join(map(msgpack.packb, (
+            "__msgpack_chunked_array__", True, "shape", {"0": 3}, "chunks")))
+        + b"\x81\xa10" + ext(1, msgpack.packb(((2,), "float32", b"\0" * 8))),
+        "not that of its chunks",
+    ),
     "chunks missing": (b"\x81\xb9__msgpack_chunked_array__\xc3", "chunks missing"),
     "no names": (b"\x81\x01\x02", "not a flax checkpoint"),
     "a list": (msgpack.packb({"a": [1]}), "max_array_len"),
@@ -452,6 +458,21 @@ def test_what_is_no_training_state(missing, tmp_path):
     path = tmp_path / "checkpoint_1"
     path.write_bytes(pack(tree))
     with pytest.raises(UserError, match=f"training state .*{missing}"):
+        published.read(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"step": np.asarray(-1)}, "count of -1"),
+        ({"step": np.asarray(2**31)}, "count of 2147483648"),
+        ({"params_ema": {"scale": np.float32(1.5), "more": {"bias": None}}}, "bias is no array"),
+    ],
+)
+def test_a_training_state_of_other_things(change, words, tmp_path):
+    path = tmp_path / "checkpoint_1"
+    path.write_bytes(pack(state_dict.read(FILE) | change))
+    with pytest.raises(UserError, match=f"training state .*{words}"):
         published.read(path)
 
 
