@@ -110,9 +110,6 @@ class ImportedCheckpoints(PublishedCheckpoints):
     def path(self, number: int) -> Path:
         return self.folder
 
-    def verify(self, number: int) -> None:
-        self.imported.check()
-
     def restore(self, template: Any, number: int | None = None) -> Restored:
         if number not in (None, NUMBER):
             raise UserError(f"no checkpoint {number} of an imported model, only {NUMBER}")
