@@ -9,7 +9,6 @@ which acts in training only, is left out.
 """
 
 import functools
-import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -74,7 +73,6 @@ class ADM(nn.Module):
             have the size ``image_size``.
         channel_mult: channels of each level, in units of ``num_channels``; each level but the last
             halves the image. Empty: the multiples that belong to ``image_size``.
-        conv_resample: resample by a convolution, where residual blocks do not.
         use_scale_shift_norm: times scale and shift the features; otherwise they are added.
         resblock_updown: resample in residual blocks.
         use_new_attention_order: split queries, keys and values before the heads.
@@ -95,7 +93,6 @@ class ADM(nn.Module):
     num_head_channels: int = -1
     attention_resolutions: tuple[int, ...] = (16, 8)
     channel_mult: tuple[float, ...] = ()
-    conv_resample: bool = True
     use_scale_shift_norm: bool = True
     resblock_updown: bool = False
     use_new_attention_order: bool = False
@@ -210,16 +207,12 @@ class ADM(nn.Module):
     def _halve(self, name: str, h: Images, resnet: Callable[..., Images]) -> Images:
         if self.resblock_updown:
             return resnet(name, h, resize=resample.naive_downsample_2d)
-        if not self.conv_resample:
-            return resample.naive_downsample_2d(h)
         return blocks.conv(f"{name}.op", h.shape[-1], strides=2, dtype=self.dtype)(h)
 
     def _double(self, name: str, h: Images, resnet: Callable[..., Images]) -> Images:
         if self.resblock_updown:
             return resnet(name, h, resize=resample.naive_upsample_2d)
         h = resample.naive_upsample_2d(h)
-        if not self.conv_resample:
-            return h
         return blocks.conv(f"{name}.conv", h.shape[-1], dtype=self.dtype)(h)
 
     def _attend(self, name: str, h: Images, heads: int) -> Images:
@@ -293,7 +286,5 @@ def _check_fields(net: ADM) -> None:
         )
     for size in net.attention_resolutions:
         check_count("a size in attention_resolutions", size, most=layers.MOST_CHANNELS)
-    if not all(map(math.isfinite, net.channel_mult)):
-        raise UserError(f"channel_mult is {net.channel_mult}: give finite numbers")
     for width in net._widths:
         check_count("num_channels at a level", width, most=layers.MOST_CHANNELS)
