@@ -300,11 +300,11 @@ def _parts(state: Arrays) -> Iterator[dict[str, np.ndarray]]:
         yield {name.split(".")[1]: _tensor(state, name) for name in layer}
     rest = {n: array for n, array in state.items() if n not in (*EMBEDDING, FREQUENCIES)}
     for kind, part in parts_of(rest):
-        block = {name: array for name, array in part.items() if name.split(".")[0] in SDE_BLOCK}
-        if not block:
+        if not any("." in name for name in part):  # a layer alone
             yield {ALONE.get(kind, "") + leaf: array for leaf, array in part.items()}
             continue
-        yield {renamed(name, SDE_BLOCK): array for name, array in block.items()}
+        block = (name for name in part if name.split(".")[0] not in ATTENTION)
+        yield {renamed(name, SDE_BLOCK): part[name] for name in block}
         if "qkv.weight" in part:
             yield dict(_attention(part))
 

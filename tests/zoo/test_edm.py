@@ -156,6 +156,8 @@ QKV = "model.dec.4x4_in0.qkv.weight"
         ({}, lambda t: t.update({QKV: t[QKV][1:]}), "ValueError"),
         ({}, lambda t: t.update(bias=t[QKV]), "tensor bias"),
         ({}, lambda t: t.pop("model.map_label.bias"), "tensor map_label.bias"),
+        ({}, lambda t: t.update({QKV.replace("qkv", "norm9"): t[QKV]}), "norm9.weight has no"),
+        ({}, lambda t: [t.pop(name) for name in [*t] if "qkv" in name], "SongUNet's"),
     ],
 )
 def test_what_does_not_fit_is_one_line(golden, tmp_path, fields, change, words):
@@ -164,6 +166,14 @@ def test_what_does_not_fit_is_one_line(golden, tmp_path, fields, change, words):
         scoremle.load(path)
     assert words in str(error.value) and str(path.with_suffix("")) in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_a_tensor_of_another_dhariwal_unet_is_one_line(golden, tmp_path):
+    def rename(tensors):
+        tensors["model.out_norm2.weight"] = tensors.pop("model.out_norm.weight")
+
+    with pytest.raises(UserError, match=r"tensor out_norm2\.weight has no place"):
+        scoremle.load(written(tmp_path, golden("edm_adm_edm"), rename))
 
 
 @pytest.mark.parametrize("name", [name for name, value in FIELDS.items() if value is None])
