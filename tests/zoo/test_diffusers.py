@@ -208,12 +208,22 @@ def test_a_part_that_is_left_out_makes_no_latent_model(absent):
         (SCHEDULER, {"timestep_type": "continuous"}, "has timestep_type"),
         (SCHEDULER, {"use_flow_sigmas": True}, "has use_flow_sigmas"),
         ("unet/config.json", {"_class_name": "UNet2DConditionModel"}, "a UNet2DModel"),
+        ("unet/config.json", {"out_channels": 3}, "3 channels out of 1"),
+        ("unet/config.json", {"sample_size": None}, "no sample_size"),
     ],
 )
 def test_what_can_not_be_served_is_one_line(folder, tmp_path, name, fields, words):
     with pytest.raises(UserError, match=words) as error:
         scoremle.load(edited(folder, tmp_path, name, **fields))
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["config.json", "scheduler_config.json", family.WEIGHTS[0]])
+def test_a_file_that_is_missing_is_named(folder, tmp_path, name):
+    place = edited(folder, tmp_path, SCHEDULER)
+    next(place.rglob(name)).unlink()
+    with pytest.raises(UserError, match=f"{name}"):
+        family.load(place)
 
 
 @pytest.mark.parametrize(

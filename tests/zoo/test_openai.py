@@ -154,3 +154,11 @@ def test_time_labels_that_are_no_number_of_a_thousand_steps_must_be_declared(loa
         load(without="rescale_timesteps")
     assert "\n" not in str(error.value)
     load(without="rescale_timesteps", diffusion_steps=1000)
+
+
+def test_flags_must_be_there_and_name_a_known_schedule(load, tmp_path):
+    with pytest.raises(UserError, match="linear or cosine, not 'sqrt'"):
+        load(noise_schedule="sqrt")
+    families.flags_beside(tmp_path / "model.pt").unlink()
+    with pytest.raises(UserError, match=r"to \S*model\.json"):
+        openai.load(tmp_path / "model.pt")

@@ -14,12 +14,13 @@ from helpers.places import GOLDEN
 from helpers.vdm_networks import golden_mulan, golden_params
 
 import scoremle
+from scoremle.cli import main as cli
 from scoremle.core.dequantize import TruncatedNormal
 from scoremle.errors import UserError
 from scoremle.experiment.own_measurement import prepared
 from scoremle.likelihood.score_images import score_images
 from scoremle.published import state_dict
-from scoremle.zoo.families import family_of
+from scoremle.zoo.families import FAMILIES, family_of
 
 BESIDE = {"image_size": 8}
 KINDS = {
@@ -76,6 +77,16 @@ def test_the_model_is_theirs(kind, golden, tmp_path):
     assert (model.eps, model.shape, model.decoder) == (0.0, (8, 8, 3), None)
     np.testing.assert_allclose(model.pixels.points, 2 * (np.arange(256) + 0.5) / 256 - 1)
     assert isinstance(model.default_dequantizer, TruncatedNormal)
+
+
+def test_an_imported_state_is_the_same_model(golden, tmp_path):
+    path = written(tmp_path, *averaged("idode_straight", golden))
+    assert cli.main(["import", str(path), str(tmp_path / "run")]) == 0
+    models = map(scoremle.load, (path, tmp_path / "run"))
+    for one, other in zip(*map(jax.tree.leaves, models), strict=True):
+        np.testing.assert_array_equal(one, other)
+    path.with_suffix(".json").unlink()
+    assert FAMILIES["vdm"].files(path) == {"model.flax": path}
 
 
 @some("family", ["vdm", "idode", "mulan"], quick=["vdm"])
