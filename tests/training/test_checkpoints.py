@@ -18,7 +18,8 @@ from helpers.places import ROOT
 
 from scoremle import bounded
 from scoremle.errors import UserError
-from scoremle.training.checkpoints import Checkpoints
+from scoremle.files import SEAL, seal
+from scoremle.training.checkpoints import Checkpoints, leaves
 from scoremle.training.checksums import tree_hash
 
 
@@ -231,6 +232,53 @@ def test_hash_sees_names_shapes_and_types():
     ]
     assert len({tree_hash(tree) for tree in trees}) == len(trees)
     assert tree_hash(trees[0]) == tree_hash({"a": np.zeros(4)})
+
+
+def sealed_anew(folder, **changes):
+    file = folder / "record" / "metadata"
+    record = json.loads(file.read_text()) | changes
+    del record[SEAL]
+    file.write_text(json.dumps(record | {SEAL: seal(record)}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"meta": {"step": "20"}}, "meta: step"),
+        ({"leaves": leaves(make_tree(width=32))}, "not those of its record"),
+    ],
+)
+def test_a_record_of_another_kind_or_checkpoint_is_damage(store, changes, words):
+    store.verify(2)
+    sealed_anew(store.path(2), **changes)
+    with pytest.raises(UserError, match=f"checkpoint_2 is damaged .*{words}"):
+        store.verify(2)
+
+
+def test_a_replacement_that_was_cut_off_is_put_back(store):
+    """The one before has made way, and the new one has not got its name."""
+    one, two = store.path(1), store.path(2)
+    two.rename(two.with_suffix(".old"))
+    shutil.copytree(one, two.with_suffix(".new"))
+    assert store.numbers() == [1, 2] and kernel(store.restore(make_tree())) == 2
+    store.save(3, make_tree(3), {})
+    assert sorted(p.name for p in store.folder.iterdir()) == ["checkpoint_2", "checkpoint_3"]
+    assert kernel(store.restore(make_tree(), 2)) == 2
+
+
+def test_a_process_that_leaves_writing_to_others_saves_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr("scoremle.files.is_writer", lambda: False)
+    Checkpoints(tmp_path / "store", keep=2).save(1, make_tree(), {})
+    assert not [*tmp_path.iterdir()]
+
+
+def test_an_error_of_another_kind_stays_as_it_is(tmp_path, monkeypatch):
+    def wrong(*_, **__):
+        raise ValueError("a bug")
+
+    monkeypatch.setattr("orbax.checkpoint.Checkpointer.save", wrong)
+    with pytest.raises(ValueError, match="a bug"):
+        Checkpoints(tmp_path, keep=None).save(1, {"a": np.zeros(1)}, {})
 
 
 def test_a_full_disk_is_one_line(tmp_path, monkeypatch):

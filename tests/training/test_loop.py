@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -249,6 +250,8 @@ def test_a_network_of_ones_own_is_trained_by_the_same_steps(tmp_path, capsys):
     }.items():
         with pytest.raises(UserError, match=words):
             call()
+    (tmp_path / "checkpoint_10" / "record" / "metadata").write_text("{")
+    assert tree_hash(fitted(10, tmp_path)) == expected
     with pytest.raises(UserError, match="loss is nan"):
         fitted(3, batch=lambda i: np.full((4, 2, 2, 1), np.nan))
     with pytest.raises(UserError, match="ema_rate"):
@@ -288,6 +291,9 @@ def whole(tmp_path_factory):
 
 def rows(folder: Path) -> list[dict]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+SIX = replace(worker.SCHEDULE, n_iters=6, eval_freq=3)
 
 
 def template():
@@ -394,6 +400,53 @@ def test_ctrl_c_within_a_callback_saves_what_was_checked(tmp_path):
     assert not finished
     assert Checkpoints(tmp_path / "checkpoints-meta", keep=2).latest() == 30
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_signal_that_is_ignored_stays_so(tmp_path):
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def interrupt(state, step):
+        signal.raise_signal(signal.SIGINT)
+        return {}
+
+    try:
+        schedule = replace(SIX, n_iters=9)
+        _, finished = worker.train(tmp_path, schedule=schedule, on_eval=interrupt)
+        assert finished and signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_a_thread_beside_the_main_one_trains_without_signals(tmp_path):
+    with ThreadPoolExecutor(1) as pool:
+        state, finished = pool.submit(worker.train, tmp_path, schedule=SIX).result()
+    assert finished and int(state.step) == 6
+
+
+def test_what_is_stopped_and_keeps_nothing_promises_nothing(tmp_path, capsys):
+    def batch(step):
+        if step == 1:
+            signal.raise_signal(signal.SIGTERM)
+        return worker.batch(step)
+
+    _, finished = worker.train(tmp_path, schedule=SIX, batch=batch, preemption=None)
+    assert not finished and "saved" not in capsys.readouterr().out
+
+
+def test_numbers_that_were_not_written_are_whole(tmp_path):
+    worker.train(tmp_path, schedule=SIX)
+    store = Checkpoints(tmp_path / "checkpoints-meta", keep=2)
+    state, meta, number = store.restore(template())
+    kept = {"loss": [1.0], "grad_norm": []}
+    store.save(number, state, meta | {loop.UNWRITTEN: kept})
+    with pytest.raises(UserError, match=f"checkpoint_6: {loop.UNWRITTEN}"):
+        worker.train(tmp_path, schedule=replace(SIX, n_iters=8))
+
+
+def test_a_batch_divides_over_all_devices(monkeypatch):
+    monkeypatch.setattr(jax, "device_count", lambda: 3)
+    with pytest.raises(UserError, match=r"batch_size=4 .* 3 devices"):
+        loop._stack(worker.batch, range(2))
 
 
 def test_a_damaged_newest_checkpoint_costs_some_steps_and_nothing_else(whole, tmp_path, caplog):

@@ -1,10 +1,14 @@
 """A checkpoint that can't be written is one line, also in a process of its own, to its end."""
 
+import logging
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 from helpers.places import ROOT
+
+from scoremle.training import tracebacks
 
 CODE = """
 import pathlib, resource, sys, time
@@ -33,3 +37,17 @@ def test_a_disk_that_is_full(debug, tmp_path):
     assert done.returncode == 0
     assert (done.stderr.count("\n") > 1) == debug, done.stderr
     assert "can't write" in done.stderr and "File too large" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "level", "shown"),
+    [("TensorStore failed", "INFO", 0), ("TensorStore failed", "DEBUG", 1), ("other", "INFO", 1)],
+)
+def test_what_nobody_can_raise_is_hidden_where_it_is_theirs(text, level, shown, monkeypatch):
+    found, told = SimpleNamespace(exc_value=ValueError(text), exc_traceback=None), []
+    monkeypatch.setattr(sys, "unraisablehook", told.append)
+    monkeypatch.setattr(tracebacks.logger, "level", getattr(logging, level))
+    tracebacks.logger.manager._clear_cache()
+    tracebacks._keep_back.__wrapped__()
+    sys.unraisablehook(found)
+    assert told == [found] * shown
