@@ -2,7 +2,9 @@
 
 import io
 import struct
+import sys
 import zlib
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -135,11 +137,39 @@ def test_of_a_moving_gif_the_first_frame_is_taken():
         (encoded(GREY.astype(np.float32), "TIFF"), "16 bits"),
         (encoded(GREY[:5]), "5x8, not 8x8"),
         (png((b"\0" + bytes(48)) * 8, 16, 2, bytes(6)), "transparent"),
+        (encoded(GREY, "TIFF").replace(*(struct.pack("<HHII", 259, 3, 1, n) for n in (1, 34925))),
+         "a TIFF of lzma"),
     ],
 )
 def test_what_cannot_be_taken_has_a_reason(content, words):
     found = decode_image("a", content, (8, 8, 1))
     assert found.pixels is None and words in found.reason
+
+
+@pytest.mark.parametrize(
+    ("bound", "most", "words"),
+    [("MAX_PIXELS", 64, "pixels"), ("MAX_SCANNED", 2 * 64 * 3, "coded more than")],
+)
+def test_what_a_picture_takes_is_bounded(bound, most, words, monkeypatch):
+    """Of a JPEG each scan: here of three colours, in parts."""
+    content = encoded(COLOUR, "JPEG", progressive=True)
+    scans = content.count(decoding.START_OF_SCAN)
+    most = {"MAX_PIXELS": 64, "MAX_SCANNED": 64 * scans}[bound]
+    monkeypatch.setattr(decoding, bound, most)
+    assert decode_image("a.jpg", content, (8, 8, 3)).pixels is not None
+    monkeypatch.setattr(decoding, bound, most - 1)
+    found = decode_image("a.jpg", content, (8, 8, 3))
+    assert found.pixels is None and words in found.reason
+
+
+def test_heic_is_read_where_its_library_is(monkeypatch):
+    """Which registers it with Pillow: here one that registers nothing."""
+    told = []
+    library = SimpleNamespace(register_heif_opener=lambda: told.append(1))
+    monkeypatch.setitem(sys.modules, "pillow_heif", library)
+    monkeypatch.setattr(decoding, "_heif", decoding._heif.__wrapped__)
+    monkeypatch.setattr(decoding, "FORMATS", ("PNG",))
+    assert "HEIF" in decode_image("a.heic", b"text", (8, 8, 3)).reason and told == [1]
 
 
 def test_other_colours_are_made_rgb_or_named():

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from scoremle.data.readers.parquet import parquet_rows
-from scoremle.data.readers.parquet_pages import BadPage, unpacked_bytes
+from scoremle.data.readers.parquet_pages import BadPage, _Header, unpacked_bytes
 from scoremle.errors import UserError
 
 pa = pytest.importorskip("pyarrow")
@@ -99,3 +99,19 @@ def test_a_negative_size_is_refused(place):
     content[begin + place] |= 1
     with pytest.raises(BadPage, match="size"):
         unpacked_bytes(bytes(content), known)
+
+
+def test_fields_of_each_kind_are_passed_over():
+    """After true, a byte, two reals, a text, two bytes and a struct: the integers of 8 and 9."""
+    content = bytes([
+        0x11, 0x13, 9, 0x17, *bytes(8), 0x18, 2, *b"ab", 0x19, 0x21, 1, 2, 0x1C, 0x15, 9, 0,
+        0x19, 0x15, 5, 0x15, 7, 0x16, 8, 0, 99,
+    ])  # fmt: skip
+    header = _Header(memoryview(content), 0)
+    assert header.integers() == {8: -4, 9: 4} and header.place == len(content) - 1
+
+
+def test_a_column_that_lies_outside_of_the_file():
+    content = written()
+    with pytest.raises(BadPage, match="outside"):
+        unpacked_bytes(content[:500], metadata(content))

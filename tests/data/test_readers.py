@@ -587,6 +587,14 @@ def test_crop_and_resize(tmp_path, prepare):
     assert resized.shape == (3, 3) and abs(resized[1, 1] - middle) <= 1
 
 
+def test_arrays_are_fitted_as_pictures_are():
+    images, options = pictures(3, 6, 9, 1), Options(size=4, channels=1, fit="crop")
+    found = fitted(images, options)
+    alone = [ImageDecoder(options)("a", encoded(image)).pixels for image in images]
+    np.testing.assert_array_equal(found, alone)
+    np.testing.assert_array_equal(found, images[:, 1:5, 2:6])
+
+
 @pytest.mark.parametrize("fit", ["crop", "resize"])
 @pytest.mark.parametrize("shape", [(3, 9), (9, 3)])
 def test_one_side_that_is_too_small_is_enough(fit, shape):
@@ -819,6 +827,20 @@ def test_photographs_are_split_whole(tmp_path, prepare):
     everything = np.concatenate([found.images(s) for s in ("train", "test")])
     patch = photos[0][3 + 32 : 3 + 64, 2 + 64 : 2 + 96]
     assert (everything == patch).all(axis=(1, 2, 3)).sum() == 1
+
+
+def test_photographs_that_give_no_patches_are_named(tmp_path, prepare):
+    files = {f"{i}.png": encoded(pictures(1, 8, 8, 1)[0]) for i in range(12)}
+    small = {"small.png": encoded(pictures(1, 3, 9, 1)[0]), "text.png": b"text"}
+    folder = write_tree(tmp_path / "files", files | small)
+    with pytest.raises(UserError, match=r"small\.png \(it is smaller than a patch of 4x4"):
+        prepare("photos", folder, size=4, test_fraction=0.5)
+    found = prepare("photos", folder, size=4, test_fraction=0.5, skip_bad=True)
+    assert len(found.images("train")) + len(found.images("test")) == 12 * 4
+    assert found.meta["skipped"] == ["small.png", "text.png"]
+    write_tree(folder, {"zz.png": encoded(pictures(1, 8, 8, 3)[0])})
+    with pytest.raises(UserError, match="channels, others"):
+        prepare("photos", folder, size=4, test_fraction=0.5, skip_bad=True)
 
 
 def test_one_photograph_cannot_be_split(tmp_path, prepare):
