@@ -137,12 +137,17 @@ def test_features_of_one_s_own_come_from_an_array_or_an_encoder(tmp_path, capfd)
     assert anomaly(capfd, *score, f"--page={tmp_path / 'p.html'}")[0] == 0
     black, usual = (float(row["p"]) for row in rows(out))
     assert black == pytest.approx(1 / 51, 1e-5) and usual > 0.05
+    code, _, told = anomaly(capfd, "fit", "gaussian", tmp_path / "pictures", *fit[3:], "--force")
+    assert code == 2 and "--size" in told
     (tmp_path / "pictures" / "notes.txt").touch()
     page = tmp_path / "q.html"
     code, told, _ = anomaly(capfd, *score, "--skip-bad", f"--page={page}")
     for text in (told, page.read_text()):
         assert code == 3 and "1 of 3 files" in text
     (tmp_path / "pictures" / "notes.txt").unlink()
+    np.save(tmp_path / "y.npy", normal[[*range(99), 0, 0]])
+    again = "fit", "gaussian", tmp_path / "y.npy", f"--out={tmp_path / 'e'}", fit[4]
+    assert "2 of 101 normal ones are equal" in anomaly(capfd, *again)[1]
     features = normal.reshape(99, 4, -1).mean(axis=2).astype(np.float32)
     np.save(tmp_path / "f.npy", features)
     assert anomaly(capfd, "fit", "gaussian", tmp_path / "f.npy", detector, "--force")[0] == 0
@@ -165,6 +170,7 @@ def test_features_of_one_s_own_come_from_an_array_or_an_encoder(tmp_path, capfd)
         (("score", "detector", "mixed.npz", "--rate=2"), "--rate"),
         (("score", "mixed.npz", "mixed.npz"), "JSON"),
         (("score", "nowhere", "mixed.npz"), "folder or file"),
+        (("score", "placeless", "mixed.npz"), "--model=MODEL"),
         (("score", "detector", "mixed.npz", "--model=digits"), "not the model"),
         (("fit", "digits", "normal.npz", "--out=detector"), "--force"),
         (("fit", "digits", "normal.npz", "--out=x", "--encoder=mine"), "FILE.py:function"),
@@ -182,5 +188,7 @@ def test_features_of_one_s_own_come_from_an_array_or_an_encoder(tmp_path, capfd)
 )
 def test_mistakes_are_one_line(words, told, places, capfd, monkeypatch):
     monkeypatch.chdir(places)
+    detector = Detector.read("detector")
+    replace(detector, facts={}).write("placeless")
     code, _, said = anomaly(capfd, *words)
     assert code == 2 and told in said and len(said.splitlines()) == 1

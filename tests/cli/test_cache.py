@@ -75,6 +75,11 @@ def test_what_the_user_set_stays(monkeypatch, tmp_path):
     before_jax(monkeypatch, XDG_CACHE_HOME=str(tmp_path), JAX_COMPILATION_CACHE_DIR="mine")
     cache.keep_programs()
     assert os.environ[cache.FOLDER] == "mine" and not list(tmp_path.iterdir())
+    monkeypatch.delenv(cache.FOLDER)
+    monkeypatch.setenv(cache.LEAST[0], "7")
+    cache.keep_programs()
+    assert os.environ[cache.LEAST[0]] == "7"
+    assert os.environ[cache.FOLDER] == str(cache.programs_folder())
 
 
 def test_a_home_that_cannot_be_written_is_no_error(monkeypatch, tmp_path):
@@ -142,6 +147,18 @@ def test_the_folder_is_made_for_the_user_alone(monkeypatch, tmp_path):
     before_jax(monkeypatch, XDG_CACHE_HOME=str(tmp_path))
     cache.keep_programs()
     assert cache.programs_folder().stat().st_mode & 0o777 == 0o700
+
+
+def test_env_names_what_is_missing(monkeypatch):
+    def none():
+        raise UserError("JAX finds no device")
+
+    monkeypatch.setattr(devices, "check_devices", none)
+    assert env._devices() == {"devices": "none: JAX finds no device"}
+    assert env._version("scoremle-of-nobody") == "not installed"
+    settings = {"jax_compilation_cache_dir": "x", "jax_enable_compilation_cache": False}
+    monkeypatch.setattr(jax, "config", SimpleNamespace(**settings))
+    assert env._programs().startswith("not kept")
 
 
 def test_memory_is_named_whole_and_then_free(monkeypatch):

@@ -51,6 +51,33 @@ def test_help_fits_one_screen_and_names_all_there_is(capsys):
     assert printed(capsys, "help") == printed(capsys, "-h") == screen
 
 
+def test_exit_codes_are_explained(capsys):
+    codes = re.findall(r"^ *(\d+) ", printed(capsys, "help", "exit-codes"), re.MULTILINE)
+    assert {"0", "2", "130", "143"} <= {*codes}
+
+
+def test_meanings_of_fields_are_below_them_on_a_narrow_screen(capsys, monkeypatch):
+    monkeypatch.setattr("scoremle.cli.commands.help.screen_width", lambda: 1000)
+    wide = printed(capsys, "help", "config").splitlines()
+    monkeypatch.setattr("scoremle.cli.commands.help.screen_width", lambda: 80)
+    narrow = printed(capsys, "help", "config").splitlines()
+    (first,) = (i for i, line in enumerate(narrow) if line.startswith("optim.lr "))
+    (whole,) = (line for line in wide if line.startswith("optim.lr "))
+    assert narrow[first + 1].startswith("    ")
+    assert (narrow[first] + narrow[first + 1]).split() == whole.split()
+    assert not any("meaning" in line for line in narrow)
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(monkeypatch, tmp_path):
+    def gone(_):
+        raise BrokenPipeError
+
+    monkeypatch.setattr(cli, "_run", gone)
+    monkeypatch.setattr(sys, "stdout", sys.stdout)
+    assert cli.main(["help"]) == 0 and sys.stdout.name == os.devnull
+    sys.stdout.close()
+
+
 def test_names_that_are_in_two_places():
     assert tuple(data.DATASETS) == DATASETS
     assert tuple(fits.FITS) == FITS
@@ -205,6 +232,8 @@ def test_what_writes_nothing_needs_no_folder(line):
         ("score digits . --steps=9", "--estimator=steps"),
         ("score digits . --correct --estimator=bound", "--correct"),
         ("score digits . --correct --label=all", "--correct"),
+        ("score digits . --profile --label=all", "--profile is under one label"),
+        ("score digits . --engine=ray --out=/proc/version", "must be a folder"),
         ("score digits . --estimator=steps", "no chain"),
         ("score digits . --label=3", "no class labels"),
         ("sample digits --label=all", "no class labels"),
@@ -304,6 +333,14 @@ def test_what_a_command_reads_is_not_written_over(line, tmp_path, monkeypatch):
     command, *words = line.split()
     with pytest.raises(UserError, match="two files"):
         parser_of(command).checked([*words, "--force"])
+
+
+def test_a_link_to_a_file_is_not_written_over(tmp_path):
+    target, link = tmp_path / "x.csv", tmp_path / "link.csv"
+    target.write_text("precious")
+    link.symlink_to(target)
+    with pytest.raises(UserError, match=f"a link; name its target, {target}"):
+        checks.writable("--out=", link, force=True)
 
 
 def test_a_pipe_may_be_named_for_two_files():

@@ -20,7 +20,7 @@ from scoremle.likelihood.decoders import InformedDecoder
 from scoremle.likelihood.images import ByOde
 from scoremle.likelihood.labels import ByLabels
 from scoremle.published import safetensors
-from scoremle.zoo import families, openai
+from scoremle.zoo import families, hub, openai
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 3), np.uint8)
 QUICK = (
@@ -240,6 +240,19 @@ def test_the_label_and_the_data_set_must_be_said(of_classes, imported, images, c
         assert words in one_line(capsys, "eval", workdir, *data, *flags)
     err = one_line(capsys, "eval", imported[1], "--config.eval.label=1")
     assert "no class labels" in err
+
+
+def test_models_on_the_hub_and_of_images_that_are_not_square(tmp_path, monkeypatch, capsys):
+    files = of_diffusers()
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(content)
+    monkeypatch.setattr(hub, "download", {"hf:someone/ddpm": tmp_path}.get)
+    assert run("import", "hf:someone/ddpm", tmp_path / "run") == 0
+    same(scoremle.load(tmp_path / "run"), scoremle.load(tmp_path))
+    config = json.loads(files["unet/config.json"]) | {"sample_size": [4, 8]}
+    (tmp_path / "unet/config.json").write_text(json.dumps(config))
+    assert "not of 4x8" in one_line(capsys, "import", tmp_path, tmp_path / "again")
 
 
 def one_line(capsys, *arguments):

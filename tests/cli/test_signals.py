@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
 import jax
@@ -117,6 +118,27 @@ def test_what_is_ignored_stays_so(monkeypatch):
             signal.raise_signal(signal.SIGINT)
     finally:
         signal.signal(signal.SIGINT, usual)
+
+
+def test_what_others_drop_is_still_shown(monkeypatch):
+    class Last:
+        def __del__(self):
+            raise ValueError("of another")
+
+    told = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda dropped: told.append(dropped.exc_value))
+    with answered():
+        Last()
+    assert str(told[0]) == "of another" and len(told) == 1
+
+
+def test_a_thread_beside_the_main_one_is_left_alone():
+    def work():
+        with answered():
+            return [*map(signal.getsignal, ANSWERED)]
+
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(work).result() == [*map(signal.getsignal, ANSWERED)]
 
 
 def test_a_program_that_was_stopped_does_not_wait_for_what_is_computed(monkeypatch):

@@ -142,6 +142,12 @@ def test_files_of_pytorch_have_checksums_of_their_own(tmp_path, capsys):
         archive.writestr("archive/data/0", bytes(10_000_000))
     _, (line,), _, _ = verify(path, capsys)
     assert "compressed" in line
+    torch = pytest.importorskip("torch")
+    torch.save({"a": torch.ones(3)}, path, _use_new_zipfile_serialization=False)
+    assert verify(path, capsys)[0] == 0
+    path.write_bytes(path.read_bytes()[:-1])
+    _, (line,), _, _ = verify(path, capsys)
+    assert "cut off" in line
 
 
 def test_compressed_images_and_detectors_are_known_whatever_their_names(tmp_path, capsys):

@@ -159,3 +159,31 @@ def test_the_summary_has_the_mean_of_what_was_scored_and_the_first_reason(unchec
     )
     assert (found["mean"], found["images"], found["left_out"]) == (1.5, 2, 2)
     assert "2 images could not be scored; the first: too small" in capsys.readouterr().out
+    table.column = {"bpd": bpd[::2], "reason": reason[::2]}.get
+    score_on_ray_command._summary(
+        table, SimpleNamespace(title="exact"), SimpleNamespace(model="digits")
+    )
+    assert "could not" not in capsys.readouterr().out
+
+
+def test_the_first_images_are_those_that_can_be_scored(tmp_path):
+    def first():
+        return score_on_ray_command._first(
+            pieces_of(tmp_path), DIGITS[0], SimpleNamespace(fit="")
+        )
+
+    (tmp_path / "a.png").write_bytes(b"no picture")
+    with pytest.raises(UserError, match=r"first 1 images can be scored; a\.png: can't"):
+        first()
+    Image.fromarray(np.full((8, 8), 170, np.uint8)).save(tmp_path / "b.png")
+    assert first().shape == (1, 8, 8, 1) and (first() == first()[0, 0, 0, 0]).all()
+
+
+def test_a_worker_has_the_model_of_the_pilot_and_its_label(monkeypatch):
+    model = scoremle.load("digits")
+    monkeypatch.setattr(score_on_ray_command, "load", lambda *place: {("digits", 3): model}[place])
+    solver = scoremle.Multistep(7)
+    found = score_on_ray_command._model("digits", 3, solver, 0.25, "")
+    assert (found.solver, found.decoder_scale, found.noise) == (solver, 0.25, model.noise)
+    under = score_on_ray_command._model("digits", 3, solver, None, "2")
+    assert under.noise is not model.noise
