@@ -121,6 +121,16 @@ def test_what_is_no_file_is_written_to(tmp_path):
         assert json.load(content) == {"a": 2}
 
 
+def test_a_process_of_another_user_is_not_gone(monkeypatch):
+    def other(number, _):
+        raise PermissionError if number == 7 else ProcessLookupError
+
+    monkeypatch.setattr("os.kill", other)
+    here = files.machine()
+    gone = [files.is_gone(*each) for each in ((here, 7), (here, 8), ("another-1", 8))]
+    assert gone == [False, True, False]
+
+
 def test_a_name_as_long_as_names_may_be(tmp_path):
     path = tmp_path / ("x" * 255)
     write_json(path, {})

@@ -246,6 +246,20 @@ def test_another_model_and_other_images_are_refused(detector):
     with pytest.raises(UserError, match="shape"):
         found.score(IMAGES, np.zeros((2, 3, 3, 1), np.uint8))
     assert len(found.score(IMAGES, OTHERS[:0])) == 0
+    of_features = Detector.fit(None, np.random.default_rng(0).normal(size=(99, 3)))
+    with pytest.raises(UserError, match=r"shape \(3,\) each"):
+        of_features.score(None, np.zeros((2, 4)))
+
+
+def test_a_detector_that_could_not_be_read_again_is_not_written(detector, tmp_path, monkeypatch):
+    found = Detector.read(detector)
+    written = len(json.dumps(dataclasses.asdict(found), indent=2))
+    monkeypatch.setattr("scoremle.anomaly.detector.LONGEST_JSON", 2 * written)
+    found.write(tmp_path / "d")
+    monkeypatch.setattr("scoremle.anomaly.detector.LONGEST_JSON", 2 * written - 2)
+    with pytest.raises(UserError, match="too many numbers"):
+        found.write(tmp_path / "e")
+    assert [*tmp_path.iterdir()] == [tmp_path / "d"]
 
 
 def without(name):

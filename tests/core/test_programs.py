@@ -254,3 +254,22 @@ def test_programs_keep_no_model_alive(kind):
     gc.collect()
     assert end() is None
     assert len(models._log_prob._programs) == before
+
+
+class Slotted:
+    """Nobody can hold it weakly."""
+
+    __slots__ = ()
+
+
+def test_a_thing_that_can_not_be_held_weakly_is_held():
+    slotted, usual, ended = Slotted(), Net(X), []
+    held, weakly = (programs._held(thing, lambda: ended.append(1)) for thing in (slotted, usual))
+    assert held() is slotted and weakly() is usual
+    del slotted, usual
+    gc.collect()
+    assert isinstance(held(), Slotted) and weakly() is None and ended == [1]
+
+
+def test_what_has_no_hash_is_no_part_of_a_program():
+    assert [*map(programs._is_hashable, ((1, "a"), ([],), {}, None))] == [True, False, False, True]

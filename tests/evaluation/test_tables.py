@@ -270,6 +270,16 @@ def test_a_part_that_is_larger_than_the_whole_is_an_upper_estimate(exact):
     assert "upper" not in results_table({"a": exact})
 
 
+def test_results_say_what_less_precision_costs(exact):
+    cost = {"images": 1, "mean": -0.0123456, "stderr": None, "largest": 0.5}
+    text = results_table({"x": {**exact, "precision": "bfloat16", "precision_cost": cost}})
+    told = " ".join(text.split())
+    assert "in bfloat16 bits/dim of 1 image are off from those in float32" in told
+    assert "by -0.01235 in the mean, with a standard error of not measured," in told
+    assert "by +0.50000 at most" in told
+    assert "float32" not in results_table({"x": exact})
+
+
 def test_a_loss_has_no_unit(exact):
     row = results_table({"loss": exact | {"unit": "loss"}}).splitlines()[2]
     assert cells(row)[1].strip() == "2.3457"

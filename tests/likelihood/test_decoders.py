@@ -129,3 +129,9 @@ def test_integers_of_another_shape_than_the_data_are_refused():
             eps=1e-3, times=UniformLogSNR(VP, 1e-3), draws=4, decoder=DiscreteDecoder(POINTS),
             integers=x[:1],
         )  # fmt: skip
+
+
+def test_the_discrete_decoder_needs_integers():
+    x = jnp.zeros((2, 1))
+    with pytest.raises(UserError, match="integers="):
+        DiscreteDecoder(POINTS).known(VP, x, None, jnp.full(2, 0.5))

@@ -9,6 +9,7 @@ from helpers.oracles import SDES
 
 from scoremle.core.divergence import Exact, FixedProbe, Hutchinson, Orthogonal
 from scoremle.core.pixels import Pixels, bits_per_dim
+from scoremle.errors import UserError
 from scoremle.likelihood.ode import ode_log_likelihood
 from scoremle.likelihood.published_rk45 import PublishedRK45
 
@@ -41,3 +42,16 @@ def test_it_takes_one_probe_and_no_more(divergence):
             lambda x, t: sde.sigma(t)[:, None] * x, sde, x, jax.random.key(0),
             eps=1e-3, divergence=divergence, solver=PublishedRK45(),
         )  # fmt: skip
+
+
+def test_within_a_program_it_is_a_line():
+    sde = SDES["vp"]
+
+    def latent(x):
+        return ode_log_likelihood(
+            lambda x, t: sde.sigma(t)[:, None] * x, sde, x, jax.random.key(0),
+            eps=1e-3, solver=PublishedRK45(),
+        ).latent  # fmt: skip
+
+    with pytest.raises(UserError, match="outside of jit"):
+        jax.jit(latent)(jnp.ones((1, 2)))

@@ -13,8 +13,11 @@ import pytest
 
 from scoremle import VP, ByOde, Multistep, Pixels, ScoreModel, devices
 from scoremle.core.keys import image_keys, per_example
+from scoremle.errors import UserError
 from scoremle.evaluation.statistics import profile
 from scoremle.likelihood import score_images as module
+from scoremle.likelihood.images import OdeDifference
+from scoremle.likelihood.levels import StepLevels
 from scoremle.likelihood.mean import Mean
 from scoremle.likelihood.score_images import score_images
 from scoremle.resumable import fingerprint
@@ -209,6 +212,27 @@ def test_the_mean_is_over_images_whose_values_are_finite(tmp_path):
     assert found.finite.tolist() == [True, True, True, False, True, True]
     assert (found.mean.mean, found.mean.images, found.mean.passes) == (2.4, 5, 2)
     assert score_images(MODEL, Toy(some), IMAGES[3:4]).mean is None
+
+
+def test_a_mean_that_no_levels_correct_stays_as_it_is():
+    several, one = (score_images(MODEL, Toy(), IMAGES[:n]) for n in (4, 1))
+    assert several.corrected(None, 0.01) is several
+    assert one.corrected(StepLevels((8, 16), (0.1,), 0.0), 0.01) is one
+
+
+def test_a_difference_of_levels_is_finite(monkeypatch):
+    bad = []
+
+    def measured(model, estimator, images, *_, **__):
+        wrong = isinstance(estimator, OdeDifference) and len(bad) > 0
+        return {"bpd": np.full((1, len(images)), np.nan if wrong else 1.0)}, 0.0
+
+    monkeypatch.setattr(module, "_measured", measured)
+    found = score_images(MODEL, Toy(), IMAGES[:4])
+    assert found.differences(8, 16, False, 2)["bpd"].tolist() == [[1, 1]]
+    bad.append(True)
+    with pytest.raises(UserError, match="8 to 16: a difference is not finite"):
+        found.differences(8, 16, False, 2)
 
 
 def test_fingerprints():

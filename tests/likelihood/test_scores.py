@@ -46,6 +46,7 @@ def test_a_line_has_the_mean_and_its_errors():
     assert "(1 image: 3.000 bits/dim in the mean; an image +- 1.000; " in repr(scores(BPD[:, :1]))
     assert repr(scores(BPD[:, :2])).startswith("Scores(2 images: 3.500 +- 0.500 bits/dim")
     assert repr(scores(BPD[:, :0])) == "Scores(0 images)"
+    assert "solver" not in repr(scores(solver_error=0.0))
     assert "the solver's error is unknown)" in repr(scores(solver_error=np.nan))
 
 

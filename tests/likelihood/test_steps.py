@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from helpers.ddpm_chain import normal_cdf, published_terms
 from helpers.oracles import Gaussian
+from helpers.schedules import Curved
 from scipy.stats import norm
 
 from scoremle import Pixels, ScoreModel, UserError
@@ -326,3 +327,12 @@ def test_a_schedule_without_steps_is_a_line():
     continuous = replace(model_of(), sde=VP())
     with pytest.raises(UserError, match="no steps"):
         continuous.score(INTEGERS, estimator=BySteps())
+
+
+def test_steps_have_one_log_snr():
+    course = Curved(6.0, jnp.full((4, 2, 1), 14.0), jnp.zeros((4, 2, 1)))
+    with pytest.raises(UserError, match="continuous time"):
+        step_bound(
+            lambda x, t: x, SDE("vp", course, 1.0), GAUSSIAN_INTEGERS, KEY,
+            points=Pixels(32).points, times=np.linspace(0, 1, 4),
+        )  # fmt: skip

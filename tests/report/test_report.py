@@ -1,5 +1,6 @@
 """A report of a working directory that is made by hand, so that all it must say is known."""
 
+import base64
 import json
 import re
 import shutil
@@ -20,10 +21,13 @@ from scoremle.experiment.configs import NAMED_CONFIGS
 from scoremle.experiment.workdir import Workdir
 from scoremle.files import write_json, write_npz
 from scoremle.report import charts
-from scoremle.report.sections import _again
+from scoremle.report.page import Page
+from scoremle.report.sections import _again, _samples
 from scoremle.report.subject import Subject, paired
 
 pytest.importorskip("matplotlib")
+from matplotlib.figure import Figure
+
 pytest.importorskip("sklearn")
 
 @pytest.fixture(scope="module")
@@ -190,6 +194,41 @@ def test_several_are_compared_with_the_first(tmp_path, capsys):
     assert str(out) in capsys.readouterr().out
     labels = Reader(out.read_text()).attributes["aria-label"]
     assert labels == ["Paired differences of bits/dim: two +0.2500 ± 0.0000."]
+
+
+def test_what_can_not_be_compared_image_by_image_is_said(tmp_path):
+    for name in ("one", "two"):
+        make(tmp_path / name)
+    shutil.rmtree(tmp_path / "two" / "eval")
+    out = tmp_path / "page.html"
+    assert main(["report", str(tmp_path / "one"), str(tmp_path / "two"), f"--out={out}"]) == 0
+    page = Reader(out.read_text())
+    assert "two was not measured on the same images" in page.text
+    assert "aria-label" not in page.attributes
+
+
+def test_samples_of_the_evaluated_checkpoint_are_on_the_page(tmp_path):
+    make(tmp_path)
+    page, picture = Page("a", "b"), tmp_path / "eval" / "samples_ckpt_2.png"
+    Image.fromarray(np.zeros((4, 4), np.uint8)).save(picture)
+    _samples(page, Subject(Workdir(tmp_path), "eval"))
+    page.write(tmp_path / "page.html")
+    text = (tmp_path / "page.html").read_text()
+    assert "evaluated: samples_ckpt_2.png" in text and "of the evaluated checkpoint" in text
+    assert base64.b64encode(picture.read_bytes()).decode() in text
+
+
+def test_the_course_of_a_learned_schedule_and_that_of_numbers():
+    course = {"t": [0.0, 0.5, 1.0], "learned": [6.0, 1.0, -6.0], "fixed": [6.0, 0.0, -6.0]}
+    of_numbers = course | {"least": [5.0, 0.0, -6.5], "most": [7.0, 2.25, -5.5]}
+    alone, several = map(charts.course, (course, of_numbers))
+    assert "2.25 apart" in several.alt and "numbers" not in alone.alt
+    assert "at most 1.00 apart" in alone.alt
+    for chart, bands in ((alone, 0), (several, 1)):
+        axes = Figure().gca()
+        chart.draw(axes)
+        values = [line.get_ydata().tolist() for line in axes.get_lines()]
+        assert values == [course["learned"], course["fixed"]] and len(axes.collections) == bands
 
 
 def test_folders_of_one_name_are_told_apart(tmp_path):
