@@ -330,6 +330,42 @@ def test_what_comes_back_has_no_gradients(probes):
     assert torch.equal(y, x) and torch.equal(products, v)
 
 
+def test_values_and_products_with_probes_have_gradients():
+    """Of y = x^3 scale and of J v = 3 x^2 scale v."""
+
+    class Cube(nn.Module):
+        def forward(self, x, label, scale):
+            return x**3 * scale
+
+    x, scale = torch.tensor([[2.0, -1.0]]), torch.tensor([[0.5, 3.0]])
+    inputs, v = (x, torch.ones(1), scale), torch.tensor([[[1.0, 2.0]]])
+    dy, dproducts = torch.tensor([[1.0, 10.0]]), torch.tensor([[[7.0, 0.5]]])
+    (dx, dlabel, dscale), dv = Frozen(Cube()).pull_back(inputs, v, dy, dproducts)
+    slope = 3 * x**2 * scale
+    assert torch.allclose(dx, dy * slope + dproducts[0] * 6 * x * scale * v[0])
+    assert torch.allclose(dscale, dy * x**3 + dproducts[0] * 3 * x**2 * v[0])
+    assert torch.allclose(dv[0], dproducts[0] * slope) and not dlabel.any()
+
+
+def test_products_of_attention_have_gradients():
+    """By plain products: the kernel that PyTorch takes on a CPU has no second derivative."""
+
+    class Attention(nn.Module):
+        def forward(self, x, label):
+            return nn.functional.scaled_dot_product_attention(x, x, x)
+
+    x, v = (torch.from_numpy(data((1, 3, 4), n=2, seed=i)).float() for i in (1, 2))
+    frozen, h = Frozen(Attention()), 1e-2
+
+    def change(x):
+        return (frozen.products((x, torch.ones(2)), v[None])[1][0] * v).sum()
+
+    inputs, ones = (x, torch.ones(2)), torch.ones(1, 2, 1, 3, 4)
+    (dx, _), _ = frozen.pull_back(inputs, v[None], torch.zeros_like(x), ones * v)
+    moved = (change(x + h * v) - change(x - h * v)) / (2 * h)
+    assert (dx * v).sum().item() == pytest.approx(moved.item(), rel=1e-2)
+
+
 @by_both(quick="torchax")
 def test_attention_has_a_second_derivative(by):
     model = from_module(
@@ -673,6 +709,14 @@ def test_a_module_of_whole_steps_is_named_with_the_remedy(caplog):
     assert not caplog.text
     with pytest.raises(UserError, match="between='interpolate'"):
         of_table("raw", by="torch")
+
+
+def test_a_module_that_fails_at_whole_steps_too_is_left_to_the_other_checks(caplog):
+    label = torch.full((2,), 3.0)
+    with pytest.raises(UserError, match="sizes of tensors"):
+        Frozen(Bad("fails")).quietly(torch.ones(2, 6), label)
+    network._check_between_steps(Frozen(Bad("fails")), torch.ones(2, 6), label)
+    assert not caplog.text
 
 
 def test_all_probes_of_an_image_share_its_forward_pass():
