@@ -11,6 +11,7 @@ from PIL import Image
 import scoremle
 from scoremle.anomaly import Detector
 from scoremle.cli import main as cli
+from scoremle.errors import UserError
 from scoremle.experiment import seen
 
 DIGITS = scoremle.data.load("digits")
@@ -96,6 +97,13 @@ def test_it_says_which_normal_ones_the_model_has_seen(places, tiny, capfd, tmp_p
     others = replace(DIGITS, facts={"train_sha256": "of other images at the same place"})
     monkeypatch.setattr(seen, "images_of", lambda config: others)
     assert seen.seen_in_training(str(tiny.workdir), TRAIN[:60]) is None
+
+    def gone(config):
+        raise UserError("no such images")
+
+    monkeypatch.setattr(seen, "images_of", gone)
+    assert seen.seen_in_training(str(tiny.workdir), TRAIN[:60]) is None
+    assert seen.seen_in_training(str(tmp_path), TRAIN[:60]) is None  # of no config
     exported = tmp_path / "model.safetensors"
     assert cli.main(["export", str(tiny.workdir), str(exported)]) == 0
     words = "fit", exported, places / "normal.npz", f"--out={tmp_path / 'e'}"
@@ -157,6 +165,10 @@ def test_features_of_one_s_own_come_from_an_array_or_an_encoder(tmp_path, capfd)
     code, _, told = anomaly(capfd, "score", tmp_path / "d", tmp_path / "g.npy", table, "--force",
                             f"--page={tmp_path / 'v.html'}")  # fmt: skip
     assert code == 2 and "these are vectors" in told
+    (tmp_path / "mine.py").write_text(ENCODER.replace("float32", "int32"))
+    code, _, told = anomaly(capfd, *fit, "--size=6", "--force")
+    assert code == 2 and "must give reals [99 d]" in told
+    (tmp_path / "mine.py").write_text(ENCODER)
     # The encoder is another one now.
     assert anomaly(capfd, *fit, "--size=6", "--force")[0] == 0
     (tmp_path / "mine.py").write_text(ENCODER + "\n")

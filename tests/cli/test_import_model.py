@@ -15,7 +15,10 @@ from helpers.weights import drawn
 
 import scoremle
 from scoremle.cli import main as cli
+from scoremle.errors import UserError
+from scoremle.experiment.imported import RECORD, Imported
 from scoremle.experiment.reference import how_to_get, reference_of
+from scoremle.files import write_sealed
 from scoremle.likelihood.decoders import InformedDecoder
 from scoremle.likelihood.images import ByOde
 from scoremle.likelihood.labels import ByLabels
@@ -242,6 +245,12 @@ def test_the_label_and_the_data_set_must_be_said(of_classes, imported, images, c
     assert "no class labels" in err
 
 
+def test_a_family_that_is_not_known_here_is_named(tmp_path):
+    write_sealed(tmp_path / RECORD, {"family": "of later", "origin": "/x", "files": {}})
+    with pytest.raises(UserError, match="no family 'of later'"):
+        Imported(tmp_path).check()
+
+
 def test_models_on_the_hub_and_of_images_that_are_not_square(tmp_path, monkeypatch, capsys):
     files = of_diffusers()
     for name, content in files.items():
@@ -287,6 +296,7 @@ def test_mistakes_are_one_line(imported, images, golden, tmp_path, capsys):
     err = one_line(capsys, "eval", workdir, "--config.data.dataset=digits",
                    "--config.data.path=", "--config.data.num_channels=1")  # fmt: skip
     assert "8x8x1 with 17" in err
+    assert "in float32" in one_line(capsys, "eval", workdir, "--config.eval.dtype=bfloat16")
     copy = workdir / "published/model.json"
     content = copy.read_text()
     try:

@@ -27,7 +27,7 @@ from scoremle.evaluation import baselines
 from scoremle.experiment import defaults
 from scoremle.experiment.measurement import Measurement
 from scoremle.experiment.models import load_to_score
-from scoremle.experiment.reference import how_to_get, reference_of
+from scoremle.experiment.reference import ReferenceScores, how_to_get, reference_of
 from scoremle.experiment.results import add_results
 from scoremle.experiment.score_table import ScoreRow
 from scoremle.experiment.shipped import FOLDER
@@ -431,6 +431,21 @@ def test_the_command_that_gets_ranks_measures_what_the_scores_are(tiny, model):
     told = how_to_get(str(tiny.workdir), hidden, "ode")
     assert "--config.eval.dequantization=informed measures the model's own test images" in told
     assert "informed" not in how_to_get(str(tiny.workdir), model, "ode")
+
+
+def test_ranks_of_images_that_nobody_named_need_their_place(tiny, model, tmp_path):
+    place = configured(tiny, tmp_path / "w")
+    config = Workdir(tmp_path / "w").config()
+    config.data.dataset = ""
+    write_sealed(tmp_path / "w" / "config.json", json.loads(config.to_json()))
+    assert "--config.data.path=IMAGES" in how_to_get(place, model, "ode")
+    assert "IMAGES" not in how_to_get(str(tiny.workdir), model, "ode")
+
+
+def test_references_are_compared_under_their_own_decoder(model):
+    measured = ReferenceScores(np.zeros(1), 0.25).as_measured(model)
+    assert measured.decoder_scale == 0.25 and measured.noise is model.noise
+    assert ReferenceScores(np.zeros(1)).as_measured(model) is model
 
 
 OTHERWISE = {

@@ -10,7 +10,8 @@ import pytest
 from helpers.oracles import SDES, Gaussian, log_snr64, schedule64
 from jax.tree_util import Partial
 
-from scoremle.core.prediction import PREDICTIONS, TIME_INPUTS, noise_fn, score_of
+from scoremle import ScoreModel
+from scoremle.core.prediction import PREDICTIONS, TIME_INPUTS, RangedNoise, noise_fn, score_of
 from scoremle.core.schedules import Cosine, Discrete, LinearLogSNR
 from scoremle.core.sde import SDE, VP
 
@@ -176,6 +177,13 @@ def test_parameters_are_leaves():
     lam = np.asarray(noise.sde.log_snr(t))
     np.testing.assert_allclose(gradient.network.args[0]["b"], 3 * lam.sum(), rtol=1e-5)
     assert jax.tree.structure(noise) == jax.tree.structure(model(1)[1])
+
+
+def test_a_model_of_a_learned_range_counts_the_parameters_of_its_network():
+    _params, noise = model(0)
+    for prediction in (noise, RangedNoise(noise)):
+        found = repr(ScoreModel(prediction, noise.sde, 1e-3, (2, 3)))
+        assert found.endswith(", 10 parameters)"), found
 
 
 def test_a_condition_is_passed_on():

@@ -623,3 +623,19 @@ LARGEST = {  # in bytes
 @pytest.mark.parametrize("name", LARGEST)
 def test_the_largest_true_file_is_within_its_bound(name):
     assert LARGEST[name] <= getattr(bounded, name) < 100 * LARGEST[name]
+
+
+def test_a_zip_is_read_as_far_as_its_members_are_bounded(monkeypatch):
+    for packed, refused in ((zipfile.ZIP_DEFLATED, False), (zipfile.ZIP_BZIP2, True)):
+        stream = io.BytesIO()
+        with zipfile.ZipFile(stream, "w", packed) as archive:
+            archive.writestr("a", b"1" * 9)
+        if refused:
+            with pytest.raises(UserError, match="'a' is neither"), bounded.open_zip(stream, "x"):
+                pass
+        else:
+            with bounded.open_zip(stream, "x") as archive:
+                assert archive.read("a") == b"1" * 9
+    monkeypatch.setattr(bounded, "MAX_LISTING", 46)  # a member takes 46 bytes and its name
+    with pytest.raises(zipfile.BadZipFile, match="47 bytes"), bounded.open_zip(stream, "x"):
+        pass

@@ -98,3 +98,12 @@ def test_what_is_refused(tmp_path):
     folder(tmp_path)
     with pytest.raises(UserError, match="2 arrays"):
         pieces_of(tmp_path)
+
+
+def test_a_picture_that_is_gone_is_a_report_and_the_others_are_read(tmp_path):
+    folder(tmp_path)
+    (piece,) = pieces_of(tmp_path)
+    (tmp_path / "a" / "3.png").unlink()
+    found = dict(piece_images(piece, SIZE))
+    assert len(found) == 7 and [i for i, image in found.items() if image.pixels is None] == [1]
+    assert "a/3.png" in found[1].reason

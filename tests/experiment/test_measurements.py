@@ -14,6 +14,7 @@ from helpers.printed import assert_printed, column
 import scoremle
 from scoremle.cli import main as cli
 from scoremle.core.pytree import describe
+from scoremle.errors import UserError
 from scoremle.experiment.measurements import Measurements
 from scoremle.experiment.own_measurement import prepared
 from scoremle.likelihood.decoders import InformedDecoder
@@ -205,6 +206,59 @@ def test_an_evaluation_takes_a_learned_range_and_records_it(score, tmp_path, bou
     if bound:
         expected = dataclasses.replace(by_elbo, decoder=model.decoder, start=model.eps)
     assert describe(found.estimator) == describe(expected)
+
+
+@pytest.fixture
+def measurements(score, tmp_path, unchecked):
+    """The measurements of a model by the fields of an evaluation."""
+    score("plain", "--estimator=odd")  # writes mine.py
+
+    def found(model, flow=None, images=IMAGES, **fields):
+        evaluation = dict(
+            dequantization="uniform", label="", suite=False, enable_bpd=True, bound=True,
+            enable_loss=False, bound_times="time", bound_stratified=True,
+        )  # fmt: skip
+        points = SimpleNamespace(uniform_dequantization=False, bin_middles=False)
+        experiment = SimpleNamespace(
+            evaluation=SimpleNamespace(**evaluation | fields), by_ode=ByOde(), by_elbo=ByElbo(4),
+            chain=None, objective=SimpleNamespace(data=points), exact=False, pilot=False, seed=0,
+            flow=SimpleNamespace(dequantizer=lambda params: params),
+        )  # fmt: skip
+        each = Measurements(experiment, model, tmp_path, 1, images, flow).measurements()
+        return {one.kind: one for one in each}
+
+    return found
+
+
+def test_the_suite_has_every_estimator(measurements, tmp_path):
+    plain = model_of(tmp_path, "plain")
+    found, flow = measurements(plain, suite=True), scoremle.Uniform()
+    assert [*found] == [
+        "exact", "exact_truncated_normal", "exact_k10", "exact_trace", "bound", "bound_none",
+        "bound_sliced",
+    ]  # fmt: skip
+    by = {kind: one.estimator for kind, one in found.items()}
+    assert (by["exact_k10"].samples, by["exact"].samples) == (10, 1)
+    assert by["exact_trace"].divergence == scoremle.Exact() != by["exact"].divergence
+    assert (by["bound"].matching, by["bound_sliced"].matching) == ("denoising", "sliced")
+    grid = np.linspace(-256, 256, 256) / 255
+    np.testing.assert_allclose(by["bound_none"].decoder.points, grid, atol=1e-6)
+    large = measurements(dataclasses.replace(plain, shape=(8, 9, 1)), flow, suite=True)
+    of_flow = {"exact_variational", "exact_variational_k10", "bound_variational"}
+    assert large.keys() == found.keys() - {"exact_trace"} | of_flow
+    assert all((one.dequantizer is flow) == (kind in of_flow) for kind, one in large.items())
+
+
+def test_the_informed_decoder_is_for_levels_that_are_hidden(measurements, tmp_path):
+    with pytest.raises(UserError, match="distinguishes them"):
+        levels = model_of(tmp_path, "levels")
+        measurements(levels, images=IMAGES // 16, dequantization="informed")
+
+
+def test_the_mean_over_all_labels_has_no_profile(measurements, tmp_path):
+    model = model_of(tmp_path, "labelled")
+    (one,), (every,) = (measurements(model, label=label).values() for label in ("1", "all"))
+    assert one.log_snr_edges is not None and every.log_snr_edges is None
 
 
 def test_what_looks_wrong_is_said_and_nothing_if_all_is_well(score, tmp_path):

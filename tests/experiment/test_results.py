@@ -2,11 +2,14 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from scoremle.errors import UserError
+from scoremle.evaluation.result import Result
 from scoremle.experiment.results import add_results, measured, read_results
 from scoremle.experiment.shipped import FOLDER
+from scoremle.files import write_npz
 
 RESULTS = {
     "exact_test_ckpt_2": {"mean": 1.25, "stderr": None, "solver": {"nodes": 6}, "edges": (1, 2)},
@@ -64,3 +67,14 @@ def test_a_result_is_written_as_it_was_read():
     for result in measured(FOLDER / "digits", "eval"):
         facts, written = entries[result.name], json.loads(json.dumps(result.to_json()))
         assert "sde" in facts and {name: written[name] for name in facts} == facts
+
+
+@pytest.mark.parametrize("values", [np.ones((2, 4)), np.ones((1, 5)), np.full((1, 4), np.nan)])
+def test_values_of_other_images_are_not_those_of_a_result(values, tmp_path):
+    facts = read_results(FOLDER / "digits" / "eval" / "results.json")["exact_test_ckpt_3"]
+    result = Result.read("x", facts | {"images": 4, "passes": 1}, tmp_path)
+    write_npz(tmp_path / "x.npz", {"bpd": np.arange(4.0)[None]})
+    np.testing.assert_array_equal(result.column("bpd"), [[0, 1, 2, 3]])
+    write_npz(tmp_path / "x.npz", {"bpd": values})
+    with pytest.raises(UserError, match=r"each of 4 images in each of 1 passes"):
+        result.column("bpd")

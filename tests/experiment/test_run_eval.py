@@ -3,6 +3,7 @@
 import dataclasses
 import re
 import shutil
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -12,7 +13,7 @@ from helpers.tiny_runs import evaluate, npz, run
 
 import scoremle
 from scoremle.cli import main as cli
-from scoremle.experiment import build
+from scoremle.experiment import build, run_eval
 from scoremle.experiment.config import published_config
 from scoremle.experiment.reference import reference_of
 from scoremle.experiment.results import add_results, read_results
@@ -119,3 +120,20 @@ def test_values_that_are_not_finite_make_no_result(tiny, tmp_path, capfd):
     assert "exact_test_ckpt_2" not in read_results(folder / "e/results.json")
     assert run("eval", folder, "--eval_folder=e", **few, **WHAT["bound"]) == 2
     assert "training images" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("number", "newest", "told"), [(2, 30, True), (2, 20, False), (1, 30, False)]
+)
+def test_a_training_that_is_further_than_its_snapshot_is_said(
+    number, newest, told, capsys, unchecked
+):
+    place = SimpleNamespace(
+        training=lambda: {"newest_step": newest, "steps": 50},
+        snapshots=SimpleNamespace(latest=lambda: 2, path=lambda number: f"checkpoint_{number}"),
+    )
+    run_eval._say_if_older(place, SimpleNamespace(meta={"step": 20}, number=number))
+    said = " ".join(capsys.readouterr().out.split())
+    assert said == told * (
+        "checkpoint_2 is of step 20: the newest snapshot; training is at step 30 of 50"
+    )

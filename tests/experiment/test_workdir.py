@@ -159,6 +159,8 @@ def test_snapshots_to_come_take_no_number_of_those_that_are_there(recorded, expe
     with pytest.raises(UserError, match="10 or less"):
         recorded.check(with_fields(experiment, training__snapshot_freq=11), "training")
     recorded.check(with_fields(experiment, training__snapshot_freq=11), "evaluation")
+    (recorded.snapshots.path(4) / "record" / "metadata").write_text("{}")  # said at its time
+    recorded.check(with_fields(experiment, training__snapshot_freq=11), "training")
 
 
 def test_without_its_config_a_checkpoint_says_what_it_is_of(recorded, experiment):
