@@ -20,7 +20,7 @@ from jaxtyping import Array, Float, Integer, Key
 from scipy.special import logsumexp, softmax
 
 from scoremle.core.arguments import as_array, as_data, as_shape, check_count, check_seed
-from scoremle.core.dequantize import Dequantizer, Uniform
+from scoremle.core.dequantize import Dequantizer
 from scoremle.core.keys import split
 from scoremle.core.pixels import Pixels, bits_per_dim
 from scoremle.core.pytree import frozen_pytree, static
@@ -46,11 +46,6 @@ class FlowModel:
     pixels: Pixels | None = static(default=None)
     inverse: Map | None = static(default=None)
     forward: Map | None = static(default=None)
-
-    @property
-    def default_dequantizer(self) -> Dequantizer:
-        """Uniform noise."""
-        return Uniform()
 
     @property
     def dims(self) -> int:
