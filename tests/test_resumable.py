@@ -67,6 +67,7 @@ def test_images_without_a_finished_part_are_known(tmp_path):
     run(tmp_path, Work(), share=slice(2, 9))
     assert missing(N, passes=2, folder=tmp_path).tolist() == [0, 1, 9, 10]
     assert missing(N, passes=3, folder=tmp_path).tolist() == [*range(N)]
+    assert missing(N, passes=1, folder=tmp_path).tolist() == [0, 1, 9, 10]
     (tmp_path / "pass1_image6.npz").write_bytes(b"")
     assert missing(N, passes=2, folder=tmp_path).tolist() == [0, 1, 6, 7, 8, 9, 10]
 

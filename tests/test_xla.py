@@ -3,8 +3,11 @@
 import subprocess
 import sys
 
+import jax.numpy as jnp
 from helpers.marks import some
 from helpers.places import ROOT
+
+from scoremle import xla
 
 # Losses of a Gaussian, of many rows of two dimensions: XLA's own choice gives nan here.
 LOSSES = """
@@ -45,3 +48,10 @@ def test_xla_computes_losses_of_many_rows_without_the_fusion_that_is_wrong(
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout == f"by YNN: {by_ynn}\n"
+
+
+def test_an_option_that_this_xla_has_not_is_left_out():
+    program = xla.compiled(jnp.negative)
+    program._wanted = (("xla_of_nobody", "1"),)
+    assert not xla._is_known(program._wanted[0])
+    assert program(1.0) == -1

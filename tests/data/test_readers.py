@@ -717,6 +717,16 @@ def test_long_names_and_several_streams(tmp_path, prepare):
         np.testing.assert_array_equal(found.images("test"), images[1:])
 
 
+@pytest.mark.parametrize("form", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_a_header_that_is_too_long_is_refused(form, tmp_path, prepare, monkeypatch):
+    name = "/".join("b" * 200 for _ in range(200))
+    monkeypatch.setattr(sources.bounded, "MAX_HEADER", 30_000)  # tarfile reads 10,240 at once
+    with tarfile.open(tmp_path / "x.tar", mode="w", format=form) as archive:
+        archive.addfile(tarfile.TarInfo(f"{name}/a.png"))
+    with pytest.raises(UserError, match="header of a member, 0 bytes from the start"):
+        prepare("images", tmp_path / "x.tar")
+
+
 @pytest.mark.parametrize("suffix", [".zip", ".tar", ".tar.gz", ".tar.bz2", ".tar.xz"])
 def test_damaged_archives(suffix, tmp_path, prepare):
     files = {f"{i}.png": encoded(x) for i, x in enumerate(pictures(9))}
@@ -838,6 +848,7 @@ def test_photographs_that_give_no_patches_are_named(tmp_path, prepare):
     found = prepare("photos", folder, size=4, test_fraction=0.5, skip_bad=True)
     assert len(found.images("train")) + len(found.images("test")) == 12 * 4
     assert found.meta["skipped"] == ["small.png", "text.png"]
+    found.verify()  # it has no labels
     write_tree(folder, {"zz.png": encoded(pictures(1, 8, 8, 3)[0])})
     with pytest.raises(UserError, match="channels, others"):
         prepare("photos", folder, size=4, test_fraction=0.5, skip_bad=True)

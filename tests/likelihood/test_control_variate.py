@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from helpers.marks import some
 from helpers.oracles import EPS, SDES, Gaussian, Mixture, log_snr64
+from helpers.schedules import Curved
 from scipy.integrate import quad
 
-from scoremle import ByElbo, Pixels, ScoreModel, UserError
+from scoremle import SDE, ByElbo, Pixels, ScoreModel, UserError
 from scoremle.core import times
 from scoremle.core.loss import denoising_residual
 from scoremle.likelihood.control_variate import (
@@ -371,3 +372,13 @@ def test_draws_go_to_each_bin_by_the_standard_deviation_that_is_left():
     assert min(len(upper), len(lower)) > 3
     np.testing.assert_allclose(upper / lower.mean(), 3, rtol=0.15)
     np.testing.assert_allclose(lower / lower.mean(), 1, rtol=0.15)
+
+
+def test_a_control_needs_one_log_snr():
+    sde = SDE("vp", Curved(6.0, jnp.full(4, 14.0), jnp.zeros(4)), 1.0)
+    x = jnp.asarray(DATA.draw(0, 2), jnp.float32)
+    with pytest.raises(UserError, match="one number at each t"):
+        elbo(
+            lambda x, t: x, sde, x, jax.random.key(0),
+            eps=1e-3, times=times.UniformTime(1e-3), draws=4, control=fit("vp"),
+        )  # fmt: skip

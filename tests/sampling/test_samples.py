@@ -184,6 +184,7 @@ def test_images_have_log_p_of_their_reals():
 def test_none_are_an_empty_record(unchecked):
     found = of(PLANE).sample(0, KEY, log_prob=True)
     assert found.x.shape == (0, 2) and found.log_prob.shape == (0,) and len(found) == 0
+    assert repr(found) == "Samples(none)"
 
 
 @pytest.mark.parametrize(
