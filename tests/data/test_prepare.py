@@ -131,6 +131,7 @@ def test_labels_that_some_images_lack_or_of_two_kinds_are_none(train, test, tmp_
     chunks = Chunk(pictures(2), "train", 0.5, train), Chunk(pictures(2), "test", 1.0, test)
     found = prepared(tmp_path / "a", *chunks)
     assert found.labels("train") is None and found.meta["classes"] == []
+    found.verify()
 
 
 @pytest.mark.parametrize(
