@@ -339,7 +339,7 @@ def test_a_link_to_a_file_is_not_written_over(tmp_path):
     target, link = tmp_path / "x.csv", tmp_path / "link.csv"
     target.write_text("precious")
     link.symlink_to(target)
-    with pytest.raises(UserError, match=f"a link; name its target, {target}"):
+    with pytest.raises(UserError, match=f"target, {target}"):
         checks.writable("--out=", link, force=True)
 
 

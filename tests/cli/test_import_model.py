@@ -247,7 +247,7 @@ def test_the_label_and_the_data_set_must_be_said(of_classes, imported, images, c
 
 def test_a_family_that_is_not_known_here_is_named(tmp_path):
     write_sealed(tmp_path / RECORD, {"family": "of later", "origin": "/x", "files": {}})
-    with pytest.raises(UserError, match="no family 'of later'"):
+    with pytest.raises(UserError, match="family 'of later'"):
         Imported(tmp_path).check()
 
 

@@ -609,6 +609,6 @@ def test_two_versions_of_imagenet_say_which_they_are_in_every_result(tmp_path):
 def test_a_folder_of_something_else_is_not_replaced(tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "mine").touch()
-    with pytest.raises(UserError, match=r"can't write .*a: "), folders.made_whole(tmp_path / "a"):
+    with pytest.raises(UserError, match="can't write"), folders.made_whole(tmp_path / "a"):
         pass
     assert [path.name for path in tmp_path.rglob("*")] == ["a", "mine"]

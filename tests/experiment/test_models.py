@@ -202,7 +202,7 @@ READ = ["model_index.json", "unet/config.json", "scheduler/scheduler_config.json
         ({"unet/config.json": b'{"sample_size": 4, "in_channels": "x"}'}, "in_channels", READ),
         ({"scheduler/scheduler_config.json": b"{}"}, "no betas", READ),
         ({"unet/config.json": 2 << 20}, "2097152 bytes", []),
-        (dict.fromkeys([f"unet/{name}" for name in WEIGHTS]), "no .*safetensors or .*bin", READ),
+        (dict.fromkeys([f"unet/{name}" for name in WEIGHTS]), r"no .*safetensors.* or", READ),
         ({"unet/diffusion_pytorch_model.safetensors": 1 << 40}, "1099511627776 bytes", READ),
         ({"unet/diffusion_pytorch_model.safetensors": None}, "of None bytes", READ),
     ],

@@ -173,7 +173,7 @@ def test_the_first_images_are_those_that_can_be_scored(tmp_path):
         )
 
     (tmp_path / "a.png").write_bytes(b"no picture")
-    with pytest.raises(UserError, match=r"first 1 images can be scored; a\.png: can't"):
+    with pytest.raises(UserError, match=r"1 images .*a\.png:"):
         first()
     Image.fromarray(np.full((8, 8), 170, np.uint8)).save(tmp_path / "b.png")
     assert first().shape == (1, 8, 8, 1) and (first() == first()[0, 0, 0, 0]).all()

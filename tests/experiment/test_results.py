@@ -76,5 +76,5 @@ def test_values_of_other_images_are_not_those_of_a_result(values, tmp_path):
     write_npz(tmp_path / "x.npz", {"bpd": np.arange(4.0)[None]})
     np.testing.assert_array_equal(result.column("bpd"), [[0, 1, 2, 3]])
     write_npz(tmp_path / "x.npz", {"bpd": values})
-    with pytest.raises(UserError, match=r"each of 4 images in each of 1 passes"):
+    with pytest.raises(UserError, match="of 4 images"):
         result.column("bpd")

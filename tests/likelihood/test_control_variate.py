@@ -377,7 +377,7 @@ def test_draws_go_to_each_bin_by_the_standard_deviation_that_is_left():
 def test_a_control_needs_one_log_snr():
     sde = SDE("vp", Curved(6.0, jnp.full(4, 14.0), jnp.zeros(4)), 1.0)
     x = jnp.asarray(DATA.draw(0, 2), jnp.float32)
-    with pytest.raises(UserError, match="one number at each t"):
+    with pytest.raises(UserError, match="number at each"):
         elbo(
             lambda x, t: x, sde, x, jax.random.key(0),
             eps=1e-3, times=times.UniformTime(1e-3), draws=4, control=fit("vp"),

@@ -231,7 +231,7 @@ def test_a_difference_of_levels_is_finite(monkeypatch):
     found = score_images(MODEL, Toy(), IMAGES[:4])
     assert found.differences(8, 16, False, 2)["bpd"].tolist() == [[1, 1]]
     bad.append(True)
-    with pytest.raises(UserError, match="8 to 16: a difference is not finite"):
+    with pytest.raises(UserError, match="8 to 16:"):
         found.differences(8, 16, False, 2)
 
 

@@ -328,7 +328,7 @@ def altered(path, change):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"data/0": lambda b: b[:-1]}, "storage is cut off"),
+        ({"data/0": lambda b: b[:-1]}, "storage is cut"),
         ({"byteorder": lambda b: b"big"}, "order of bytes"),
         ({"data.pkl": lambda b: b.replace(b"storage", b"warehou")}, "than storages"),
         ({"data.pkl": lambda b: b.replace(b"_rebuild_tensor_v2", b"_rebuild_parameter")}, "calls"),

@@ -445,7 +445,7 @@ def test_numbers_that_were_not_written_are_whole(tmp_path):
 
 def test_a_batch_divides_over_all_devices(monkeypatch):
     monkeypatch.setattr(jax, "device_count", lambda: 3)
-    with pytest.raises(UserError, match=r"batch_size=4 .* 3 devices"):
+    with pytest.raises(UserError, match=r"batch_size=4 .*3 devices"):
         loop._stack(worker.batch, range(2))
 
 

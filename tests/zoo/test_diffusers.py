@@ -208,7 +208,7 @@ def test_a_part_that_is_left_out_makes_no_latent_model(absent):
         (SCHEDULER, {"timestep_type": "continuous"}, "has timestep_type"),
         (SCHEDULER, {"use_flow_sigmas": True}, "has use_flow_sigmas"),
         ("unet/config.json", {"_class_name": "UNet2DConditionModel"}, "a UNet2DModel"),
-        ("unet/config.json", {"out_channels": 3}, "3 channels out of 1"),
+        ("unet/config.json", {"out_channels": 3}, "are no noise"),
         ("unet/config.json", {"sample_size": None}, "no sample_size"),
     ],
 )
