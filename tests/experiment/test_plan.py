@@ -1,5 +1,6 @@
 """What a config will take: against counts by hand, and XLA's account at a batch not measured."""
 
+import itertools
 import json
 from types import SimpleNamespace
 
@@ -162,6 +163,20 @@ def test_a_plan_of_a_tiny_network():
     assert found["likelihood_evaluations"] == 7 and not found["pilot"]  # six steps
     assert found["evaluation_seconds"] == 2.0 * 7 * 300 / 2
     assert found["samples_seconds"] == 50_000 * found["sample_evaluations"] / 2
+    rows, notes = dict(command._rows(found)), "\n".join(command._notes(found))
+    assert rows["a step of 32, on 2 devices"] == "8.0 seconds"
+    assert rows["20 steps, on 2 devices"] == "2.7 minutes"
+    assert rows["evaluation, 100 images, passes: 3, on 2 devices"] == "35.0 minutes"
+    assert rows["parameters"] == f"{params:,}" and "the same with devices.fsdp" in "".join(rows)
+    assert "a likelihood takes 7 evaluations, a sample" in notes
+    assert "2 devices: the time of one over 2" in notes and "by the pace" not in notes
+    alone = {**found, "devices": 1, "step_measured_with": 4, "likelihood_evaluations": None}
+    rows, notes = dict(command._rows(alone)), "\n".join(command._notes(alone))
+    assert "a step of 32" in rows and "fsdp" not in "".join(rows)
+    assert "by the pace of 4 images at a time" in notes
+    assert "likelihood" not in notes and "devices" not in notes
+    images = plan._images(50)
+    assert images.shape == (50, 8, 8, 1) and {*np.unique(images)} == {*range(17)}
     bound = Plan(tiny("--config.eval.bound"), memory=2**30)
     vars(bound).update(step=pace(1.0), forward=pace(1.0))
     assert bound._likelihood() == (4.0, 4)
@@ -188,6 +203,29 @@ def test_the_command_measures_and_prints(capfd):
     assert "3 devices: the time of one over 3, an ideal split" in notes
     assert "the same with devices.fsdp, on 3 devices" in dict(command._rows(found))
     assert found["largest_batch"] % 3 == 0 and found["largest_batch"] > 1000
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        (None, "not known before"), (0.125, "0.125 seconds"), (119, "119.0 seconds"),
+        (120, "2.0 minutes"), (7200, "2.0 hours"), (172799, "48.0 hours"), (172800, "2.0 days"),
+    ],
+)  # fmt: skip
+def test_times_are_in_units_of_which_there_are_two(seconds, words):
+    assert command._time(seconds).startswith(words)
+
+
+def test_the_quickest_call_counts_and_not_the_first(monkeypatch):
+    clock = itertools.count()
+    taken = iter([50, 9, 3, *[7] * 9])
+
+    def call():
+        for _ in range(next(taken)):
+            next(clock)
+
+    monkeypatch.setattr(planning.time, "monotonic", lambda: next(clock))
+    assert planning._seconds(call) == 4  # with its own
 
 
 def test_mistakes_of_the_command(capfd):
