@@ -121,13 +121,11 @@ def test_a_file_whose_owner_has_removed_it_is_made_anew(path, monkeypatch):
         assert len(opened) == 3 and json.loads(path.read_text())["process"] == os.getpid()
 
 
-def test_an_owner_elsewhere_that_removes_its_file_was_alive(path, quick):
+def test_an_owner_elsewhere_that_removes_its_file_was_alive(path, monkeypatch):
     path.parent.mkdir()
     path.touch()
-    timer = threading.Timer(0.05, path.unlink)
-    timer.start()
+    monkeypatch.setattr(lock.time, "sleep", lambda _: path.unlink())
     assert lock._is_touched(path)
-    timer.join()
 
 
 def test_a_killed_owner_is_in_nobodys_way(path, owner):
