@@ -1,6 +1,7 @@
 """What a person meets first: help that fits, examples that work, answers before JAX loads."""
 
 import argparse
+import contextlib
 import importlib
 import inspect
 import json
@@ -116,6 +117,108 @@ def actions(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:
                 yield from actions(below)
         else:
             yield action
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_tells_what_an_argument_is_that_is_not_given(command):
+    """A number, a word or a file in brackets at the end; nothing of the kind where it is unset."""
+    for action in actions(parser_of(command)):
+        told = re.findall(r" \(([^()\s]+)\)$", action.help)
+        if action.dest.startswith("config.") or action.help == argparse.SUPPRESS:
+            continue
+        if action.nargs == 0 or action.default in (None, "", argparse.SUPPRESS):
+            assert told in ([], ["path"], ["NAME.png"], ["WORKDIR/report/index.html"]), action
+        else:
+            as_is = action.default == 0 and ("0: as" in action.help or "encoder" in action.help)
+            assert as_is or told == [str(action.default)], action
+
+
+# Each argument of the commands but for those of a config: how it is read, what must be given, and
+# what there is to choose from.
+PATHS = """
+    sample:out score:images,out,page anomaly:images,out,page,detector report:workdirs,out
+    compare:first,second compress:images,out decompress:file,out data:into,picture verify:path
+    stats:weights,out import:path,workdir,out export:workdir,path convert-inception:weights,out
+"""
+NUMBERS = """
+    sample:n,seed,steps,checkpoint score:passes,steps,seed,checkpoint,workers
+    anomaly:size,seed,checkpoint compress:steps,checkpoint decompress:checkpoint
+    data:size,channels,levels plan:devices stats:image_size export:checkpoint
+    train:processes,process eval:processes,process train-deq:processes,process
+"""
+FRACTIONS = "anomaly:rate data:test_fraction"
+NEEDED = """
+    sample:model score:model,images anomaly:model,images,out,detector,what report:workdirs
+    compare:first,second compress:model,images,out decompress:file,out data:name,what verify:path
+    stats:dataset,weights,out import:path export:workdir,path convert-inception:weights,out
+    completion:shell
+"""
+
+
+# The least that a number may be, where it is looked at before the command runs.
+LEAST = {
+    "sample": {"n": 1, "seed": 0, "steps": 1}, "score": {"passes": 1, "seed": 0, "workers": 1},
+    "anomaly": {"size": 1, "seed": 0}, "compress": {"steps": 2}, "data": {"size": 0},
+    "plan": {"devices": 1},
+}  # fmt: skip
+LEAST |= {mode: {"processes": 0, "process": 0} for mode in ("train", "eval", "train-deq")}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_number_is_at_least_what_it_can_be(command):
+    found = {}
+    for action in actions(parser_of(command)):
+        if getattr(action.type, "__name__", "") == "integer":
+            with pytest.raises(argparse.ArgumentTypeError, match="no integer from") as error:
+                action.type("-1")
+            least = found[action.dest] = int(str(error.value).split()[-1])
+            assert action.type(str(least)) == least and action.type(f"{least + 7}") == least + 7
+            for bad in (str(least - 1), "1.0", "x", ""):
+                with pytest.raises(argparse.ArgumentTypeError, match="no integer"):
+                    action.type(bad)
+            if action.dest == "seed":
+                assert action.type(str(2**32 - 1)) == 2**32 - 1
+                with pytest.raises(argparse.ArgumentTypeError, match="below"):
+                    action.type(str(2**32))
+    assert found == LEAST.get(command, {})
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("0", None), ("1", None), ("nan", None), ("1e-9", 1e-9), ("0.999", 0.999)]
+)
+def test_a_fraction_is_between_none_and_all(text, value):
+    with pytest.raises(argparse.ArgumentTypeError) if value is None else contextlib.nullcontext():
+        assert checks.fraction(text) == value
+
+
+def of_table(table: str, command: str) -> set[str]:
+    """What a table has for a command."""
+    rows = dict(row.split(":") for row in table.split())
+    return {*rows.get(command, "").split(",")} - {""}
+
+
+def with_commands(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:
+    """Each action, also those that choose a command within."""
+    yield from (action for action in parser._actions if action.dest == "what")
+    yield from actions(parser)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_an_argument_is_read_as_what_it_is(command):
+    names = {"paths": set(), "numbers": set(), "fractions": set(), "needed": set()}
+    for action in with_commands(parser_of(command)):
+        if not action.dest.startswith("config."):
+            if action.required:
+                names["needed"].add(action.dest)
+            kind = {"Path": "paths", "int": "numbers", "integer": "numbers"}.get(
+                getattr(action.type, "__name__", ""), "fractions"
+            )
+            if action.type and action.dest not in ("shard", "memory"):
+                names[kind].add(action.dest)
+    assert names == {
+        "paths": of_table(PATHS, command), "numbers": of_table(NUMBERS, command),
+        "fractions": of_table(FRACTIONS, command), "needed": of_table(NEEDED, command),
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("command", ["train", "eval", "train-deq", "plan"])

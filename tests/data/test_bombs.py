@@ -3,6 +3,7 @@
 Almost every bomb is of 512 MiB or more; helpers/hostile_worker.py gives its process 400 MiB.
 """
 
+import contextlib
 import gzip
 import io
 import itertools
@@ -25,12 +26,22 @@ import pytest
 from helpers.places import ROOT
 from PIL import Image
 
-from scoremle import bounded
+from scoremle import bounded, files
 from scoremle.cli import main as cli
+from scoremle.cli.commands import compare
+from scoremle.coding.file import read_coded
 from scoremle.data.archive import Source
 from scoremle.data.fetch import ORIGINS
 from scoremle.data.prepared import Prepared
+from scoremle.data.readers import celeba, parquet
+from scoremle.data.readers.arrays import load_npy, read_array_files
+from scoremle.data.readers.base import Options
+from scoremle.data.registry import DATASETS
 from scoremle.errors import UserError
+from scoremle.files import opened
+from scoremle.published import pytorch, safetensors, state_dict
+from scoremle.training.writers import JsonLines, read_log
+from scoremle.zoo import families
 
 WORKER = ROOT / "tests/helpers/hostile_worker.py"
 # Of computing, which is slower where others compute, too.
@@ -639,3 +650,102 @@ def test_a_zip_is_read_as_far_as_its_members_are_bounded(monkeypatch):
     monkeypatch.setattr(bounded, "MAX_LISTING", 46)  # a member takes 46 bytes and its name
     with pytest.raises(zipfile.BadZipFile, match="47 bytes"), bounded.open_zip(stream, "x"):
         pass
+
+
+def list_of(file, name):
+    """All that a data set has in the folder of a file."""
+    return [*DATASETS[name].read(file.parent, Options()).chunks]
+
+
+# A file's name, what reads it, and the most bytes that one of its kind may have.
+BOUNDS = {
+    "record": ("config.json", files.read_json, 8 << 20),
+    "log": ("metrics.jsonl", read_log, 512 << 20),
+    "log that goes on": ("metrics.jsonl", lambda path: JsonLines(path).rewind(0), 512 << 20),
+    "table of scores": ("a.csv", compare._of_scores, 512 << 20),
+    "picture": ("a.png", lambda path: list_of(path, "images"), 321_048_576),
+    "batch of CIFAR": ("test_batch.bin", lambda path: list_of(path, "cifar10"), 256 << 20),
+    "file of SVHN": ("test_32x32.mat", lambda path: list_of(path, "svhn"), 256 << 20),
+    "partition": ("list_eval_partition.txt", lambda path: celeba._partition(path.parent),
+                  64 << 20),
+    "arrays": ("a.npz", lambda path: read_array_files(path, Options()), 4 << 30),
+    "array": ("a.npy", load_npy, 1 << 40),
+    "rows of parquet": ("a.parquet", parquet.count_rows, 4 << 30),
+    "coded images": ("a.coded", read_coded, 4 << 30),
+    "anything in a folder": ("a", lambda path: [*Source(path.parent).files(bool)], 4 << 30),
+    ".pth": ("a.pth", pytorch.load_pth, 32 << 30),
+    "perhaps a .pth": ("a.pth", pytorch.is_torch_file, 32 << 30),
+    "state": ("checkpoint", state_dict.read, 32 << 30),
+    "tensors": ("a.safetensors", safetensors.read, 32 << 30),
+    "perhaps tensors": ("a.safetensors", safetensors.is_file, 32 << 30),
+    "notes of tensors": ("a.safetensors", safetensors.notes, 32 << 30),
+    "perhaps a state": ("checkpoint", families.is_vdm, 32 << 30),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", BOUNDS)
+def test_a_file_may_have_as_many_bytes_as_its_bound_and_no_more(kind, tmp_path):
+    """Both are holes: what is long enough is refused for them, after its size was looked at."""
+    name, read, most = BOUNDS[kind]
+    for size in (most, most + 1):
+        sparse(tmp_path / name, b"", size)
+        with pytest.raises(UserError) as error:
+            read(tmp_path / name)
+        assert (f"of {size} bytes; files of its kind have {most} at most" in str(error.value)) == (
+            size > most
+        )
+
+
+@pytest.mark.parametrize(
+    ("unpacked", "packed", "fine"),
+    [
+        (64 << 20, 1, True),
+        ((64 << 20) + 1, 1, False),
+        (200 << 20, 1 << 20, True),
+        ((200 << 20) + 1, 1 << 20, False),
+    ],
+)
+def test_what_unpacks_to_two_hundred_times_its_size_is_read(unpacked, packed, fine):
+    with contextlib.nullcontext() if fine else pytest.raises(UserError, match="200 times"):
+        bounded.check_ratio("x", unpacked, packed)
+
+
+@pytest.mark.parametrize(("extra", "hollow"), [(0, False), (1, True)])
+def test_a_file_of_which_a_two_hundredth_is_on_disk_is_read(extra, hollow, tmp_path):
+    start = bytes(1 << 19)
+    sparse(tmp_path / "a", start, 200 * len(start) + extra)
+    told = pytest.raises(UserError, match="holes") if hollow else contextlib.nullcontext()
+    with told, opened(tmp_path / "a", 1 << 30) as file:
+        assert file.tell() == 0
+
+
+@pytest.mark.parametrize(
+    ("shape", "fine"),
+    [
+        ((1,) * 32, True), ((1,) * 33, False), ((1 << 40, 0), True), (((1 << 40) + 1, 0), False),
+        ((-1,), False), ((2.0,), False), ((True,), False), ((), True),
+    ],
+)  # fmt: skip
+def test_a_declared_shape_has_32_axes_at_most(shape, fine):
+    with contextlib.nullcontext() if fine else pytest.raises(ValueError, match="shape"):
+        assert bounded.array_bytes(shape, 3) == 3 * np.prod(shape)
+
+
+@pytest.mark.parametrize(("length", "words"), [(1 << 16, "EOF"), ((1 << 16) + 1, "header has")])
+def test_a_header_of_64_kib_is_read(length, words):
+    content = b"\x93NUMPY\x02\x00" + length.to_bytes(4, "little") + b"{"
+    with pytest.raises(ValueError, match=words):
+        bounded.npy_header(io.BytesIO(content), 1 << 20)
+
+
+@pytest.mark.parametrize(("size", "fine"), [(256 << 20, True), ((256 << 20) + 1, False)])
+def test_a_list_of_members_of_256_mib_is_read(size, fine):
+    with contextlib.nullcontext() if fine else pytest.raises(zipfile.BadZipFile, match="list"):
+        assert bounded._Listed(io.BytesIO(b"listed")).read(size) == b"listed"
+
+
+@pytest.mark.parametrize("length", [0, 1, 5, 1 << 20, (1 << 20) + 1, (2 << 20) + 7])
+def test_a_stream_is_read_as_far_as_asked(length):
+    stream = io.BytesIO(bytes(range(256)) * (1 << 14))
+    assert bounded.read_no_further(stream, length) == stream.getvalue()[:length]
+    assert stream.tell() == length

@@ -15,6 +15,7 @@ from PIL import Image
 
 from scoremle.cli.main import main
 from scoremle.coding.rates import Rates
+from scoremle.evaluation import figures
 from scoremle.evaluation.result import Result
 from scoremle.evaluation.statistics import Difference
 from scoremle.experiment.configs import NAMED_CONFIGS
@@ -308,6 +309,196 @@ def test_samples_are_those_of_the_checkpoint_of_the_page(tmp_path):
 def test_a_histogram_names_lines_that_it_has():
     captions = [charts.histogram("a", np.ones(9), lines).caption for lines in ({}, {"b": 2.0})]
     assert ["Dashed" in caption for caption in captions] == [False, True]
+
+
+# What charts draw -------------------------------------------------------------------------------
+
+STEPS = np.arange(1, 41)
+LOGGED = [{"step": int(i), "loss": float(i), "eval_loss": 2.0 * i, "eval_bpd": 2 + i / 100,
+           "eval_bpd_stderr": 0.1} for i in STEPS]  # fmt: skip
+NOISE = {"log_snr_edges": [-1, 0, 2], "bits_per_dim": [1.0, 3.0], "stderr": [0.01, 0.02]}
+LEARNED = {"t": [0, 0.5, 1], "learned": [9, 0, -9], "fixed": [8, 1, -8]}
+AT = np.array([1.0, 2.0])
+# Of each chart: what it is of, the texts of its axes, and of its legend.
+CHARTS = {
+    "columns": (
+        charts.columns("loss", "Loss", LOGGED, {"loss": "training", "eval_loss": "test images"}),
+        ("step", "loss"), ["training", "test images"],
+    ),
+    "training_bpd": (charts.training_bpd(LOGGED, 4.0), ("step", "bits/dim"), []),
+    "learning_rate": (charts.learning_rate(lambda i: i / 4, 8), ("step", "learning rate"), []),
+    "histogram": (
+        charts.histogram("exact", np.arange(50.0), {"uniform": 8.0, "Gaussian": 9.0}),
+        ("bits/dim", "images"),
+        ["model, mean 24.500", "uniform, mean 8.000", "Gaussian, mean 9.000"],
+    ),
+    "profile": (
+        charts.profile_chart(1, "bound", NOISE, 6.0),
+        ("log signal-to-noise ratio", "bits/dim for each unit of log-SNR"),
+        ["nothing known of the noise"],
+    ),
+    "course": (
+        charts.course(LEARNED), ("time t: data on the left", "log-SNR"), ["learned", "fixed"],
+    ),
+    "course of numbers": (
+        charts.course(LEARNED | {"least": [8, -1, -9], "most": [10, 0.5, -9]}),
+        ("time t: data on the left", "log-SNR"), ["all numbers", "learned, mean", "fixed"],
+    ),
+    "solver_steps": (
+        charts.solver_steps([[12, 0.1], [24, 0.004]], 24, 8),
+        ("steps", "error of an image"), ["chosen: 24 steps"],
+    ),
+    "latents": (
+        charts.latents(AT, AT / 100, (4, 4, 1)),
+        ("mean square", "correlation of neighbours"), ["white noise: 95 % either way"],
+    ),
+    "estimators": (
+        charts.estimators({"exact": (2.0, 0.1, False), "bound": (2.5, 0.2, True)}),
+        ("bits/dim", ""), [],
+    ),
+    "differences": (
+        charts.differences({"b": (0.25, 0.01), "c": (-0.5, 0.1)}), ("difference, bits/dim", ""), []
+    ),
+}  # fmt: skip
+
+
+def drawn_on_axes(chart):
+    with figures._style() as figure_of:
+        axes = figure_of(figsize=figures.SIZE).subplots()
+        chart.draw(axes)
+    return axes
+
+
+@pytest.fixture(scope="module")
+def shown():
+    return {name: drawn_on_axes(chart) for name, (chart, *_) in CHARTS.items()}
+
+
+@pytest.mark.parametrize("name", CHARTS)
+def test_axes_and_lines_of_a_chart_say_what_they_are(name, shown):
+    _, (below, beside), legend = CHARTS[name]
+    axes = shown[name]
+    assert axes.get_xlabel().startswith(below) and axes.get_ylabel().startswith(beside)
+    found = axes.get_legend()
+    assert [text.get_text() for text in found.get_texts()] == legend if found else not legend
+    if found:  # above the axes, where it covers nothing
+        assert (found._loc, found._ncols) == (3, min(2, len(legend)))
+        assert found.get_bbox_to_anchor().y0 == pytest.approx(axes.bbox.y1)
+
+
+def lines(axes):
+    """x, y and style of each line."""
+    return [(*np.asarray(line.get_data(), float), line.get_linestyle(), line.get_color())
+            for line in axes.get_lines()]  # fmt: skip
+
+
+def assert_line(found, x, y, style="-", colour=0):
+    np.testing.assert_allclose(found[0], x)
+    np.testing.assert_allclose(found[1], y)
+    assert found[2] == style
+    assert found[3] == (charts.INK if colour is None else charts.COLOURS[colour])
+
+
+def test_a_chart_of_the_log_has_points_and_means_of_eleven_of_them(shown):
+    """Of forty rows five on each side are averaged: one more for eight rows, at most ten."""
+    points, means, others, of_others = lines(shown["columns"])
+    assert_line(points, STEPS, STEPS, "None")
+    middle = slice(5, -5)
+    assert_line([means[0][middle], means[1][middle], *means[2:]], STEPS[middle], STEPS[middle])
+    np.testing.assert_allclose(means[1][[0, 1, -1]], [3.5, 4, 37.5])
+    assert_line(others, STEPS, 2 * STEPS, "None", 1)
+    assert of_others[2:] == ("--", charts.COLOURS[1])
+    assert shown["columns"].get_yscale() == "linear"
+    axes = drawn_on_axes(charts.columns("x", "X", LOGGED, {"loss": "a"}, log=True))
+    assert axes.get_yscale() == "log" and axes.yaxis.get_major_formatter()(100.0, 0) == "100"
+    for count, length in ((7, 1), (8, 3), (79, 19), (80, 21), (1000, 21)):
+        assert len(charts._window(count)) == length
+
+
+def test_the_chart_of_test_images_has_a_band(shown):
+    band = shown["training_bpd"].collections[0].get_paths()[0].vertices
+    mean, points = lines(shown["training_bpd"])
+    assert_line(points, STEPS, 2 + STEPS / 100, "None")
+    assert mean[2] == "-" and shown["training_bpd"].get_lines()[0].get_marker() == "None"
+    at_20 = band[band[:, 0] == 20][:, 1]
+    half = 1.96 * 0.1 / np.sqrt(11)
+    np.testing.assert_allclose([at_20.min(), at_20.max()], [2.2 - half, 2.2 + half])
+    few, *_ = drawn_on_axes(charts.training_bpd(LOGGED[:9], 4.0)).get_lines()
+    many, *_ = drawn_on_axes(charts.training_bpd(LOGGED[:10], 4.0)).get_lines()
+    assert (few.get_marker(), many.get_marker()) == ("o", "None")
+    none = drawn_on_axes(charts.training_bpd(LOGGED, 2.0))
+    assert "no row beats" in none.texts[0].get_text() and not len(none.get_xticks())
+
+
+def test_other_charts_have_their_numbers(shown):
+    (rate,) = lines(shown["learning_rate"])
+    assert_line(rate, np.linspace(0, 8, 200), np.linspace(0, 2, 200))
+    assert shown["learning_rate"].get_ylim()[0] == 0
+    bars = shown["histogram"].patches
+    assert len(bars) == 10 and sum(bar.get_height() for bar in bars) == 50
+    means = lines(shown["histogram"])
+    for found, value, style, colour in zip(
+        means, (24.5, 8, 9), ("-", "--", ":"), (0, None, None), strict=True
+    ):
+        assert_line(found, [value, value], [0, 1], style, colour)
+    for count, bins in ((5, 5), (29, 5), (30, 6), (199, 39), (200, 40), (1000, 40)):
+        chart = charts.histogram("x", np.arange(float(count)), {})
+        assert len(drawn_on_axes(chart).patches) == bins
+    learned, fixed = lines(shown["course"])
+    assert_line(learned, LEARNED["t"], LEARNED["learned"])
+    assert_line(fixed, LEARNED["t"], LEARNED["fixed"], "--", None)
+    assert not shown["course"].collections and len(shown["course of numbers"].collections) == 1
+    assert "at most 2.00 apart" in CHARTS["course of numbers"][0].alt
+    errors, chosen = lines(shown["solver_steps"])
+    assert_line(errors, [12, 24], [0.1, 0.004])
+    assert_line(chosen, [24, 24], [0, 1], "--", 1)
+    axes = shown["solver_steps"]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["12", "24"]
+    np.testing.assert_allclose(axes.get_yticks(), [0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2])
+    assert not len(axes.get_xticks(minor=True)) and axes.get_xscale() == "log"
+
+
+def test_the_box_of_white_noise_has_its_sides(shown):
+    """Of 16 numbers the mean square has a variance of 2/16; of 24 pairs a correlation 1/24."""
+    points, box = lines(shown["latents"])
+    assert_line(points, AT, AT / 100, "None")
+    x, y = 1.96 * np.sqrt(2 / 16), 1.96 / np.sqrt(24)
+    assert_line(box, [1 - x, 1 + x, 1 + x, 1 - x, 1 - x], [-y, -y, y, y, -y], "--", 1)
+    assert CHARTS["latents"][0].alt.startswith("50% of 2 latents")
+    inside = charts.latents(np.full(9, 1 + x - 1e-6), np.full(9, y - 1e-6), (4, 4, 1)).alt
+    outside = charts.latents(np.full(9, 1.0), np.full(9, -y - 1e-6), (4, 4, 1)).alt
+    assert inside.startswith("100%") and outside.startswith("0%")
+
+
+def test_intervals_are_of_95_percent_and_bounds_are_triangles(shown):
+    axes = shown["estimators"]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["exact", "bound"]
+    assert axes.get_ylim() == (1.5, -0.5)
+    for i, (bar, mean, stderr, mark) in enumerate(
+        zip(axes.containers, (2.0, 2.5), (0.1, 0.2), "o<", strict=True)
+    ):
+        point, _, (interval,) = bar
+        (segment,) = interval.get_segments()
+        assert point.get_marker() == mark and point.get_color() == charts.COLOURS[i]
+        np.testing.assert_allclose(segment, [[mean - 1.96 * stderr, i], [mean + 1.96 * stderr, i]])
+    axes = shown["differences"]
+    assert [bar[0].get_marker() for bar in axes.containers] == ["o", "o"]
+    assert_line(lines(axes)[-1], [0, 0], [0, 1], "--", None)
+
+
+def test_a_profile_has_an_interval_for_each_level_of_noise(shown):
+    axes = shown["profile"]
+    assert axes.get_xlim() == (-1, 2)
+    assert axes.patches[0].get_data().values.tolist() == [1, 3]
+    _, _, (intervals,) = axes.containers[0]
+    expected = [[[x, y - 1.96 * e], [x, y + 1.96 * e]] for x, y, e in
+                ((-0.5, 1, 0.01), (1, 3, 0.02))]  # fmt: skip
+    np.testing.assert_allclose(intervals.get_segments(), expected)
+    assert_line(lines(axes)[-1], [0, 1], [0.5 / np.log(2)] * 2, "--", None)
+    chart = charts.profile_chart(3, "bound", NOISE | {"stderr": []}, 6.0)
+    assert chart.name == "profile_3" and "7.000 bits/dim" in chart.caption
+    assert "most at log-SNR 1.0" in chart.alt and "gives back 1.000" in chart.caption
+    assert not drawn_on_axes(chart).containers
 
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser")
