@@ -1,5 +1,6 @@
 """Detectors: p-values that hold, statistics in closed form, and files that are as they were."""
 
+import contextlib
 import dataclasses
 import itertools
 import json
@@ -18,6 +19,7 @@ from scoremle.errors import UserError
 from scoremle.files import SEAL, write_sealed
 from scoremle.model import Origin
 
+RNG = np.random.default_rng(0)
 SDE, EPS = SDES["vp"], 1e-3
 DATA = Gaussian.of([0.2, 0.2, 0.2, 0.2], np.square([0.15, 0.15, 0.15, 0.15]))
 
@@ -146,6 +148,54 @@ def test_a_density_is_that_of_the_mixture():
     with_constant = np.column_stack([x, np.full(4000, 3.0)])
     found = Density.fit(with_constant)(with_constant)
     np.testing.assert_allclose(np.ptp(found - density(x)), 0, atol=0.1)
+
+
+def test_ranks_by_hand():
+    """From the middle by the rank; beyond all normal ones by the distance, too."""
+    ranks = Ranks(slopes=(2.0, 1.0), residuals=(0.0, 1.0, 2.0, 3.0, 4.0))
+    values = np.array([2.0, 0.0, 0.5, 4.0, 6.0, -1.0])
+    others = np.arange(6.0)
+    found = ranks(np.column_stack([values + 2 * others + 1, others]))
+    expected = [0, 0.4, 0.3, 0.4, 0.5 + 2 / np.sqrt(2), 0.5 + 1 / np.sqrt(2)]
+    np.testing.assert_allclose(found, expected, atol=1e-12)
+    one = Ranks(slopes=(0.0,), residuals=(3.0, 3.0))  # without a spread: by the distance itself
+    np.testing.assert_allclose(one(np.array([[3.0], [5.0]])), [0, 2.5])
+
+
+@pytest.mark.parametrize(
+    ("clusters", "of_each", "dims", "gaussians"),
+    [(2, 10, 1, 2), (2, 9, 1, 1), (2, 10, 2, 1), (2, 20, 2, 2), (5, 10, 1, 5), (6, 20, 1, 5)],
+)
+def test_a_density_has_ten_examples_for_each_dimension_of_a_gaussian(
+    clusters, of_each, dims, gaussians
+):
+    """And five Gaussians at most."""
+    centres = np.repeat(np.square(np.arange(clusters)), of_each)[:, None]
+    x = 100.0 * centres + RNG.normal(size=(clusters * of_each, dims))
+    density = Density.fit(x)
+    assert len(density.weights) == len(density.means) == gaussians
+    assert sum(density.weights) == pytest.approx(1)
+
+
+def test_forty_different_examples_are_enough():
+    x = RNG.normal(size=(40, 2))
+    detector = Detector.fit(None, x)
+    assert len(detector.reference) == 20 and detector.equal == 0
+    assert [*detector.reference] == sorted(detector.reference)
+    with pytest.raises(UserError, match="40 different"):
+        Detector.fit(None, np.concatenate([x[:39], x[:9]]))
+    assert repr(detector) == "Detector(features, 20 references, least p 0.048)"
+
+
+@pytest.mark.parametrize(("spare", "fine"), [(0, True), (-2, False)])
+def test_a_detector_too_large_to_be_read_is_not_written(spare, fine, tmp_path, monkeypatch):
+    detector = Detector.fit(None, RNG.normal(size=(40, 2)))
+    length = len(json.dumps(dataclasses.asdict(detector), indent=2))
+    monkeypatch.setattr("scoremle.anomaly.detector.LONGEST_JSON", 2 * length + spare)
+    told = contextlib.nullcontext() if fine else pytest.raises(UserError, match="too many numbers")
+    with told:
+        detector.write(tmp_path / "detector")
+    assert (tmp_path / "detector").exists() == fine
 
 
 @pytest.mark.parametrize("kind", [Ranks, Density])
