@@ -10,15 +10,25 @@ import pytest
 from helpers.oracles import SDES, Gaussian
 
 import scoremle
-from scoremle.core.arguments import as_index
+from scoremle.core.arguments import as_index, check_seed
+from scoremle.core.betas import betas
+from scoremle.data.readers.base import Options
 from scoremle.errors import UserError, as_flag, named_as
 from scoremle.likelihood.labels import ByLabels
 from scoremle.likelihood.ode import ode_decode
 from scoremle.likelihood.pilot import Pilot, choose_within
 from scoremle.likelihood.published_rk45 import PublishedRK45
 from scoremle.likelihood.steps import BySteps
+from scoremle.nn.ddpmpp import _check_fields as ddpmpp_check
+from scoremle.nn.flowpp import FlowPP
+from scoremle.nn.flowpp import _check as flowpp_check
+from scoremle.nn.vdm import VDMNet
 from scoremle.sampling.conditional import colourise, inpaint
 from scoremle.sampling.ode import denoise, ode_draw
+from scoremle.zoo.adm import ADM
+from scoremle.zoo.adm import _check_fields as adm_check
+from scoremle.zoo.unet2d import UNet2D
+from scoremle.zoo.unet2d_fields import check_fields
 
 SDE, KEY, EPS = SDES["vp"], jax.random.key(0), 1e-3
 DATA = Gaussian.random(3, 2, 0.6)
@@ -301,6 +311,68 @@ def test_a_bad_argument_is_named_in_one_line(name, argument, bad, unchecked, str
     with pytest.raises(scoremle.UserError, match=rf"\b{argument}\b") as error:
         function(**{**good, argument: bad})
     assert "\n" not in str(error.value)
+
+
+def ddpmpp(**fields):
+    ddpmpp_check(scoremle.DDPMpp(**fields))
+
+
+def adm(**fields):
+    adm_check(ADM(image_size=1, **fields))
+
+
+def unet2d(depth=1, **fields):
+    blocks = {f"{way}_block_types": (f"{way.title()}Block2D",) * depth for way in ("down", "up")}
+    check_fields(UNet2D(**{"block_out_channels": (32,) * depth, **blocks, **fields}))
+
+
+# What takes a number, from the least that it may be to the most; None: there is no such end.
+LIMITS = {
+    "levels": (lambda n: scoremle.Pixels(n), 2, 65_536),
+    "seed": (lambda n: check_seed(n), 0, 2**32 - 1),
+    "betas": (lambda n: betas("linear", steps=n), 1, 1_000_000),
+    "probes": (lambda n: scoremle.Hutchinson(n), 1, None),
+    "orthogonal probes": (lambda n: scoremle.Orthogonal(n), 1, None),
+    "block": (lambda n: scoremle.Exact(n), 1, None),
+    "nodes": (lambda n: scoremle.Multistep(n), 1, None),
+    "fewest": (lambda n: scoremle.Doubling(fewest=n), 1, 1024),
+    "most": (lambda n: scoremle.Doubling(most=n), 16, None),
+    "samples": (lambda n: scoremle.ByOde(samples=n), 1, None),
+    "draws": (lambda n: scoremle.ByElbo(draws=n), 1, None),
+    "labels": (lambda n: ByLabels(scoremle.ByOde(), n), 1, None),
+    "steps": (lambda n: scoremle.PredictorCorrector(steps=n), 1, None),
+    "corrector steps": (lambda n: scoremle.PredictorCorrector(corrector_steps=n), 1, None),
+    "passes": (lambda n: scoremle.Scorer(lambda: PIXELS, passes=n), 1, None),
+    "images at once": (lambda n: scoremle.Scorer(lambda: PIXELS, batch_size=n), 1, None),
+    "dims": (lambda n: scoremle.bits_per_dim(np.ones(2), PIXELS.pixels, n), 1, None),
+    "size of pictures": (lambda n: Options(size=n), 0, None),
+    "blocks of ddpmpp": (lambda n: ddpmpp(num_res_blocks=n), 1, 100),
+    "levels of ddpmpp": (lambda n: ddpmpp(ch_mult=(1,) * n), 1, 16),
+    "channels of ddpmpp": (lambda n: ddpmpp(nf=n), 4, 65_536),
+    "blocks of vdm": (lambda n: VDMNet(num_res_blocks=n)._check(), 1, 100),
+    "blocks of flowpp": (lambda n: flowpp_check(FlowPP(blocks=n), (1, 2, 2, 1)), 1, 100),
+    "couplings": (lambda n: flowpp_check(FlowPP(couplings=n), (1, 2, 2, 1)), 1, 100),
+    "blocks of adm": (lambda n: adm(num_res_blocks=n, channel_mult=(1,)), 1, 100),
+    "levels of adm": (lambda n: adm(channel_mult=(1,) * n), None, 16),
+    "channels of adm": (lambda n: adm(num_channels=n, channel_mult=(1,)), 1, 65_536),
+    "attention of adm": (
+        lambda n: adm(attention_resolutions=(n,), channel_mult=(1,)), 1, 65_536,
+    ),
+    "blocks of diffusers": (lambda n: unet2d(layers_per_block=n), 1, 100),
+    "levels of diffusers": (lambda n: unet2d(depth=n), 1, 16),
+    "channels of diffusers": (lambda n: unet2d(block_out_channels=(n,)), 1, 65_536),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LIMITS)
+def test_a_number_may_be_its_limits_and_nothing_beyond(name):
+    of, least, most = LIMITS[name]
+    for fine in (least, most):
+        if fine is not None:
+            of(fine)
+    for bad in (*([] if least is None else [least - 1]), *([] if most is None else [most + 1])):
+        with pytest.raises(scoremle.UserError, match="must"):
+            of(bad)
 
 
 @pytest.mark.parametrize("name", [name for name, (_, good) in CALLS.items() if "eps" in good])
