@@ -109,6 +109,59 @@ def test_published_values(path):
     assert {name: values[name] for name in facts} == facts
 
 
+def test_values_that_no_published_config_changes():
+    """Beside those above: what an experiment is whose config says nothing of it."""
+    values = {name: value for name, (_, value) in fields_of(defaults.get_config()).items()}
+    facts = {
+        "training.accumulate": 1, "training.log_freq": 100, "training.eval_freq": 100,
+        "training.on_nan": "stop", "training.rollbacks": 3, "training.snapshot_sampling": True,
+        "training.time_density": "published", "training.second_order": False,
+        "devices.fsdp": False, "logging": "",
+        "deq.offset": True, "deq.filters": 96, "deq.components": 32, "deq.blocks": 2,
+        "deq.couplings": 4, "deq.heads": 4, "deq.variant": "cifar10", "deq.dropout": 0.0,
+        "sampling.predictor": "euler_maruyama", "sampling.corrector": "none",
+        "eval.wait": False, "eval.enable_sampling": False, "eval.num_samples": 50_000,
+        "eval.inception": "", "eval.stats": "", "eval.enable_loss": False,
+        "eval.enable_bpd": True, "eval.bpd_dataset": "test", "eval.dtype": "float32",
+        "eval.num_images": 0, "eval.bound": False, "eval.dsm": True, "eval.bound_draws": 1000,
+        "eval.bound_times": "learned", "eval.bound_stratified": True, "eval.bound_steps": 0,
+        "eval.dequantization": "uniform", "eval.dequantizer": False,
+        "eval.importance_samples": 1, "eval.label": "", "eval.suite": False,
+        "eval.offset": True, "eval.divergence": "rademacher", "eval.probes": 1,
+        "eval.solver": "auto", "eval.nodes": 32,
+        "data.path": "", "data.image_size": 32, "data.num_channels": 3, "data.fit": "",
+        "data.levels": 0, "data.on_device": "auto", "data.augment": False,
+        "data.bin_middles": False,
+        "model.resamp_with_conv": True, "model.conditional": True, "model.fir": False,
+        "model.fir_kernel": (1, 3, 3, 1), "model.skip_rescale": True,
+        "model.progressive": "none", "model.progressive_input": "none",
+        "model.progressive_combine": "sum", "model.parameterization": "published",
+        "model.embedding": "time", "model.fourier_features": False,
+        "model.fourier_scale": 16.0, "model.trainable_embedding": False,
+        "model.nonlinearity": "swish", "model.dtype": "float32", "model.remat": False,
+        "model.sigma_min": 0.01, "model.sigma_max": 50.0, "model.beta_min": 0.1,
+        "model.beta_max": 20.0, "model.schedule": "fixed", "model.latent_size": 50,
+        "model.latent_k": 15, "model.encoder_blocks": 4, "model.log_snr_min": -5.0,
+        "model.log_snr_max": 13.3, "model.num_scales": 1000,
+        "optim.optimizer": "Adam", "optim.beta1": 0.9, "optim.beta2": 0.999,
+        "optim.eps": 1e-8, "optim.weight_decay": 0.0,
+    }  # fmt: skip
+    assert {name: values[name] for name in facts} == facts
+    resolved = parse("vp/cifar10_ddpmpp_continuous").config
+    assert resolved.eval.tolerance == 5e-4
+    for solver in ("doubling", "adaptive"):
+        line = "vp/cifar10_ddpmpp_continuous", f"--config.eval.solver={solver}"
+        assert parse(*line).config.eval.tolerance == 1e-3
+
+
+def test_defaults_are_those_that_the_documents_state():
+    values = {name: value for name, (_, value) in fields_of(defaults.get_config()).items()}
+    text = (ROOT / "docs" / "howto" / "bound.md").read_text()
+    stated = dict(re.findall(r"^\| `([\w.]+)` \| (\w+) \|", text, re.MULTILINE))
+    assert len(stated) == 6
+    assert {name: str(values[name]) for name in stated} == stated
+
+
 @pytest.mark.parametrize("path", OWN)
 def test_own_configs_train_by_maximum_likelihood_on_dequantized_data(path):
     config = parse(path).config

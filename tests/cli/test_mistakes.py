@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import math
 import re
 import shutil
 import struct
@@ -10,6 +11,8 @@ import pytest
 from helpers.tiny_runs import mistake, run
 
 from scoremle.errors import UserError
+from scoremle.experiment.config import published_config
+from scoremle.experiment.rules import check_config
 from scoremle.files import write_atomically
 
 
@@ -91,6 +94,116 @@ def test_impossible_values(field, value, words, tiny, capfd):
     line = mistake(capfd, mode, tiny.workdir, **{field: value})
     for word in words:
         assert word in line
+
+
+ONE = "data.image_size data.num_channels training.batch_size training.accumulate"
+ONE += " eval.batch_size eval.num_samples eval.num_repeats eval.bound_draws eval.probes"
+ONE += " model.num_res_blocks model.num_scales model.latent_size model.latent_k"
+ONE += " model.encoder_blocks sampling.steps sampling.n_steps_each eval.importance_samples"
+ONE += " deq.n_iters deq.filters deq.components deq.blocks deq.couplings deq.heads"
+ZERO = "eval.num_images eval.bound_steps optim.warmup training.rollbacks"
+SHARES = "model.dropout model.ema_rate optim.beta1 optim.beta2 deq.ema_rate"
+SHARES += " training.smallest_time sampling.smallest_time"
+SIZES = "eval.tolerance optim.lr optim.eps model.beta_min model.beta_max model.sigma_max"
+# Values of a field at the ends of its range, and just beyond.
+RANGES = {name: ((1, 2), (0, -1)) for name in ONE.split()}
+RANGES |= {name: ((0, 1), (-1,)) for name in ZERO.split()}
+RANGES |= {name: ((0.0, 0.999), (-1e-9, 1.0, math.nan)) for name in SHARES.split()}
+RANGES |= {
+    name: ((1e-9, 60.0), (0.0, -1e-9, math.inf, math.nan))
+    for name in (*SIZES.split(), "sampling.snr")
+}
+RANGES["model.sigma_max"] = ((60.0,), (0.0, math.inf, math.nan, 0.01, 1e-3))
+RANGES |= {
+    "model.ch_mult": (((1,), (1, 2)), ((), (0,), (1, 0))),
+    "optim.weight_decay": ((0.0, 1.0), (-1e-9,)),
+    "model.sigma_min": ((1e-9, 49.0), (0.0, 50.0, 51.0)),
+    "eval.nodes": ((4, 5), (3,)), "data.levels": ((0, 2, 256), (1, 257, -1)),
+    "data.image_size": ((1, 65_536), (0, 65_537)), "data.num_channels": ((1, 65_536), (0, 65_537)),
+    "seed": ((0, 2**32 - 2), (-1, 2**32 - 1)), "training.accumulate": ((1, 2), (0, 3)),
+    "model.latent_k": ((1, 50), (0, 51)), "model.latent_size": ((15,), (14, 0)),
+    # One value alone, as published.
+    "training.continuous": ((True,), (False,)), "model.normalization": (("GroupNorm",), ("x",)),
+    "model.attention_type": (("ddpm",), ("x",)), "model.conv_size": ((3,), (4, 2)),
+    "model.data_init": ((False,), (True,)), "deq.dropout": ((0.0,), (0.1,)),
+    # Words.
+    "eval.dataset": (("train", "test"), ("val",)),
+    "eval.dequantization": (
+        ("uniform", "truncated_normal", "variational", "informed"), ("none", "normal"),
+    ),
+    "data.fit": (("", "crop", "resize", "pad"), ("stretch",)),
+    "data.on_device": (("auto", "true", "false"), ("yes",)),
+    "training.on_nan": (("stop", "rollback"), ("go",)),
+    "training.time_density": (("published", "alpha_squared", "learned"), ("even",)),
+    "optim.optimizer": (("Adam", "AdamW"), ("SGD",)),
+    "model.embedding": (("time", "log_snr"), ("sigma",)),
+    "model.parameterization": (
+        ("published", "eps", "score", "x_0", "v", "u", "unit_u", "-u", "edm"), ("V",),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", RANGES)
+def test_a_field_may_have_the_ends_of_its_range_and_nothing_beyond(name):
+    good, bad = RANGES[name]
+    for value in good:
+        check_config(published_config(PLAIN, {name: value}))
+    for value in bad:
+        with pytest.raises(UserError, match=rf"\b{re.escape(name)}\b"):
+            check_config(published_config(PLAIN, {name: value}))
+
+
+PLAIN = "vp/cifar10_ddpmpp_continuous"
+WEIGHTED = {"training.likelihood_weighting": True}
+MIDDLES = {**WEIGHTED, "data.bin_middles": True}
+CODED = {**MIDDLES, "model.schedule": "polynomial", "training.sde": "vdm", "model.name": "vdm"}
+SCALAR = {**MIDDLES, "model.schedule": "scalar", "training.sde": "vdm"}
+LEAST = {**SCALAR, "model.schedule": "least_variance"}
+RK45 = {"eval.solver": "rk45_reference"}
+# Fields that go together, and one more that does not go with them.
+TOGETHER = [
+    (WEIGHTED, {"training.importance_weighting": True, "training.time_density": "learned"}),
+    (WEIGHTED | {"training.importance_weighting": True},
+     {"training.likelihood_weighting": False}),
+    (WEIGHTED | {"training.importance_weighting": True}, {"training.time_density": "learned"}),
+    (MIDDLES, {"training.likelihood_weighting": False}),
+    (MIDDLES, {"data.uniform_dequantization": True}),
+    (SCALAR, {"data.bin_middles": False}),
+    (SCALAR, {"training.sde": "vpsde"}),
+    (SCALAR | {"training.sde": "idode"}, {"training.second_order": True}),
+    (SCALAR | {"training.sde": "idode_straight"}, {"model.schedule": "nonsense"}),
+    (SCALAR | {"training.time_density": "learned"}, {"model.schedule": "least_variance"}),
+    (LEAST, {"training.time_density": "alpha_squared"}),
+    (LEAST, {"training.importance_weighting": True}),
+    (LEAST | {"training.sde": "idode"}, {"model.schedule": "polynomial"}),
+    (CODED, {"model.name": "ncsnpp"}),
+    (CODED, {"training.sde": "idode"}),
+    (CODED, {"data.augment": True}),
+    (CODED, {"training.importance_weighting": True}),
+    ({"model.name": "vdm", "data.augment": True}, {"model.name": "ncsnpp"}),
+    ({"training.batch_size": 12, "training.accumulate": 4}, {"training.accumulate": 5}),
+    ({"eval.dequantizer": True}, {"eval.dequantization": "informed"}),
+    ({"eval.bound": True, "eval.dequantization": "none"}, {"eval.bound": False}),
+    ({"eval.bound_steps": 9}, {"eval.dequantization": "truncated_normal"}),
+    ({"eval.bound_steps": 9}, {"eval.dequantization": "variational"}),
+    ({"eval.bound_steps": 1}, {"eval.suite": True}),
+    ({"eval.importance_samples": 2}, {"eval.bound": True}),
+    ({"eval.importance_samples": 2}, {"eval.bound_steps": 1}),
+    ({"eval.wait": True, "eval.end_ckpt": 0}, {"eval.end_ckpt": None}),
+    *(({"eval.label": "all"}, {f"eval.{name}": True})
+      for name in ("suite", "enable_loss", "enable_sampling")),
+    (RK45 | {"eval.label": "3"}, {"eval.label": "all"}),
+    (RK45, {"eval.probes": 2}), (RK45, {"eval.importance_samples": 2}),
+    (RK45, {"eval.suite": True}), (RK45, {"eval.divergence": "orthogonal"}),
+    (RK45 | {"eval.divergence": "gaussian"}, {"eval.divergence": "exact"}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("fields", "one_more"), TOGETHER)
+def test_fields_that_go_together_and_one_that_does_not(fields, one_more):
+    check_config(published_config(PLAIN, fields))
+    with pytest.raises(UserError, match="|".join(map(re.escape, fields | one_more))):
+        check_config(published_config(PLAIN, fields | one_more))
 
 
 @pytest.mark.parametrize(

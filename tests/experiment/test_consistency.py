@@ -1,6 +1,7 @@
 """What must hold between estimators: relations that hold pass, and those that do not are named."""
 
 import numpy as np
+import pytest
 
 from scoremle.experiment.consistency import verdicts
 
@@ -51,3 +52,26 @@ def test_the_correction_decides():
     bpd = {"exact_trace": gap, "exact": exact}
     assert not verdicts(bpd)[0].holds
     assert verdicts(bpd, {"exact_trace": (-0.1, 1e-4)})[0].holds
+
+
+FAULT, FLOW = "contradict", "train it longer"
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "both_ways", "meaning"),
+    [
+        ("exact_k10", "exact", False, FAULT),
+        ("exact_variational_k10", "exact_variational", False, FAULT),
+        ("exact_variational", "exact", False, FLOW), ("bound_variational", "bound", False, FLOW),
+        ("bound_sliced", "bound", True, FAULT), ("exact_trace", "exact", True, FAULT),
+    ],
+)  # fmt: skip
+def test_four_standard_errors_are_no_contradiction(first, second, both_ways, meaning):
+    """Of gaps 1 and 3 the mean is 2 and the error 1: 2 is added to it, or more."""
+    for added, holds in ((2.0, True), (2.001, False), (-6.0, True), (-6.001, not both_ways)):
+        bpd = {first: np.array([1.0, 3.0]) + added, second: np.zeros(2)}
+        (verdict,) = verdicts(bpd)
+        assert verdict.holds == holds
+        assert (meaning in verdict.meaning) == (not holds) == (meaning in str(verdict))
+    assert verdicts({first: np.ones(1), second: np.zeros(1)}) == []
+    assert verdicts({first: np.ones(2)}) == []
