@@ -226,3 +226,30 @@ def test_no_script_hides_a_module_of_python():
     known = {*sys.stdlib_module_names, "compression"}
     scripts = [*(ROOT / "benchmarks").glob("*.py"), *(ROOT / "examples").glob("*.py")]
     assert scripts and not [path for path in scripts if path.stem in known]
+
+
+# Records that change while they are used; all others are frozen.
+CHANGING = {"Loop", "Page", "_Type"}
+# Those with arrays, of which each equals itself alone.
+BY_IDENTITY = {
+    "Affine", "BetweenEnds", "BinnedLogSNR", "Bounded", "BySteps", "CodedPolynomial", "Coder",
+    "Discrete", "DiscreteDecoder", "FixedProbe", "ImageSet", "InformedDecoder", "MonotoneLogSNR",
+    "Polynomial", "ScaleOfOthers", "Tangent", "TimesOf", "_Translated",
+}  # fmt: skip
+# Those that say in words of their own what they are.
+WITH_WORDS = {
+    "Detector", "Likelihood", "Profile", "Reweighted", "Samples", "ScoreModel", "Scores",
+}  # fmt: skip
+
+
+def test_records_are_frozen():
+    found = defaultdict(set)
+    for text in SOURCES.values():
+        for node in nodes(text):
+            for decorator in map(ast.unparse, getattr(node, "decorator_list", ())):
+                if isinstance(node, ast.ClassDef) and re.search("dataclass|frozen_", decorator):
+                    found["changing"] |= set() if "frozen" in decorator else {node.name}
+                    for option in ("eq=False", "repr=False"):
+                        found[option] |= {node.name} if option in decorator else set()
+    assert found["changing"] == CHANGING
+    assert (found["eq=False"], found["repr=False"]) == (BY_IDENTITY, WITH_WORDS)

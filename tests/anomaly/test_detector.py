@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import itertools
 import json
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -86,6 +87,31 @@ def test_an_image_has_its_features_wherever_it_stands(statistic):
         return STATISTICS[statistic].features(few)
 
     np.testing.assert_allclose(of(images), of(images[::-1])[::-1], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("statistic", ["likelihood", "typicality", "complexity", "profile"])
+def test_randomness_belongs_to_the_seed_and_to_the_number_of_an_image(statistic, unchecked):
+    called, bits = [], np.array([[1.0], [0.0], [np.e]])
+
+    class Model:
+        pixels = IMAGES.pixels
+
+        def score(self, data, **options):
+            called.append(options)
+            return Mock(bpd=bits[:, 0])
+
+        def profile(self, data, **options):
+            called.append(options)
+            return Mock(bits=bits)
+
+    numbers = np.array([7, 8, 9], np.uint64)
+    images = Examples(Model(), OTHERS[:3], numbers, 5, "words")
+    found = STATISTICS[statistic].features(images)
+    (options,) = called
+    assert options.pop("index") is numbers and options == {"seed": 5, "label": "words"}
+    of_bits = np.log(np.maximum(bits, 1e-12)) if statistic == "profile" else bits
+    np.testing.assert_allclose(found[:, :1], of_bits)
+    assert found.shape[1] == (2 if statistic == "complexity" else 1)
 
 
 def test_data_keep_the_digits_that_float32_loses_beside_an_offset():

@@ -183,3 +183,22 @@ def test_golden_strata(n, j, golden, monkeypatch):
     monkeypatch.setattr(jax.random, "uniform", lambda key: u0)
     found = np.sort(unit_draws(jax.random.key(0), n, stratified=True))
     np.testing.assert_allclose(found, np.sort(arrays[f"schedules/times/{n}/{j}/t"]), atol=1e-6)
+
+
+EVEN = np.full(BINS, 1 / BINS)
+
+
+@pytest.mark.parametrize(
+    ("shares", "fine"),
+    [
+        (EVEN, True), (EVEN * 1.0009, True), (EVEN * 1.0011, False), (EVEN * 0.9991, True),
+        (EVEN * 0.9989, False), (EVEN[:-1], False), (np.append(EVEN, 0), False),
+        (EVEN + np.append(-EVEN[:1], np.append(EVEN[:1], np.zeros(BINS - 2))), False),
+    ],
+)  # fmt: skip
+def test_shares_are_above_zero_and_their_sum_is_one(shares, fine):
+    if fine:
+        assert repr(BinnedLogSNR(SDES["vp"], 1e-3, shares)) == "BinnedLogSNR(24 bins)"
+        return
+    with pytest.raises(UserError, match="shares must"):
+        BinnedLogSNR(SDES["vp"], 1e-3, shares)

@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import jax
@@ -672,6 +672,29 @@ def test_a_loss_that_leaps_gets_a_warning(caplog):
     for step, loss in enumerate([-3.0, -2.9, 5.0, -40.0]):  # a log-density below zero
         watch(step, loss)
     assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    ("before", "loss", "high"),
+    [
+        ([2.0], 20.0, False), ([2.0], 20.1, True), ([], 1e9, False), ([0.0], 1.0, False),
+        ([1.0] * 6 + [2.0] * 5, 19.0, True),  # of the last ten the median is 1.5
+        ([1.0] + [2.0] * 10, 19.0, False), ([1.0, 3.0], 20.0, False), ([1.0, 3.0], 20.1, True),
+    ],
+)  # fmt: skip
+def test_ten_times_the_median_of_ten_rows_is_no_leap(before, loss, high, caplog):
+    watch = loop._Watch()
+    for step, each in enumerate([*before, loss]):
+        watch(step, each)
+    assert len(caplog.records) == high
+
+
+@pytest.mark.parametrize("field", [each.name for each in fields(loop.Intervals)])
+def test_an_interval_is_one_step_or_more(field):
+    of = dict.fromkeys((each.name for each in fields(loop.Intervals)), 1)
+    assert loop.Intervals(**of).due(range(0, 1)) == {"log", "eval", "snapshot", "preemption"}
+    with pytest.raises(UserError, match=rf"training\.{field} must"):
+        loop.Intervals(**of | {field: 0})
 
 
 def test_rows_of_a_killed_run_are_not_repeated(tmp_path):

@@ -13,7 +13,7 @@ from helpers.resume_worker import Late
 
 from scoremle.errors import UserError
 from scoremle.training.checkpoints import Checkpoints
-from scoremle.training.saving import Saving
+from scoremle.training.saving import Saving, bytes_of_copy
 from scoremle.training.step import init_state
 
 # Saves after 9, 15, 21 and 24 steps.
@@ -122,3 +122,15 @@ def test_a_signal_waits_until_it_is_on_disk(tmp_path, capsys):
     assert not train(tmp_path, store, batch=batch)[1]
     assert store.numbers() == [9, 12]
     assert f"saved step 12 to {store.path(12)}; run the same command" in capsys.readouterr().out
+
+
+def test_a_copy_takes_the_memory_of_a_cpu_alone(monkeypatch):
+    state = {"a": jnp.zeros((3, 5)), "b": jnp.zeros(7, jnp.float16), "c": jnp.zeros((), int)}
+    assert bytes_of_copy(state) == 60 + 14 + 4
+    monkeypatch.setattr("jax.local_device_count", lambda: 4)
+    assert bytes_of_copy(state) == 15 + 3 + 1
+    monkeypatch.setattr("scoremle.training.saving.part_axis", lambda leaf: 0)
+    monkeypatch.setattr("jax.device_count", lambda: 2)
+    assert bytes_of_copy(state) == 30 + 7 + 2
+    monkeypatch.setattr("jax.default_backend", lambda: "gpu")
+    assert bytes_of_copy(state) == 0
