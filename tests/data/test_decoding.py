@@ -5,6 +5,7 @@ import struct
 import sys
 import zlib
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -247,3 +248,88 @@ def test_heic_takes_an_extra(monkeypatch):
     content = encoded(np.full((64, 64, 3), 90, np.uint8), "HEIF", quality=-1)
     found = decode_image("a.HEIC", content, (64, 64, 3))
     assert abs(found.pixels.astype(int) - 90).max() <= 1 and not found.changes
+
+
+FORMATS = {
+    "PNG": (".png",), "JPEG": (".jpg", ".jpeg"), "WEBP": (".webp",), "BMP": (".bmp",),
+    "GIF": (".gif",), "TIFF": (".tif", ".tiff"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_each_format_is_read_whatever_its_name_says(kind):
+    for ending in FORMATS[kind]:
+        assert decoding.is_picture(f"a{ending}") and decoding.is_picture(f"A{ending.upper()}")
+    found = decode_image("a.png", encoded(np.full((8, 8), 90, np.uint8), kind), (8, 8, 1))
+    np.testing.assert_array_equal(found.pixels, 90)
+    assert kind in decoding.IMAGE_FORMATS.upper()
+
+
+def test_other_formats_are_not():
+    assert decoding.is_picture("a.heic") and decoding.is_picture("a.HEIF")
+    assert not any(map(decoding.is_picture, ("a.txt", "png", "a.png.gz", "a.npy", "a.ppm")))
+    found = decode_image("a.png", encoded(GREY, "PPM"), (8, 8, 1))
+    assert "no PNG, JPEG, WEBP, BMP, GIF or TIFF" in found.reason
+
+
+@pytest.mark.parametrize("orientation", range(10))
+def test_eight_orientations_turn_all_but_the_first(orientation):
+    exif = Image.Exif()
+    exif[274] = orientation
+    found = decode_image("a", encoded(GREY, exif=exif), (8, 8, 1))
+    turned = 2 <= orientation <= 8
+    assert found.changes == ((decoding.TURNED,) if turned else ())
+    assert np.array_equal(found.pixels[..., 0], GREY) != turned
+
+
+@pytest.mark.parametrize(("limit", "fine"), [(64, True), (63, False)])
+def test_a_picture_may_have_as_many_pixels_as_the_limit(limit, fine, monkeypatch):
+    monkeypatch.setattr(decoding, "MAX_PIXELS", limit)
+    for kind in ("PNG", "TIFF"):
+        found = decode_image("a", encoded(GREY, kind), (8, 8, 1))
+        assert (found.pixels is not None) == fine == ("bomb" not in found.reason)
+
+
+@pytest.mark.parametrize(("spare", "fine"), [(0, True), (-1, False)])
+def test_scans_of_a_jpeg_may_code_as_many_pixels_as_the_limit(spare, fine, monkeypatch):
+    content = encoded(COLOUR, "JPEG", progressive=True)
+    scans = content.count(b"\xff\xda")
+    assert scans > 5
+    monkeypatch.setattr(decoding, "MAX_SCANNED", 64 * scans + spare)
+    found = decode_image("a", content, (8, 8, 3))
+    assert (found.pixels is not None) == fine == ("coded more than" not in found.reason)
+
+
+@pytest.mark.parametrize(
+    "packed", ["raw", "packbits", "tiff_lzw", "tiff_adobe_deflate", "tiff_deflate", "lzma", "zstd"]
+)
+def test_ways_to_pack_a_tiff_that_take_no_more_memory_than_it_has(packed):
+    try:
+        content = encoded(GREY, "TIFF", compression=packed)
+    except Exception:  # a libtiff without it
+        pytest.skip(f"needs a libtiff with {packed}")
+    found = decode_image("a", content, (8, 8, 1))
+    if packed in ("lzma", "zstd"):
+        assert f"a TIFF of {packed}" in found.reason
+    else:
+        np.testing.assert_array_equal(found.pixels[..., 0], GREY)
+
+
+def test_a_chunk_has_512_pictures_of_one_split_or_so_many_bytes(unchecked, monkeypatch):
+    image = np.zeros((2, 2, 1), np.uint8)
+
+    def chunks(rows):
+        found = pictures.chunked(rows, Mock(done=0.5))
+        return [(chunk.split, len(chunk.images), len(chunk.unusable)) for chunk in found]
+
+    def row(split, pixels=image):
+        return split, "", ImageReport("a", pixels)
+
+    assert chunks([row("train")] * 512) == [("train", 512, 0)]
+    assert chunks([row("train")] * 513) == [("train", 512, 0), ("train", 1, 0)]
+    both = [row("train"), row("train", None), row("test")]
+    assert chunks(both) == [("train", 1, 1), ("test", 1, 0)]
+    assert chunks([]) == [(None, 0, 0)]
+    monkeypatch.setattr(pictures, "CHUNK_BYTES", 8)  # two pictures
+    assert chunks([row(None)] * 5) == [(None, 2, 0), (None, 2, 0), (None, 1, 0)]
+    assert chunks([row(None), row(None, None), row(None)]) == [(None, 2, 1)]
