@@ -20,6 +20,7 @@ from PIL import Image
 
 import scoremle
 from scoremle.cli import main as cli
+from scoremle.cli.commands import parser_of
 from scoremle.cli.commands import score as command
 from scoremle.core.divergence import FixedProbe, Orthogonal
 from scoremle.errors import UserError
@@ -370,6 +371,52 @@ def test_as_many_images_stand_out_by_chance_as_is_said():
         beyond = rng.normal(size=20_000)
         outside = (beyond < values[:, 0]) | (beyond > values[:, -1])
         assert abs(outside.mean() - 2 / (reference + 1)) < 0.015
+
+
+@pytest.mark.parametrize("reference", [38, 39])
+def test_by_fewer_than_39_test_images_there_is_no_verdict(reference):
+    told = command._verdict([ScoreRow("a.png", rank=0.0)], reference)
+    assert told.startswith("no verdict") == (reference == 38)
+
+
+@pytest.mark.parametrize(
+    ("count", "likely", "unlikely"),
+    [(0, "", ""), (1, "a", ""), (3, "abc", ""), (4, "abc", "d"), (6, "abc", "fed"),
+     (9, "abc", "ihg")],
+)  # fmt: skip
+def test_three_of_either_end_are_shown_the_outermost_first(count, likely, unlikely):
+    ends = {"likeliest": likely, "unlikeliest": unlikely}
+    expected = [f"{word}: {', '.join(shown)}" for word, shown in ends.items() if shown]
+    assert [*command.both_ends("abcdefghi"[:count])] == expected
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--steps=5"], "--steps"), (["--steps=5", "--estimator=bound"], "--steps"),
+        (["--profile", "--label=all"], "--profile"),
+        (["--correct", "--estimator=bound"], "--correct"),
+        (["--correct", "--label=all"], "--correct"),
+        (["--workers=2"], "--workers"), (["--address=ray://x"], "--address"),
+        (["--page=s.csv"], "two files"), (["--page=s.csv.json"], "two files"),
+        (["--out=x.npy", "--force"], "two files"), (["--page=x.npy", "--force"], "two files"),
+        (["--page=there"], "there is there"), (["--out=there"], "there is there"),
+        (["--out=also"], "also.json is there"), (["--page=folder"], "folder"),
+        (["--merge", "--shard=1/2"], "not allowed with"),
+    ],
+)  # fmt: skip
+def test_flags_that_cannot_be_had_are_refused_at_once(flags, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("x.npy", "there", "also.json", "model.pt"):
+        (tmp_path / name).touch()
+    (tmp_path / "folder").mkdir()
+    parser, line = parser_of("score"), ["model.pt", "x.npy"]
+    with pytest.raises(UserError, match=words):
+        parser.checked([*line, "--out=s.csv", *flags])
+    for fine in (["--steps=5", "--estimator=steps"], ["--profile", "--label=3"],
+                 ["--correct", "--label=3"], ["--page=p.html"],
+                 ["--force", "--out=also", "--page=there"]):  # fmt: skip
+        assert parser.checked([*line, *fine]).images.name == "x.npy"
 
 
 # A Gaussian of independent pixels, whose solver a pilot chooses.

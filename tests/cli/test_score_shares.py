@@ -112,12 +112,13 @@ def test_ray_that_is_not_there_is_named(images, tmp_path, capsys, monkeypatch):
     [
         ("out", "--shard=1/2", "--shard is not"),
         ("out", "--force", "--force is not"),
-        ("out", "--skip-bad", "--skip-bad is not"),
+        *(("out", f"--{flag}", f"--{flag.split('=')[0]} is not")
+          for flag in ("skip-bad", "page=x", "profile", "merge", "correct")),
         ("pictures", "", "among the images"),
         ("pictures/../pictures/scores.csv", "", "among the images"),
         (".", "", "among the images"),
     ],
-)
+)  # fmt: skip
 def test_what_is_not_for_ray_is_refused(out, flag, words, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "pictures").mkdir()
