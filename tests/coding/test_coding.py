@@ -1,5 +1,6 @@
 """Compression: bits that decode, as many as the bound of the model states."""
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -7,6 +8,7 @@ import shutil
 import zlib
 from dataclasses import replace
 from itertools import count
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
@@ -18,7 +20,7 @@ from scipy.stats import norm
 
 from scoremle import VE, VP, Pixels, ScoreModel, UserError, bounded
 from scoremle.cli import main as cli
-from scoremle.coding import codec, file, images
+from scoremle.coding import blocks, codec, file, images
 from scoremle.coding.layers import LatentLayers
 from scoremle.coding.rates import RATES_FILE
 from scoremle.coding.stack import FAR, BitStack
@@ -286,6 +288,33 @@ def test_what_can_not_be_coded_is_refused():
         layers_of(model_of(), decoder=GaussianDecoder())
 
 
+def test_bits_of_a_file_stay_what_they_are():
+    """Else a file of today would not be read by a later version: of each kind of symbol."""
+    stack, mean, scale = BitStack(seed=3), np.linspace(-3.3, 9.7, 40), np.geomspace(0.3, 50, 40)
+    assert (stack.bits, stack.initial, stack.to_draw) == (32 * 8, 32 * 8, 0)
+    stack.fill(1000)
+    assert stack.bits == stack.initial == 32 * (32 + 8)
+    for key in range(8):
+        stack.scramble(900, key)
+    cells = np.rint(mean + 2.5 * scale * np.cos(np.arange(40))).astype(int)
+    cells[7] += 10_000
+    stack.push_normal(cells, mean, scale)
+    stack.push_levels(np.arange(40) % 3, np.tile([0.2, 0.5, 0.3 - 1e-9], (40, 1)))
+    found = zlib.crc32(stack.words.astype("<u4").tobytes())
+    drawn = stack.draw_normal(mean, scale)
+    assert (found, zlib.crc32(drawn.astype("<i8").tobytes())) == (244376800, 4183849703)
+
+
+def test_what_layers_are_drawn_from_by_hand():
+    layers = layers_of(model_of())
+    assert 8 <= layers.scale.min() < 16  # cells in the least scale of a layer
+    bits = 6 * (np.log2(np.max(layers.scale)) + np.log2(2 * np.pi * np.e) / 2)
+    assert blocks.bits_to_draw(layers) == pytest.approx(1.1 * bits)
+    cells, scale = np.array([[3, 0]]), np.full((1, 2), 2.0)
+    nats = blocks._nats(cells, np.zeros((1, 2)), scale)
+    assert nats == pytest.approx(-norm.logpdf(cells, 0, scale).sum())
+
+
 # --- files -------------------------------------------------------------------------------------
 
 
@@ -322,6 +351,41 @@ def test_names_that_files_can_not_have_are_left_out(names, tmp_path, caplog):
     images.compress_images(model_of(), IMAGES[:2], tmp_path / "x", names=names, steps=2)
     assert "by number" in caplog.text
     assert images.decompress_images(model_of(), tmp_path / "x")[1] == []
+
+
+@pytest.mark.parametrize(
+    ("name", "fine"),
+    [
+        ("a" * 59, True), ("a" * 60, False), ("a" * 59 + "..", True), (".", False), ("..", False),
+        (".a", True), ("a/b", False), ("a\\b", False), ("a:b", False), ("a b", True),
+        ("\x07", False), ("", False),
+    ],
+)  # fmt: skip
+def test_a_name_of_a_file_has_fewer_than_sixty_letters(name, fine):
+    assert file.are_names([name], 1) == fine
+
+
+RECORD = {"shape": [2, 3, 1], "lanes": 3, "steps": 5, "names": []}
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({}, ""), ({"lanes": 1024, "steps": 10_000}, ""), ({"lanes": 1025}, "larger"),
+        ({"steps": 10_001}, "larger"), ({"lanes": 2}, "larger"),
+        ({"shape": [10_000, 8000, 1]}, ""), ({"shape": [80_000_001, 1, 1]}, "larger"),
+        ({"names": ["a", "b", "c", "d"]}, ""), ({"names": ["a", "b", "c"]}, "its names"),
+        ({"names": ["a", "b", "c", "c"]}, "its names"),
+    ],
+)  # fmt: skip
+def test_numbers_of_a_record_may_be_their_limits(fields, words, unchecked):
+    """Of a block of three images and one of one, which has 7 bytes."""
+    of, plain = (codec.CodedBlock(3, 0), codec.CodedBlock(1, 0, 7)), Path("x")
+    with pytest.raises(UserError, match=words) if words else contextlib.nullcontext():
+        file._check(plain, RECORD | fields, of, 7)
+    for wrong in (6, 8, -1):
+        with pytest.raises(UserError, match="its size"):
+            file._check(plain, RECORD, of, wrong)
 
 
 def test_names_that_are_too_many_to_be_read_again_are_left_out(tmp_path, caplog, monkeypatch):
