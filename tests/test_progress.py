@@ -291,3 +291,22 @@ def test_a_notebook_forgets_a_share_that_is_done(clock, monkeypatch):
     *_, last = shown.getvalue().removesuffix("\r").split("\r")
     assert shown.getvalue().endswith("\r") and not last.strip()
     assert "50%" in shown.getvalue() and "\n" not in shown.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0, "0s"), (0.6, "1s"), (59.4, "59s"), (59.6, "1m00s"), (61, "1m01s"),
+        (3599, "59m59s"), (3600, "1h00m"), (7290, "2h01m"), (360_000, "100h00m"),
+    ],
+)  # fmt: skip
+def test_a_duration_has_its_two_largest_units(seconds, text):
+    assert module._duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("room", "text"),
+    [(9, "ab  c  de"), (8, "ab  c"), (5, "ab  c"), (4, "ab"), (2, "ab"), (1, "a"), (-1, "")],
+)
+def test_as_many_words_are_shown_as_there_is_room_for(room, text):
+    assert module._fitting(["ab", "c", "de"], room) == text

@@ -10,7 +10,7 @@ from scoremle.errors import UserError
 from scoremle.evaluation.tables import table
 from scoremle.experiment.own_images import refuse
 from scoremle.progress import progress
-from scoremle.terminal import cell, html_table, in_markdown, printable, say
+from scoremle.terminal import cell, counted, html_table, in_markdown, printable, say
 
 # Clears the screen, names the window, goes back, turns what follows around; a byte of no UTF-8.
 NAME = "a\x1b[2J\x1b]0;me\x07\r\x9b1m‮\udce9é±图"
@@ -47,6 +47,17 @@ def test_a_cell_is_no_formula(start):
     name = f"{start}cmd|' /C calc'!A1"
     assert cell(name) == printable(f"'{name}")
     assert cell(f"a{name}") == printable(f"a{name}")
+
+
+@pytest.mark.parametrize(
+    ("count", "word", "text"),
+    [
+        (0, "image", "0 images"), (1, "image", "1 image"), (2, "pass", "2 passes"),
+        (1, "pass", "1 pass"), (12345, "row", "12,345 rows"),
+    ],
+)  # fmt: skip
+def test_a_count_has_its_plural(count, word, text):
+    assert counted(count, word) == text
 
 
 def test_markup_is_text():

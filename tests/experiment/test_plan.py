@@ -1,5 +1,6 @@
 """What a config will take: against counts by hand, and XLA's account at a batch not measured."""
 
+import contextlib
 import itertools
 import json
 from types import SimpleNamespace
@@ -132,6 +133,46 @@ def test_only_the_first_call_looks(program, monkeypatch):
 def test_memory_of_this_machine():
     for there in (devices.memory(), devices.memory_of_machine()):
         assert there is not None and 0 < there.free <= there.whole < 2**50
+
+
+@pytest.mark.parametrize("short", [0, 1])
+def test_arrays_and_programs_fit_to_the_last_byte(short, monkeypatch):
+    tree = {"a": np.zeros((3, 5), np.float32), "b": np.zeros(7, np.uint8)}
+    monkeypatch.setattr(devices, "memory", lambda: Memory(100, 67 - short))
+    told = pytest.raises(UserError, match="its arrays") if short else contextlib.nullcontext()
+    with told:
+        devices.check_room(tree)
+    program, x = jax.jit(lambda x: jnp.tile(x, 3)), jnp.ones(100)
+    work = needs(program.lower(x)).work
+    monkeypatch.setattr(devices, "memory", lambda: Memory(work, work - short))
+    with pytest.raises(MemoryError, match="needed") if short else contextlib.nullcontext():
+        assert devices.within_memory(program)(x).shape == (300,)
+    monkeypatch.setattr(devices, "memory", lambda: None)  # where nothing is known, all fits
+    devices.check_room(tree)
+    assert devices.within_memory(program)(x).shape == (300,)
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("24GB", 24 * 10**9), ("24gb", 24 * 10**9), ("1.5 GiB", 3 << 29), (".5MiB", 1 << 19),
+        ("500MB", 5 * 10**8), ("7", 7), ("2 MB", 2 * 10**6),
+    ],
+)  # fmt: skip
+def test_sizes_of_memory(text, size):
+    assert command._bytes(text) == size
+
+
+@pytest.mark.parametrize(("size", "text"), [(1 << 30, "1 GiB"), (5 << 28, "1.25 GiB")])
+def test_bytes_are_told_in_gib(size, text):
+    assert devices.in_gib(size) == text
+
+
+def test_rows_are_rounded_up_to_the_devices(unchecked):
+    three = [object()] * 3
+    assert [devices.round_up(n, three) for n in (0, 1, 3, 4)] == [0, 3, 3, 6]
+    tree = {"a": jnp.zeros((64, 64)), "b": jnp.zeros((3, 5), jnp.float16)}
+    assert [devices.bytes_of_each(tree, n) for n in (1, 2, 3)] == [16414, 8222, 16414]
 
 
 def pace(seconds):

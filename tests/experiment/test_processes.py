@@ -84,6 +84,14 @@ def test_stopped_and_gone_on_with_another_number(tmp_path):
             "a is 1 in process 0 and 2 in process 1, c is 1 in process 0 and 2 in process 1, "
             "d is 1 in process 0 and 2 in process 1, and 1 more",
         ),
+        (
+            [{"a": "x" * 58}, {"a": "y" * 60}],
+            f'a is "{"x" * 58}" in process 0 and "{"y" * 59} in process 1',
+        ),
+        (
+            [dict.fromkeys("abc", 1), dict.fromkeys("abc", 2)],
+            ", ".join(f"{name} is 1 in process 0 and 2 in process 1" for name in "abc"),
+        ),
     ],
 )
 def test_what_processes_disagree_on_is_named(known, words):
