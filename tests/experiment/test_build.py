@@ -2,6 +2,7 @@
 
 import json
 from functools import cache
+from operator import attrgetter
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,7 @@ from scoremle.core.pixels import Pixels
 from scoremle.core.sde import VE, VP, LinearVE, SubVP
 from scoremle.core.times import UniformLogSNR, UniformTime
 from scoremle.errors import UserError, choose
+from scoremle.experiment import build as building
 from scoremle.experiment import training
 from scoremle.experiment.build import build, logged_by
 from scoremle.experiment.configs import NAMED_CONFIGS
@@ -29,6 +31,7 @@ from scoremle.likelihood.decoders import Entropy, GaussianDecoder
 from scoremle.likelihood.images import ByOde
 from scoremle.likelihood.published_rk45 import PublishedRK45
 from scoremle.nn import DDPMpp
+from scoremle.sampling import predictor_corrector
 from scoremle.solvers.doubling import Doubling
 from scoremle.solvers.multistep import Multistep
 from scoremle.training import loop
@@ -436,6 +439,94 @@ def test_bits_of_test_images_while_training_have_the_error_of_their_mean(monkeyp
     assert found["bpd_stderr"] == pytest.approx(bpd.std(ddof=1) / 2)
 
 
+# Fields, another value of each, and where it is found in the experiment.
+REACHES = {
+    "seed": (7, "seed"), "training.batch_size": (9, "data.batch_size"),
+    "training.n_iters": (99, "training.schedule.n_iters"),
+    "training.n_jitted_steps": (3, "training.schedule.n_jitted_steps"),
+    "training.log_freq": (3, "training.schedule.log_freq"),
+    "training.eval_freq": (3, "training.schedule.eval_freq"),
+    "training.snapshot_freq": (3, "training.schedule.snapshot_freq"),
+    "training.snapshot_freq_for_preemption": (
+        3, "training.schedule.snapshot_freq_for_preemption",
+    ),
+    "training.stratified": (False, "flow.stratified"),
+    "training.smallest_time": (1e-3, "model.eps"),
+    "data.random_flip": (True, "data.random_flip"), "data.levels": (4, "data.levels"),
+    "deq.n_iters": (77, "flow_training.schedule.n_iters"),
+    "deq.ema_rate": (0.5, "flow_training.ema_rate"),
+    "model.ema_rate": (0.25, "training.ema_rate"),
+    **{f"deq.{name}": (16, f"flow.network.{name}")
+       for name in ("filters", "components", "blocks", "couplings", "heads")},
+    "deq.variant": ("imagenet32", "flow.network.variant"),
+    "eval.nodes": (9, "by_ode.solver.steps"), "eval.probes": (3, "by_ode.divergence.probes"),
+    "eval.importance_samples": (4, "by_ode.samples"),
+    "eval.bound_draws": (5, "by_elbo.draws"), "eval.num_repeats": (6, "evaluation.num_repeats"),
+    "sampling.smallest_time": (0.01, "sampler.eps"), "sampling.steps": (33, "sampler.evaluations"),
+    **{f"model.{name}": (value, f"model.network.{name}") for name, value in {
+        "nf": 8, "ch_mult": (1, 2), "num_res_blocks": 2, "attn_resolutions": (4,),
+        "dropout": 0.5, "resblock_type": "ddpm", "resamp_with_conv": False,
+        "conditional": False, "fir": True, "fir_kernel": (1, 2, 1), "skip_rescale": False,
+        "progressive": "residual", "progressive_input": "residual",
+        "progressive_combine": "cat", "embedding_type": "fourier", "fourier_features": True,
+        "fourier_scale": 3.0, "trainable_embedding": True, "nonlinearity": "elu",
+        "init_scale": 0.5, "remat": True,
+    }.items()},
+    "model.beta_min": (0.2, "model.sde.schedule.beta_min"),
+    "model.beta_max": (10.0, "model.sde.schedule.beta_max"),
+}  # fmt: skip
+# Of networks and SDEs of other kinds.
+OF_VDM = "vdm/cifar10", *DIGITS, "model.nf=32"
+OF_SIGMA = "digits", *LW_IS, *SMALL, "training.sde=vesde", "model.embedding_type=fourier"
+REACHES_OF_OTHERS = {
+    "model.sigma_min": (OF_SIGMA, 0.5, "model.sde.schedule.sigma_min"),
+    "model.sigma_max": (OF_SIGMA, 9.0, "model.sde.schedule.sigma_max"),
+    "model.log_snr_min": (OF_VDM, -4.0, "model.sde.schedule.log_snr_min"),
+    "model.log_snr_max": (OF_VDM, 9.0, "model.sde.schedule.log_snr_max"),
+    "model.num_res_blocks": (OF_VDM, 3, "model.network.num_res_blocks"),
+    "model.attn_resolutions": (OF_VDM, (8,), "model.network.attn_resolutions"),
+    "model.nf": (OF_VDM, 64, "model.network.nf"),
+    "model.dropout": (OF_VDM, 0.5, "model.network.dropout"),
+    "model.fourier_features": (OF_VDM, False, "model.network.fourier_features"),
+    "model.remat": (OF_VDM, True, "model.network.remat"),
+    "sampling.steps": (("digits", "sampling.method=euler"), 12, "sampler.evaluations"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("field", [*REACHES, *(f"{name}!" for name in REACHES_OF_OTHERS)])
+def test_a_field_reaches_what_it_sets(field):
+    """As it is, and otherwise."""
+    name, table = field.removesuffix("!"), REACHES_OF_OTHERS if "!" in field else REACHES
+    *others, value, place = table[name]
+    others = others[0] if others else ("digits", *LW_IS, *SMALL, "sampling.method=ode")
+    found, usual = (
+        attrgetter(place)(untraced(*others, *more)) for more in ((f"{name}={value}",), ())
+    )
+    if name == "sampling.steps" and not field.endswith("!"):
+        found -= 2  # the first of a multistep method, and the one that removes noise
+    assert found == value != usual
+
+
+def test_ends_of_vdm_s_log_snr_are_those_of_its_network():
+    network = untraced(*OF_VDM, "model.log_snr_min=-4.0", "model.log_snr_max=9.0").model.network
+    assert (network.gamma_min, network.gamma_max) == (-9.0, 4.0)
+    codes = "latent_size=20", "latent_k=5", "encoder_blocks=3", "schedule=polynomial"
+    of_codes = untraced(*OF_VDM, *(f"model.{field}" for field in codes)).model
+    assert (of_codes.encoder.logits, of_codes.encoder.num_res_blocks, of_codes.on) == (20, 3, 5)
+    assert of_codes.encoder.nf == 32 and of_codes.learned == "polynomial"
+
+
+def test_the_optimizer_has_its_fields(monkeypatch):
+    called = {}
+    monkeypatch.setattr(building, "make_optimizer", lambda **fields: called.update(fields))
+    fields = {"lr": 0.5, "beta1": 0.1, "beta2": 0.2, "eps": 0.3, "weight_decay": 0.4,
+              "warmup": 5, "grad_clip": 0.6}  # fmt: skip
+    flags = [f"optim.{name}={value}" for name, value in fields.items()]
+    for name in ("Adam", "AdamW"):
+        untraced("digits", *flags, f"optim.optimizer={name}")
+        assert called == fields | {"decay_biases": name == "Adam"}
+
+
 # Samplers
 
 
@@ -467,6 +558,20 @@ def test_samplers_say_how_often_they_evaluate_the_network(fields, evaluations):
     jax.effects_barrier()
     assert x.shape == (2, 3) and jnp.isfinite(x).all()
     assert len(calls) == sampler.evaluations == evaluations
+
+
+def test_a_predictor_corrector_has_its_fields():
+    fields = ("method=pc", "steps=30", "snr=0.3", "corrector=ald", "n_steps_each=2",
+              "probability_flow=True", "noise_removal=False", "predictor=reverse_diffusion")
+    sampler = digits(*(f"sampling.{field}" for field in fields)).sampler
+    assert sampler.draw.keywords["method"] == predictor_corrector.PredictorCorrector(
+        30, predictor_corrector.reverse_diffusion, predictor_corrector.ald, 0.3, 2, True, False
+    )
+    euler = digits("sampling.method=euler", "sampling.steps=9", "sampling.noise_removal=False")
+    assert euler.sampler.draw.keywords == {"steps": 9, "denoise": False}
+    for corrector, mixes in (("ald", False), ("none", False), ("langevin", True)):
+        flags = "sampling.method=pc", f"sampling.corrector={corrector}"
+        assert digits(*flags).sampler.mixes == mixes
 
 
 @pytest.mark.parametrize("method", ["ode", "ddim", "dpm_solver"])
