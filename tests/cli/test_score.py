@@ -17,15 +17,17 @@ from helpers import printed
 from helpers.printed import assert_printed
 from helpers.reported import result
 from PIL import Image
+from scipy import stats
 
 import scoremle
 from scoremle.cli import main as cli
 from scoremle.cli.commands import parser_of
 from scoremle.cli.commands import score as command
 from scoremle.core.divergence import FixedProbe, Orthogonal
+from scoremle.data.readers.base import ImageReport
 from scoremle.errors import UserError
 from scoremle.evaluation import baselines
-from scoremle.experiment import defaults
+from scoremle.experiment import defaults, score_table
 from scoremle.experiment.measurement import Measurement
 from scoremle.experiment.models import load_to_score
 from scoremle.experiment.reference import ReferenceScores, how_to_get, reference_of
@@ -371,6 +373,49 @@ def test_as_many_images_stand_out_by_chance_as_is_said():
         beyond = rng.normal(size=20_000)
         outside = (beyond < values[:, 0]) | (beyond > values[:, -1])
         assert abs(outside.mean() - 2 / (reference + 1)) < 0.015
+
+
+@pytest.mark.parametrize(
+    ("error", "places"),
+    [
+        (0.0999, 3), (0.1, 2), (0.25, 2), (1.0, 1), (9.9, 1), (10.0, 0), (250.0, 0), (1e-5, 6),
+        (1.1e-5, 6), (2e-4, 5), (0.0, 6), (-1.0, 6), (math.nan, 6), (math.inf, 6),
+    ],
+)  # fmt: skip
+def test_a_value_has_the_digits_of_two_of_its_error(error, places):
+    assert score_table.decimals(error) == places
+
+
+@pytest.mark.parametrize(
+    ("reference", "rank"), [(0, None), (10, "0.5"), (11, "0.54"), (360, "0.543"), (1001, "0.5432")]
+)
+def test_a_row_in_digits(reference, rank):
+    row = ScoreRow("a", bpd=2.34567, error=0.0123, log_prob=-99.87654, rank=0.54321, png_bpd=3.0,
+                   probe_stderr=0.003, solver_error=0.004)  # fmt: skip
+    found = score_table.in_digits(row, 64, reference)
+    assert found.pop("rank", None) == rank
+    assert found == {
+        "bpd": "2.346", "error": "0.012", "log_prob": "-99.88",  # of 64 dimensions, in nats
+        "png_bpd": "3.000", "stderr": "nan", "probe_stderr": "0.003", "solver_error": "0.004",
+    }  # fmt: skip
+    one_pass = score_table.in_digits(dataclasses.replace(row, error=math.nan), 64, 0)
+    assert (one_pass["bpd"], one_pass["error"]) == ("2.3457", "nan")  # by 0.005, of both parts
+    bound = score_table.in_digits(dataclasses.replace(row, solver_error=0.0), 64, 0)
+    assert bound["solver_error"] == "nan"
+
+
+def test_a_row_has_its_note_and_its_error():
+    scores = scoremle.Scores(*np.array([[-9.0, -8.0], [2.0, np.inf], [0.1, 0.2], [0.0, 0.0],
+                                        [0.06, 0.08]]))  # fmt: skip
+    image = np.zeros((2, 2, 1), np.uint8)
+    reports = [ImageReport("a", image, ("cut", "made grey")), ImageReport("b", reason="text"),
+               ImageReport("c", image)]  # fmt: skip
+    a, b, c = score_table.rows(reports, np.stack([image, image]), scores, np.array([1.0, 3.0]), 2)
+    factor = stats.t.ppf(0.975, 1) / 2
+    assert a.error == pytest.approx(np.hypot(0.1 * factor, 0.03)) and a.rank == 0.5
+    assert (a.note, a.image.shape, a.bpd, a.log_prob) == ("cut; made grey", (2, 2, 1), 2.0, -9.0)
+    assert (b.note, b.image) == ("not scored: text", None) and math.isnan(b.bpd)
+    assert c.note.startswith("not scored: its bits/dim") and c.rank == 1
 
 
 @pytest.mark.parametrize("reference", [38, 39])

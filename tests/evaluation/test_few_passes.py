@@ -77,3 +77,12 @@ def test_png_is_the_length_of_the_compressed_pixels():
 def test_what_is_not_written_as_png_is_a_line(dtype, channels, unchecked):
     with pytest.raises(UserError, match="as PNG"):
         png_bpd(np.zeros((2, 4, 4, channels), dtype))
+
+
+@pytest.mark.parametrize(("count", "pooled"), [(3, False), (4, True)])
+def test_four_variances_show_a_common_value(count, pooled):
+    variance = np.full(count, 2.0)
+    shrunk, freedom = moderated(variance, 3)
+    np.testing.assert_array_equal(shrunk, variance)
+    assert freedom == (3 * count if pooled else 3)
+    assert moderated(np.append(variance, 0.0), 3)[1] == 3  # nor with one that is none

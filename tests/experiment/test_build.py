@@ -7,6 +7,7 @@ from operator import attrgetter
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from ml_collections import ConfigDict
 
@@ -518,7 +519,12 @@ def test_ends_of_vdm_s_log_snr_are_those_of_its_network():
 
 def test_the_optimizer_has_its_fields(monkeypatch):
     called = {}
-    monkeypatch.setattr(building, "make_optimizer", lambda **fields: called.update(fields))
+
+    def made(**fields):
+        called.update(fields)
+        return optax.identity()
+
+    monkeypatch.setattr(building, "make_optimizer", made)
     fields = {"lr": 0.5, "beta1": 0.1, "beta2": 0.2, "eps": 0.3, "weight_decay": 0.4,
               "warmup": 5, "grad_clip": 0.6}  # fmt: skip
     flags = [f"optim.{name}={value}" for name, value in fields.items()]

@@ -84,6 +84,22 @@ def test_kernel_distance_is_unbiased_and_its_error_honest():
     assert 0.8 < z.std() < 1.4
 
 
+@pytest.mark.parametrize(
+    ("images", "others", "subset", "size", "count"),
+    [
+        (100, 100, 10, 10, 10), (99, 100, 10, 9, 11), (109, 120, 10, 10, 10),
+        (110, 120, 10, 10, 11), (4, 9, 10, 2, 2), (30, 20, 10, 2, 10), (29, 50, 10, 2, 14),
+    ],
+)  # fmt: skip
+def test_there_are_ten_subsets_or_more_of_two_images_or_more(
+    images, others, subset, size, count, monkeypatch
+):
+    sizes = []
+    monkeypatch.setattr(metrics, "squared_mmd", lambda x, y: sizes.append((len(x), len(y))) or 0)
+    metrics.kernel_distance(normal(images, 2), normal(others, 2), subset=subset)
+    assert sizes == [(size, size)] * count
+
+
 def test_kernel_distance_of_files_in_order_of_class():
     """Subsets are drawn over the whole file: in order, each would have one class only."""
     a, b = normal(1000, 2), normal(1000, 2, seed=1)

@@ -158,3 +158,27 @@ def test_a_heavy_tail_is_a_warning_and_equal_weights_are_none():
         reweigh(samples(x[:4], np.zeros(4)), lambda x: x[:, 0])
     assert pareto_k(np.append(np.full(400, -5000.0), [-710, -300, -200, -100, 0])) > 1
     assert largest_trusted(100) == pytest.approx(0.5) and largest_trusted(10**6) == 0.7
+
+
+@pytest.mark.parametrize(("n", "known"), [(24, False), (25, True), (26, True)])
+def test_five_weights_beyond_the_cutoff_have_a_shape(n, known):
+    assert (pareto_k(np.arange(n) / 10) < np.inf) == known
+    few = np.zeros(100)  # of which so many lie beyond
+    few[: 3 + 2 * known] = np.arange(3 + 2 * known) + 1.0
+    assert (pareto_k(few) < np.inf) == known
+
+
+def test_two_samples_are_weighed_and_one_is_not():
+    two = samples(np.array([[0.0], [1.0]]), np.zeros(2))
+    with pytest.warns(UserWarning, match="Pareto k"):
+        found = reweigh(two, lambda x: np.log(1 + x[:, 0]))  # weights 1/3 and 2/3
+    np.testing.assert_allclose(found.weights, [1 / 3, 2 / 3])
+    assert found.ess == pytest.approx(9 / 5)
+    spread = 5 / 9 - 1 / 2
+    assert (found.bias, found.stderr) == pytest.approx((-spread / 2, np.sqrt(2 * spread)))
+    assert found.log_z == pytest.approx(np.log(1.5) + spread / 2)
+    mean, stderr, _ = found.expectation(np.array([0.0, 3.0]))
+    assert (mean, stderr) == pytest.approx((2, np.sqrt(2 * (4 / 9 + 4 / 9))))
+    assert "effective sample size 2, Pareto k inf)" in repr(found)
+    with pytest.raises(UserError, match="two or more"):
+        reweigh(samples(np.zeros((1, 1)), np.zeros(1)), lambda x: x[:, 0])
