@@ -5,14 +5,16 @@ ones.
 """
 
 import json
+import re
 import struct
 import sys
 from types import SimpleNamespace
+from unittest.mock import Mock, call
 
 import pytest
 
 from scoremle.errors import UserError
-from scoremle.training.writers import TRACKERS, Run
+from scoremle.training.writers import TRACKERS, Console, Run
 
 LIBRARIES = ("wandb", "trackio", "mlflow")
 
@@ -115,3 +117,65 @@ def test_tensorboard_that_is_not_installed_is_a_line(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorboardX", None)
     with pytest.raises(UserError, match="pip install tensorboardX"):
         TRACKERS["tensorboard"](Run(tmp_path, "digits", {}))
+
+
+@pytest.mark.parametrize("library", ["wandb", "trackio"])
+def test_what_a_library_is_told_of_a_run(library, tmp_path, monkeypatch):
+    module = Mock()
+    monkeypatch.setitem(sys.modules, library, module)
+    for marks in (1, 2):
+        writer = TRACKERS[library](Run(tmp_path, "digits", {"seed": 42}))
+        writer.rewind(0)
+        writer.rewind(0)  # it has begun
+        writer.write(3, {"loss": 0.5})
+        writer.close()
+        writer.close()
+        assert (module.init.call_count, module.finish.call_count) == (marks, marks)
+    mark = json.loads((tmp_path / "logged.json").read_text())[library]
+    assert re.fullmatch("[0-9a-f]{8}", mark)
+    name, more = f"{tmp_path.name} digits", {"id": mark, "dir": str(tmp_path)}
+    named = {"name": name, **more} if library == "wandb" else {"name": f"{name} {mark}"}
+    told = call(project="scoremle", resume="allow", config={"seed": 42}, **named)
+    assert module.init.call_args_list == [told, told]
+    assert module.log.call_args_list == [call({"loss": 0.5}, step=3)] * 2
+
+
+@pytest.mark.parametrize("experiment", [None, "5"])
+def test_what_mlflow_is_told_of_a_run(experiment, tmp_path, monkeypatch):
+    module = Mock()
+    client = module.MlflowClient.return_value
+    there = experiment and SimpleNamespace(experiment_id=experiment)
+    client.get_experiment_by_name.return_value = there
+    client.create_experiment.return_value = "7"
+    client.create_run.return_value.info.run_id = "mine"
+    module.entities.Metric.side_effect = lambda *fields: fields
+    monkeypatch.setitem(sys.modules, "mlflow", module)
+    monkeypatch.setattr("time.time", lambda: 12.5)
+    for _ in range(2):
+        writer = TRACKERS["mlflow"](Run(tmp_path, "digits", {"seed": 42, "lr": 0.1}))
+        writer.rewind(0)
+        writer.write(3, {"loss": 0.5, "norm": 1.0})
+        writer.close()
+    name = f"{tmp_path.name} digits"
+    metrics = [("loss", 0.5, 12500, 3), ("norm", 1.0, 12500, 3)]
+    row = [call.log_batch("mine", metrics=metrics), call.set_terminated("mine")]
+    assert client.method_calls == [
+        call.get_experiment_by_name("scoremle"),
+        *([] if experiment else [call.create_experiment("scoremle")]),
+        call.create_run(experiment or "7", run_name=name),
+        call.log_param("mine", "seed", 42), call.log_param("mine", "lr", 0.1),
+        *row, call.update_run("mine", status="RUNNING"), *row,
+    ]  # fmt: skip
+
+
+def test_bits_that_are_uniform_s_own_come_too_early(capsys):
+    console = Console(100, uniform=4.0)
+    console.rewind(0)
+    for step, bpd in ((1, 4.0), (2, 3.999), (3, None)):
+        row = {"loss": 0.12345} | ({"eval_bpd": bpd} if bpd else {})
+        console.write(step, row | ({"eval_bpd_stderr": 0.0126} if step == 2 else {}))
+    console.close()
+    first, second, third = capsys.readouterr().out.splitlines()
+    assert "loss 0.1235  bpd 4.000 (too early: above uniform)  " in first
+    assert "loss 0.1235  bpd 3.999 +- 0.013  " in second and "(step" not in second
+    assert "bpd 3.999 +- 0.013  (step 2)" in third
