@@ -6,7 +6,19 @@ from pathlib import Path
 import pytest
 
 from scoremle.cli import main as cli
-from scoremle.errors import UserError
+from scoremle.errors import (
+    UserError,
+    as_flag,
+    damaged,
+    first_line,
+    in_short,
+    nearest,
+    needing,
+    no_chain,
+    no_labels,
+    no_model,
+    out_of_memory,
+)
 from scoremle.evaluation.tables import table
 from scoremle.experiment.own_images import refuse
 from scoremle.progress import progress
@@ -95,3 +107,64 @@ def test_a_name_of_several_lines_takes_one(capsys, caplog):
     assert len(table(("file",), [(name,)]).splitlines()) == 3
     refuse(Path("here"), [(name, "bad"), ("c", "bad")], 3, skip_bad=True)
     assert caplog.messages[0] == r"a\n  b.png: scored: bad"
+
+
+@pytest.mark.parametrize(
+    ("error", "named", "text"),
+    [
+        (ValueError("a\nb"), False, "a"), (ValueError("\n a\nb"), True, "ValueError: a"),
+        (UserError("a"), True, "a"), (ValueError(), True, "ValueError"),
+        (KeyError(), False, "KeyError"),
+    ],
+)  # fmt: skip
+def test_the_first_line_of_an_error(error, named, text):
+    assert first_line(error, named=named) == text
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (ValueError("odd"), "x: no zip (odd); fetch it again"),
+        (ValueError("a" * 81), f"x: no zip ({'a' * 80}); fetch it again"),
+        (OSError(5, "Input/output error"), "x: cannot be read: Input/output error"),
+        (OSError("cut off"), "x: no zip (cut off); fetch it again"),
+        (UserError("as it is"), "as it is"),
+    ],
+)
+def test_what_is_damaged_is_said_with_a_remedy(error, text):
+    with pytest.raises(UserError) as told, damaged("x", "no zip"):
+        raise error
+    assert str(told.value) == text
+    with pytest.raises(MemoryError), damaged("x", "no zip"):
+        raise MemoryError
+
+
+@pytest.mark.parametrize(
+    ("error", "short"),
+    [
+        (MemoryError(), True), (RuntimeError("RESOURCE_EXHAUSTED: 9"), True),
+        (RuntimeError("other"), False),
+    ],
+)  # fmt: skip
+def test_which_errors_are_of_memory(error, short):
+    assert out_of_memory(error) == short
+
+
+def test_names_that_are_meant():
+    assert nearest("digts", ["digits", "mnist"]) == "digits" and nearest("q", ["digits"]) == ""
+    told = str(no_model("digts", ["digits", "mnist"]))
+    assert "did you mean digits?" in told and "there are: digits, mnist" in told
+    assert "mean" not in str(no_model("q", ["digits"]))
+    assert "leave --label out" in str(no_labels("--label")) and "label out" in str(no_labels())
+    assert " steps=1000 " in str(no_chain()) and " --steps=1000 " in str(no_chain(as_flag))
+    assert (as_flag("skip_bad=True"), as_flag("fit")) == ("--skip-bad", "--fit")
+    told = pytest.raises(UserError, match=r"a page .*extra plots: .*scoremle\[plots\]")
+    with told, needing("a page", "plots"):
+        raise ImportError
+
+
+@pytest.mark.parametrize(
+    ("count", "text"), [(0, ""), (1, "a"), (3, "a, b, c"), (4, "a, b, c and 1 more")]
+)
+def test_a_list_is_short(count, text):
+    assert in_short([*"abcd"][:count], 3) == text

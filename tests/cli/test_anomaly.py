@@ -11,6 +11,7 @@ from PIL import Image
 import scoremle
 from scoremle.anomaly import Detector
 from scoremle.cli import main as cli
+from scoremle.cli.commands import anomaly as command
 from scoremle.errors import UserError
 from scoremle.experiment import seen
 
@@ -204,3 +205,14 @@ def test_mistakes_are_one_line(words, told, places, capfd, monkeypatch):
     replace(detector, facts={}).write("placeless")
     code, _, said = anomaly(capfd, *words)
     assert code == 2 and told in said and len(said.splitlines()) == 1
+
+
+def test_ten_suspects_are_named_the_least_p_value_first():
+    p, names = np.linspace(0.11, 0.01, 11), [*"abcdefghijk"]
+    told = command._verdict(names, p, np.ones(11, bool), 0.05)
+    assert told.startswith("11 of 11 stand out at a rate of false discoveries of 0.05: k (p 0.01)")
+    assert told.endswith("b (p 0.1) and 1 more")
+    told = command._verdict(names[:10], p[:10], np.arange(10) < 1, 0.1)
+    assert told.endswith("of 0.1: a (p 0.11)") and told.startswith("1 of 10 ")
+    none = command._verdict(names, p, np.zeros(11, bool), 0.1)
+    assert none.endswith("of 0.1: the least p-value is 0.01")

@@ -8,6 +8,7 @@ import pytest
 from helpers.reported import result
 
 from scoremle.cli import main as cli
+from scoremle.cli.commands import compare as command
 from scoremle.experiment import score_table
 
 RNG = np.random.default_rng(0)
@@ -171,3 +172,23 @@ def test_what_cannot_be_compared(both, capsys, tmp_path):
     ):
         code, out, err = compare(capsys, both / "a", tmp_path / place)
         assert code == 2 and out == "" and words in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("7.12", "7.13", True), ("7.12", "7.14", False), ("7", "7.9", True), ("7", "8.1", False),
+        ("7.1", "7.19", True), ("7.10", "7.1", True),
+    ],
+)  # fmt: skip
+def test_numbers_of_few_digits_may_be_one(one, other, same):
+    pairs = [(text, float(text)) for text in (one, other)]
+    assert command._agree(*pairs) == command._agree(*pairs[::-1]) == same
+
+
+def test_what_is_not_known_of_a_difference_is_said():
+    facts = {"a": 1.0, "b": 2.0, "difference": 1.0, "stderr": None, "images": 1,
+             "a_solver_error": None, "b_solver_error": 0.00123}  # fmt: skip
+    assert command._in_words(facts) == [
+        "1.0000", "2.0000", "1.0000", "not measured", "1", "", "0.00123"
+    ]  # fmt: skip
