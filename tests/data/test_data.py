@@ -10,6 +10,7 @@ import struct
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import jax
 import numpy as np
@@ -18,6 +19,8 @@ from helpers import resume_worker as worker
 
 from scoremle import data
 from scoremle.data.image_set import ImageSet, pad_to
+from scoremle.data.readers import arrays, celeba, imagenet
+from scoremle.data.readers.base import Chunk, Options, as_labels
 from scoremle.data.readers.digits import stratified_split
 from scoremle.errors import UserError
 from scoremle.training.loop import Intervals, Loop
@@ -438,3 +441,92 @@ def test_real_fashion_mnist():
 def test_what_cannot_be_loaded(name, fields, message):
     with pytest.raises(UserError, match=message):
         load(name, **fields)
+
+
+OF_SIZE, OF_ANY = {"size", "fit"}, {"size", "channels", "fit"}
+# Of each data set: the options that it takes, how many images its versions have, and what it
+# comes with.
+REGISTERED = {
+    "digits": (set(), {}, "scikit-learn"), "synthetic": (set(), {}, "scoremle"),
+    "mnist": (OF_SIZE, {}, ""), "fashion_mnist": (OF_SIZE, {}, ""), "emnist": (OF_SIZE, {}, ""),
+    "cifar10": (set(), {"": (50_000, 10_000)}, ""),
+    "cifar100": (set(), {"": (50_000, 10_000)}, ""),
+    "imagenet": (set(), {"old": (1_281_149, 49_999), "new": (1_281_167, 50_000)}, ""),
+    "svhn": (set(), {}, ""), "celeba": ({"size"}, {}, ""), "celebahq": (OF_ANY, {}, ""),
+    "ffhq": (OF_ANY, {}, ""), "lsun": (OF_ANY, {}, ""), "images": (OF_ANY, {}, ""),
+    "photos": ({"size", "channels"}, {}, ""),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", data.DATASETS)
+def test_a_data_set_is_registered_with_what_it_takes(name):
+    dataset = data.DATASETS[name]
+    assert dataset.name == name
+    assert (dataset.options, dataset.counts, dataset.packaged) == REGISTERED[name]
+    assert bool(dataset.needs) != bool(dataset.packaged)
+    assert bool(dataset.place) == (name == "fashion_mnist")
+    options = Options(size=1, channels=3, fit="crop", levels=4, test_fraction=0.2, skip_bad=True)
+    kept = dataset._of_use(options)
+    for option, unset in (("size", 0), ("channels", 0), ("fit", "")):
+        taken = option in REGISTERED[name][0]
+        assert getattr(kept, option) == (getattr(options, option) if taken else unset)
+    assert (kept.levels, kept.test_fraction, kept.skip_bad) == (4, 0.2, True)
+
+
+def labelled(number):
+    return as_labels([0, number], 2, "here")
+
+
+def stating(levels):
+    return arrays._levels(np.asarray(levels), Path("here"))
+
+
+def of_imagenet(side):
+    chunk = Chunk(np.zeros((1, side, side, 3), np.uint8), "train", 1.0)
+    return [*imagenet._of_one_size(iter([chunk]), Path("here"))]
+
+
+def of_celeba(size):
+    try:
+        celeba.read_celeba(Path(__file__).parent, Options(size=size))
+    except UserError as error:
+        if "no list_eval_partition.txt" not in str(error):  # it looks for that with a fine size
+            raise
+
+
+def with_channels(count):
+    return arrays.check_images(np.zeros((2, 4, 4, count), np.uint8), "here")
+
+
+# What readers take, and what is just beyond.
+ENDS = {
+    labelled: ((2**31 - 1, -(2**31)), (2**31, -(2**31) - 1)),
+    stating: ((2, 256), (1, 257, 0, [4])),
+    of_imagenet: ((32, 64), (31, 33, 63, 65, 16)),
+    of_celeba: ((1, 140), (0, 141)),
+    with_channels: ((1, 3), (0, 2, 4)),
+}
+
+
+@pytest.mark.parametrize("take", ENDS, ids=lambda take: take.__name__)
+def test_readers_take_the_ends_of_a_range_and_nothing_beyond(take):
+    fine, bad = ENDS[take]
+    for value in fine:
+        take(value)
+    for value in bad:
+        with pytest.raises(UserError):
+            take(value)
+
+
+@pytest.mark.parametrize(("memory", "fits"), [(4 * 192, True), (4 * 192 - 1, False)])
+def test_images_may_take_a_quarter_of_a_device(memory, fits, monkeypatch):
+    images = ImageSet(np.zeros((3, 8, 8, 1), np.uint8), np.zeros((0, 8, 8, 1), np.uint8))
+    device = Mock(memory_stats=lambda: {"bytes_limit": memory})
+    monkeypatch.setattr("jax.local_devices", lambda: [device])
+    assert isinstance(data.feed(images).batch_of(images), feeds.Prefetch) != fits
+    for wanted, there in (("true", True), ("false", False)):
+        batches = data.feed(images, wanted).batch_of(images)
+        assert isinstance(batches, feeds.Prefetch) != there
+    monkeypatch.setattr("jax.local_devices", lambda: [Mock(memory_stats=lambda: None)])
+    monkeypatch.setattr(feeds, "MEMORY", memory)
+    assert isinstance(data.feed(images).batch_of(images), feeds.Prefetch) != fits
