@@ -8,11 +8,13 @@ from helpers.marks import some
 from helpers.oracles import SDES, Gaussian, RoughGaussian
 
 from scoremle.core.divergence import Exact, Hutchinson
+from scoremle.likelihood.levels import StepLevels
 from scoremle.likelihood.ode import ode_log_likelihood
 from scoremle.likelihood.pilot import (
     LIMIT,
     STEPS,
     Pilot,
+    Solved,
     _calibration,
     choose_within,
 )
@@ -200,3 +202,111 @@ def test_levels_for_a_mean_begin_with_what_an_image_needs():
     of = jnp.asarray(x), jax.random.key(1)
     failed = Pilot.of_reals(failing, sde, *of, eps=1e-5, divergence=Exact())
     assert failed.for_mean(**options).levels is None
+
+
+# By numbers that are made up
+
+SIGNS = np.array([1.0, -1.0, 1.0, -1.0])
+
+
+def made(errors, probe=0.0, bits=2.0, **options):
+    """A pilot whose bits/dim by so many steps are off by so much, with either sign; else hardly.
+
+    It states these errors, and by 32 steps ``probe`` for that of its probes.
+    """
+
+    def solve(room, steps, *, held):
+        error = errors.get(steps, 1e-7 / steps)
+        each = np.full(4, probe * np.sqrt(32 / steps))
+        return Solved(3 + error * SIGNS, np.full(4, abs(error)), each)
+
+    divergence = Hutchinson(4) if probe else Exact()
+    return Pilot(solve, divergence, bits=bits, **options)
+
+
+@pytest.mark.parametrize(
+    ("errors", "probe", "steps", "met"),
+    [
+        ({12: 0.00499}, 0, 12, True), ({12: 0.00501}, 0, 16, True), ({}, 0, 12, True),
+        (dict.fromkeys(STEPS, 0.006), 0, 128, False),  # twice the doubt: each has sqrt(2) of it
+        # A share of what the probes leave at 12 steps.
+        ({12: 0.99 * HIDDEN * 1e-3 * np.sqrt(32 / 12)}, 1e-3, 12, True),
+        ({12: 1.01 * HIDDEN * 1e-3 * np.sqrt(32 / 12)}, 1e-3, 16, True),
+    ],
+)  # fmt: skip
+def test_the_fewest_steps_are_at_the_limit(errors, probe, steps, met):
+    choice = made(errors, probe).fewest()
+    assert (choice.solver.steps, choice.met, choice.examples) == (steps, met, 4)
+    assert [n for n, _ in choice.tried] == [n for n in STEPS if n <= steps]
+    doubt = np.sqrt(2) if not met else 1
+    assert choice.solver_error == pytest.approx(doubt * errors.get(steps, 0.0), abs=1e-8)
+    assert choice.probe_stderr == pytest.approx(probe * np.sqrt(32 / steps))
+
+
+@pytest.mark.parametrize(("doubt", "believed"), [(0.0019, 128), (0.0021, 256)])
+def test_half_of_an_error_may_be_doubt(doubt, believed):
+    pilot = made({12: 0.004, 64: doubt}, finest=None)
+    assert pilot.fewest().solver.steps == 12 and pilot._believed == believed
+
+
+@pytest.mark.parametrize(
+    ("tolerance", "steps", "met"), [(0.1001, 12, True), (0.0999, 16, True), (1e-9, 128, False)]
+)
+def test_the_solver_takes_half_of_a_tolerance(tolerance, steps, met):
+    """Of 2 nats in a bit/dim, and 2.776 deviations of Student's t: as it is stated."""
+    choice = made({12: 0.05 / 2 / 2.77645}).within(tolerance, dims=65)
+    assert (choice.solver.steps, choice.met, choice.unit) == (steps, met, "nats")
+    if steps == 12:
+        assert choice.solver_error == pytest.approx(0.05, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("probe", "dims", "divergence"),
+    [
+        (1e-3, 64, Exact()), (1e-3, 65, Hutchinson(2)), (0.0, 65, Hutchinson(2)),
+        (0.1, 65, Hutchinson(57)), (0.2, 65, Exact()),
+    ],
+)  # fmt: skip
+def test_as_many_probes_as_a_tolerance_needs_or_the_exact_trace(probe, dims, divergence):
+    """Of one probe 2 * 0.1 * sqrt(32 / 12) * 2 nats, of which sqrt(3) / 2 * 0.1 may be left."""
+    choice = made({}, probe).within(0.1, dims)
+    assert choice.divergence == divergence and choice.solver.steps == 12
+    of_one = 4 * probe * np.sqrt(32 / 12)
+    left = 0 if divergence == Exact() else of_one / np.sqrt(divergence.probes)
+    assert choice.probe_stderr == pytest.approx(left)
+
+
+@pytest.mark.parametrize(("images", "levels"), [(1, False), (2, True)])
+def test_a_mean_of_two_images_has_levels(images, levels):
+    choice = made({12: 0.004, 16: 0.001}).for_mean(images, 1, 1e-3)
+    assert (choice.levels is not None) == levels
+
+
+def test_levels_go_by_a_quarter_of_the_probes_noise_where_that_is_more(monkeypatch):
+    called = []
+
+    def choose(values, **options):
+        called.append((sorted(values), options))
+        return StepLevels((16, 32), (0.0,), 0.0)
+
+    monkeypatch.setattr("scoremle.likelihood.pilot.choose_levels", choose)
+    for tolerance in (1e-6, 1.0):
+        choice = made({}, 0.01).for_mean(50, 2, tolerance)
+        assert (choice.solver.steps, choice.levels.steps) == (16, (16, 32))
+        steps, options = called.pop()
+        assert steps == [*STEPS, 256]
+        noise = 0.25 * 0.01 * np.sqrt(32 / 12) / 10
+        wanted = {"coarsest": 12, "images": 50, "passes": 2, "tolerance": max(tolerance, noise)}
+        assert options == pytest.approx(wanted)
+
+
+def test_a_choice_is_a_record_of_plain_values():
+    choice = made({12: 0.004}).fewest()
+    found = choice.to_json()
+    (tried,) = found.pop("tried")
+    assert tried == pytest.approx([12, 0.004], rel=1e-4) and found.pop("levels") is None
+    assert found == pytest.approx({
+        "nodes": 12, "solver_error": 0.004, "solver_bias": 0.0,
+        "solver_bias_stderr": 0.004 / np.sqrt(3), "probe_stderr": 0.0,
+        "calibration": 2.7764 / np.sqrt(2), "typical": 0.008, "images": 4, "met": True,
+    }, rel=1e-4, abs=1e-7)  # fmt: skip
