@@ -4,6 +4,7 @@ import dataclasses
 import re
 import shutil
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import jax
 import numpy as np
@@ -137,3 +138,60 @@ def test_a_training_that_is_further_than_its_snapshot_is_said(
     assert said == told * (
         "checkpoint_2 is of step 20: the newest snapshot; training is at step 30 of 50"
     )
+
+
+@pytest.mark.parametrize(
+    ("bias", "stderr", "words"),
+    [
+        (-0.005, 1.0, ""), (-0.00501, 1.0, "too low"), (-0.002, 0.01, ""),
+        (-0.00201, 0.01, "too low"), (0.5, 0.0, ""), (-1e-9, None, "too low"), (0.0, None, ""),
+        (None, 0.01, "one random probe"),
+    ],
+)  # fmt: skip
+def test_optimism_that_is_more_than_a_fifth_of_the_error_gets_a_warning(
+    bias, stderr, words, caplog, unchecked
+):
+    """Or more than 0.005 bits/dim."""
+    result = Mock(columns={"mean_probe_bias": bias}, stderr=stderr)
+    result.name = "exact_k10"
+    run_eval._warn_of_optimism(result)
+    assert len(caplog.messages) == bool(words)
+    assert all(words in text and "exact_k10" in text for text in caplog.messages)
+
+
+def test_the_cost_of_precision_by_hand(tmp_path, unchecked):
+    """Of gaps 1, -3 and 0 the mean is -2/3; the precision of products is the highest in one."""
+    called = []
+
+    def score(model, *, parts, label):
+        called.append((model, parts.name, label, jax.config.jax_default_matmul_precision))
+        return Mock(values={"bpd": np.array([model, [9.0] * len(model)])})
+
+    usual = jax.config.jax_default_matmul_precision
+    found = run_eval.cost_of_precision(score, [2.0, 0.0, 4.0], [1.0, 3.0, 4.0], tmp_path)
+    first, second = "precision as asked", "precision float32"
+    assert called == [([2.0, 0.0, 4.0], first, first, usual),
+                      ([1.0, 3.0, 4.0], second, second, "highest")]  # fmt: skip
+    stderr = np.std([1, -3, 0], ddof=1) / np.sqrt(3)
+    assert found == {"mean": pytest.approx(-2 / 3), "stderr": pytest.approx(stderr),
+                     "largest": -3.0, "images": 3}  # fmt: skip
+    assert run_eval.cost_of_precision(score, [2.0], [1.0], tmp_path)["stderr"] is None
+
+
+@pytest.mark.parametrize(("images", "shown"), [(1, 0), (2, 1), (5, 2), (64, 32), (80, 32)])
+def test_as_many_of_either_end_are_shown(images, shown, tmp_path, monkeypatch, unchecked):
+    scores = np.arange(images)[::-1] / 8
+    written = []
+    monkeypatch.setattr(run_eval.pictures, "write_parts", lambda *given: written.append(given))
+    run = Mock(folder=tmp_path, images=np.arange(images), workdir=Mock(folder=tmp_path / "w"))
+    result = Mock(step=1200, split="test", dataset="digits", noised="exact", unit="bits/dim")
+    result.name = "exact"
+    run_eval.EvaluationRun._write_extremes(run, result, scores)
+    assert len(written) == bool(shown)
+    for path, (low, high), _, columns in written:
+        assert path.name == "exact_likeliest_then_unlikeliest.png" and columns == 8
+        assert low.images.tolist() == [*range(images)[::-1][:shown]]
+        assert high.images.tolist() == [*range(shown)]
+        assert low.values[0] == "0.000" and high.values[0] == f"{(images - 1) / 8:.3f}"
+        assert f"{images} test images of digits" in low.caption and "1,200" in low.caption
+        assert high.caption == f"{shown} highest"
