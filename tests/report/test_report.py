@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 from dataclasses import asdict
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ from scoremle.evaluation.statistics import Difference
 from scoremle.experiment.configs import NAMED_CONFIGS
 from scoremle.experiment.workdir import Workdir
 from scoremle.files import write_json, write_npz
-from scoremle.report import charts
+from scoremle.report import charts, sections
 from scoremle.report.page import Page
 from scoremle.report.sections import _again, _samples
 from scoremle.report.subject import Subject, paired
@@ -309,6 +310,73 @@ def test_samples_are_those_of_the_checkpoint_of_the_page(tmp_path):
 def test_a_histogram_names_lines_that_it_has():
     captions = [charts.histogram("a", np.ones(9), lines).caption for lines in ({}, {"b": 2.0})]
     assert ["Dashed" in caption for caption in captions] == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("data_hash", "other"), ("seed", 43), ("kind", "bound"), ("images", 2)]
+)
+def test_what_differs_in_its_images_or_noise_is_not_compared(field, value, tmp_path):
+    for name in "ab":
+        write_npz(tmp_path / f"{name}.npz", {"bpd": np.array([[1.0, 2.0, 4.0]])})
+    facts = result("exact", np.array([1.0, 2.0, 4.0]), images=3)
+    first = Result.read("a", facts, tmp_path)
+    assert paired(first, Result.read("b", facts, tmp_path)).mean == 0
+    write_npz(tmp_path / "b.npz", {"bpd": np.array([[1.0, 2.0, 4.0][: 2 if value == 2 else 3]])})
+    assert paired(first, Result.read("b", facts | {field: value}, tmp_path)) is None
+    write_npz(tmp_path / "c.npz", {"bpd": np.array([[1.0]])})
+    one = Result.read("c", facts | {"images": 1}, tmp_path)
+    assert paired(one, one) is None
+    gone = Result.read("d", facts, tmp_path)
+    assert paired(first, gone) is None
+
+
+@pytest.mark.parametrize(
+    ("count", "chosen"),
+    [(0, []), (1, [0]), (6, [0, 1, 2, 3, 4, 5]), (7, [0, 1, 2, 3, 4, 6]),
+     (11, [0, 2, 4, 6, 8, 10])],
+)  # fmt: skip
+def test_six_grids_of_a_training_are_shown_the_first_and_the_last_among_them(
+    count, chosen, tmp_path, unchecked
+):
+    paths = [tmp_path / f"step_{i}.png" for i in range(count)]
+    for path in paths:
+        path.write_bytes(b"png")
+    shown, subject = Mock(), Mock(final_samples=lambda: None)
+    subject.sample_pictures = lambda: [(1000 * i, path) for i, path in enumerate(paths)]
+    sections._samples(shown, subject)
+    found = [call.args[0] for call in shown.pictures.call_args_list]
+    steps = [f"step {1000 * i:,}" for i in chosen]
+    assert [[picture.caption for picture in each] for each in found] == [steps] * bool(chosen)
+
+
+@pytest.mark.parametrize(("side", "known"), [(32, 3), (33, 1)])
+def test_densities_of_more_than_1024_pixels_are_not_fitted(side, known, monkeypatch, unchecked):
+    for name in ("histogram_bpd", "gaussian_bpd"):
+        monkeypatch.setattr(sections.baselines, name, lambda *_: np.full(2, 3.0))
+    subject = Mock(place=Mock(levels=lambda: 16))
+    images = np.zeros((2, side, 32, 1), np.uint8)
+    found = sections._baselines(subject, images)
+    densities = {"uniform": 4.0, "independent pixels": 3.0, "Gaussian": 3.0}
+    assert found == dict([*densities.items()][:known])
+    subject.data = "not here"
+    assert sections._baselines(subject, images[:, :32]) == {"uniform": 4.0}
+
+
+@pytest.mark.parametrize(
+    ("row", "drawn"),
+    [
+        ({"loss": 1.0}, ["loss"]), ({"loss": None}, []),
+        ({"loss": 1.0, "grad_norm": 2.0}, ["loss", "grad_norm"]),
+        ({"eval_bpd": 2.0, "eval_bpd_stderr": 0.1}, ["training_bpd"]), ({"eval_bpd": 2.0}, []),
+    ],
+)  # fmt: skip
+def test_a_curve_is_drawn_of_what_was_logged(row, drawn, unchecked):
+    optim = Mock(lr=0.5, warmup=4)
+    subject = Mock(log=[{"step": 2} | row], config=Mock(optim=optim))
+    subject.place.levels = lambda: 256
+    found = [*sections._curves(subject)]
+    assert [chart.name for chart in found] == [*drawn, "learning_rate"]
+    assert found[-1].alt.endswith("0.25 at last.")
 
 
 # What charts draw -------------------------------------------------------------------------------
