@@ -499,3 +499,65 @@ def test_what_it_is_in_a_line():
     assert "<caption>ScoreModel</caption>" in table and "<td>grey levels</td>" in table
     assert "<td>SDE</td><td>VP(beta_min=0.1, beta_max=20.0)</td>" in table
     assert "<td>solver</td><td>Multistep(steps=32)</td>" in table
+
+
+# What is passed on
+
+
+class Called(Exception):
+    """What a function was called with, in the place of its work."""
+
+
+@pytest.fixture
+def seen(monkeypatch):
+    """Calls a method whose work by a function is not done; gives the options of that call."""
+
+    def of(function, call):
+        def called(*_, **options):
+            raise Called(options)
+
+        with monkeypatch.context() as patch, pytest.raises(Called) as found:
+            patch.setattr(f"scoremle.model.{function}", called)
+            call()
+        (options,) = found.value.args
+        return options
+
+    return of
+
+
+def of_images():
+    data = Gaussian.random(3, 4, 0.6)
+    noise = lambda x, t: data.noise(VP)(x.reshape(len(x), 4), t).reshape(x.shape)  # noqa: E731
+    return ScoreModel(noise, VP, EPS["vp"], (2, 2, 1), Pixels(8))
+
+
+def test_a_score_passes_on_what_it_is_given(seen):
+    model, images = of_images(), np.zeros((3, 2, 2, 1), np.uint8)
+    noise, device = TruncatedNormal(VP, EPS["vp"], Pixels(8)), jax.devices()[0]
+    options = {"passes": 3, "seed": 5, "batch_size": 7, "devices": [device], "label": "words"}
+    found = seen("score_images", lambda: model.score(images, dequantizer=noise, **options))
+    assert found.pop("dequantizer") is noise and found.pop("condition") is None
+    assert found == options
+    found = seen("score_images", lambda: model.score(images))
+    assert found.pop("dequantizer") == model.default_dequantizer
+    assert found == {"condition": None, "passes": 1, "seed": 0, "batch_size": None,
+                     "devices": [device], "label": ""}  # fmt: skip
+    found = seen("choose_for_images", lambda: model.score(images, tolerance=0.01, **options))
+    assert found == {"condition": None, "mean_over": 3, "passes": 3, "tolerance": 0.01,
+                     "devices": [device], "seed": 5}  # fmt: skip
+    trace = Hutchinson(7)
+    found = seen("choose_for_images", lambda: model.calibrated(images, divergence=trace, seed=5))
+    assert found == {"divergence": trace, "seed": 5}
+
+
+@pytest.mark.parametrize(
+    ("n", "batch_size", "size"), [(3, 256, 4), (3, 2, 2), (4, 256, 4), (5, 256, 8), (1, 9, 1)]
+)
+def test_work_in_batches_has_its_size_and_its_label(n, batch_size, size, seen):
+    data = Gaussian.random(3, 2)
+    model, x = reals(data), data.draw(0, n).astype(np.float32)
+    options = {"batch_size": batch_size, "label": "words"}
+    found = seen("resumable_map", lambda: model.profile(x, **options))
+    assert found == {"size": size, "label": "words", "unit": "profile"}
+    found = seen("resumable_map", lambda: model.sample(n, KEY, **options))
+    assert found == {"size": min(n, batch_size), "least": 1, "label": "words", "unit": "sample"}

@@ -337,3 +337,16 @@ def test_stated_errors_are_those_over_repeated_experiments():
         noise_only[trial] = error < found.noise_stderr * np.array([1, 2])
     np.testing.assert_allclose(inside.mean(axis=0), [0.683, 0.954], atol=0.025)
     np.testing.assert_allclose(noise_only.mean(axis=0), [0.683, 0.954], atol=0.025)
+
+
+@pytest.mark.parametrize(
+    ("n", "dims", "most", "size"),
+    [
+        (1000, 64, None, 256), (1000, 1024, None, 256), (1000, 1025, None, 128),
+        (1000, 2048, None, 128), (1000, 1 << 18, None, 1), (1000, 1 << 20, None, 1),
+        (3, 64, None, 4), (4, 64, None, 4), (5, 64, None, 8), (1, 64, None, 1),
+        (1000, 64, 100, 100), (3, 64, 100, 4), (100, 1 << 20, 7, 7),
+    ],
+)  # fmt: skip
+def test_a_batch_has_256_images_or_so_many_numbers(n, dims, most, size):
+    assert module._size(n, dims, most) == size
