@@ -1,5 +1,8 @@
 """Profiles over noise levels of Gaussians, whose every number is known in closed form."""
 
+import dataclasses
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -8,7 +11,9 @@ from helpers.oracles import EPS, SDES, Gaussian, schedule64
 from helpers.schedules import Curved
 
 import scoremle
+from scoremle.core.divergence import Exact, Hutchinson
 from scoremle.errors import UserError
+from scoremle.likelihood.profile import Profile, msma_levels, square_and_trace
 from scoremle.likelihood.score_images import score_images
 
 every_sde = some("name", SDES, quick=["vp", "ve_linear"])
@@ -145,3 +150,64 @@ def test_a_log_snr_of_each_dimension_has_no_profile():
     model = scoremle.ScoreModel(lambda x, t: x, sde, 1e-3, (2,))
     with pytest.raises(UserError, match="log-SNR"):
         model.profile(np.zeros((1, 2), np.float32))
+
+
+def made(n=3):
+    """A profile of three examples and two bins whose bits are 1, 2, 3 and 4, 5, 6."""
+    rows = np.arange(1.0, n + 1)
+    bits = np.stack([rows, rows + 3], axis=1)
+    columns = {field.name: bits for field in dataclasses.fields(Profile)}
+    edges, levels = np.array([-4.0, 0.0, 6.0]), np.array([1.0, 2.0])
+    own = {"log_snr_edges": edges, "levels": levels, "bits_stderr": bits / 10}
+    return Profile(**columns | own)
+
+
+def test_a_plot_has_an_example_among_half_of_all():
+    matplotlib = pytest.importorskip("matplotlib.figure")
+    axes = matplotlib.Figure().subplots()
+    found = made()
+    assert found.plot(2, axes) is axes
+    half, own = (patch.get_data() for patch in axes.patches)
+    np.testing.assert_allclose(half.values, [2.5, 5.5])
+    np.testing.assert_allclose(half.baseline, [1.5, 4.5])
+    np.testing.assert_allclose(own.values, [3, 6])
+    np.testing.assert_allclose(own.edges, found.log_snr_edges)
+    _, _, (errors,) = axes.containers[0]
+    np.testing.assert_allclose(
+        errors.get_segments(), [[[-2, 2.4], [-2, 3.6]], [[3, 4.8], [3, 7.2]]]
+    )
+    labels = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert labels == ["half of the examples", "example 2"]
+    assert axes.get_xlabel().startswith("log-SNR: noise on the left")
+    assert axes.get_ylabel() == "bits"
+
+
+def test_one_of_the_examples_is_a_profile():
+    one = made().of(1)
+    assert len(one) == 1 and len(made()) == 3
+    np.testing.assert_array_equal(one.bits, [[2, 5]])
+    np.testing.assert_array_equal(one.log_snr_edges, made().log_snr_edges)
+    np.testing.assert_array_equal(one.levels, made().levels)
+    np.testing.assert_allclose(made().flipd, 2)  # dimensions, less the trace, and the square
+
+
+@pytest.mark.parametrize(("dims", "chosen"), [(16, Exact()), (17, Hutchinson(5))])
+def test_up_to_sixteen_dimensions_a_trace_is_exact(dims, chosen, monkeypatch):
+    def drawn(divergence, *_):
+        assert divergence == chosen
+        raise InterruptedError
+
+    for kind in (Exact, Hutchinson):
+        monkeypatch.setattr(kind, "draw", drawn)
+    x, keys = jnp.ones((2, dims)), jax.random.split(jax.random.key(0))
+    with pytest.raises(InterruptedError):
+        square_and_trace(lambda x, t: x, SDES["vp"], x, keys, jnp.zeros(()), eps=1e-3, probes=5)
+
+
+def test_noise_levels_of_msma_are_those_that_the_model_has():
+    linear = scoremle.SDE("vp", scoremle.LinearLogSNR(0.0, 4.0), 1.0)
+    all_ten = -2 * np.log(np.geomspace(1, 0.01, 10))
+    for width in (1.0, 2.0):
+        wanted = all_ten - 2 * np.log(width)
+        inside = wanted[(wanted >= -1e-9) & (wanted <= 4)]
+        np.testing.assert_allclose(msma_levels(linear, 0.0, width), inside, atol=1e-6)
