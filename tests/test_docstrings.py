@@ -15,11 +15,15 @@ import pytest
 
 import scoremle
 from scoremle import anomaly, weights
+from scoremle.core.prediction import NetworkNoise
+from scoremle.likelihood.elbo import ELBO
 from scoremle.likelihood.pilot import Pilot, choose_within
 from scoremle.likelihood.profile import Profile
 from scoremle.likelihood.published_rk45 import PublishedRK45
-from scoremle.likelihood.score_images import choose_for_images, score_images
+from scoremle.likelihood.record import Likelihood
+from scoremle.likelihood.score_images import Scored, choose_for_images, score_images
 from scoremle.likelihood.steps import BySteps, step_bound
+from scoremle.model import Origin
 from scoremle.nn.flowpp import FlowPP
 from scoremle.nn.vdm import MuLANEncoder, VDMNet
 from scoremle.quality import metrics
@@ -190,3 +194,33 @@ def test_what_nobody_names_is_as_documented(public):
     }
     of_records = {n: repr(v) for n, v in found.items() if repr(v) in DEFAULTS[public].values()}
     assert {**found, **of_records} == DEFAULTS[public]
+
+
+# Fields that belong to the structure of a program, and are not differentiated; all other fields of
+# these records are numbers or records.
+STRUCTURE = {
+    scoremle.TruncatedNormal: {"pixels"}, scoremle.LinearBeta: {"kernel"},
+    scoremle.SDE: {"kernel"}, scoremle.VE: {"kernel"}, scoremle.VP: {"kernel"},
+    scoremle.LinearVE: {"kernel"}, scoremle.SubVP: {"kernel"},
+    scoremle.AlphaSquared: {"stratified"},
+    scoremle.BinnedLogSNR: {"stratified"}, scoremle.UniformLogSNR: {"stratified"},
+    scoremle.UniformTime: {"stratified"}, scoremle.ByElbo: {"matching", "draws"},
+    scoremle.ByOde: {"samples"}, scoremle.ScoreModel: {"eps", "shape", "pixels"},
+    scoremle.Multistep: {"steps"}, BySteps: {"variance", "clip", "draws"},
+    FlowModel: {"function", "shape", "pixels", "inverse", "forward"},
+    Origin: {"dataset", "step", "checkpoint", "pilot", "published", "classes", "middles"},
+    NetworkNoise: {"prediction", "time_input", "sigma_data"}, ELBO: {"bounds"},
+    Likelihood: {"trace", "refined"},
+}  # fmt: skip
+# Fields that a record's line is without.
+UNSAID = {
+    scoremle.Multistep: {"calibration", "typical"}, ELBO: {"profile"}, NetworkNoise: {"network"},
+    Scored: {"differences", "order"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("record", STRUCTURE | UNSAID, ids=lambda record: record.__name__)
+def test_a_record_has_its_structure_and_says_what_is_short(record):
+    fields = dataclasses.fields(record)
+    assert {f.name for f in fields if f.metadata.get("static")} == STRUCTURE.get(record, set())
+    assert {f.name for f in fields if not f.repr} == UNSAID.get(record, set())
