@@ -1,6 +1,7 @@
 """The training step is the published one; the loop survives everything, bit for bit."""
 
 import contextlib
+import importlib
 import io
 import json
 import os
@@ -266,6 +267,29 @@ def test_the_parameters_that_a_training_begins_with_stay():
             steps=2, optimizer=optax.sgd(0.1), ema_rate=0.5,
         )  # fmt: skip
         assert not first["mean"].any() and (found["mean"] > 0).all()
+
+
+def test_lines_and_checkpoints_come_after_so_many_steps(tmp_path, monkeypatch):
+    called = []
+
+    class Called(Exception):
+        pass
+
+    def looped(*arguments, **options):
+        called.append((*arguments, options))
+        raise Called
+
+    monkeypatch.setattr(importlib.import_module("scoremle.training.fit"), "Loop", looped)
+    for folder in (tmp_path, None):
+        with pytest.raises(Called):
+            fit(worker.loss, 0.0, lambda i: i, steps=50, every=7, folder=folder,
+                optimizer=optax.sgd(0.1), ema_rate=0.5, seed=3)  # fmt: skip
+        *_, batches, schedule, options = called.pop()
+        assert schedule == loop.Intervals(50, 1, 7, 50, 7, 7) and batches(1)(9) == 9
+        assert options["note"] == {"seed": 3, "ema_rate": 0.5}
+        (writer,), store = options["writers"], options["preemption"]
+        assert isinstance(writer, writers.Console)
+        assert (store and (store.folder, store.keep)) == (folder and (tmp_path, 2))
 
 
 def test_schedule():
