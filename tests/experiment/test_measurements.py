@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import json
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import jax
 import numpy as np
@@ -13,8 +14,10 @@ from helpers.printed import assert_printed, column
 
 import scoremle
 from scoremle.cli import main as cli
+from scoremle.core.dequantize import Flow, TruncatedNormal, Uniform
 from scoremle.core.pytree import describe
 from scoremle.errors import UserError
+from scoremle.experiment import measurement
 from scoremle.experiment.measurements import Measurements
 from scoremle.experiment.own_measurement import prepared
 from scoremle.likelihood.decoders import InformedDecoder
@@ -324,3 +327,40 @@ def test_under_all_labels_the_pilot_goes_by_the_first(score, tmp_path):
 def test_mistakes_are_one_line(score, flags, words):
     code, told, _ = score(*flags)
     assert code == 2 and words in told and told.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "noise", "codes", "label", "kind"),
+    [
+        ("exact", "uniform", False, "", "exact"),
+        ("exact", "truncated_normal", False, "", "exact_truncated_normal"),
+        ("exact", "informed", False, "", "ode_bound"),
+        ("bound", "uniform", True, "", "bound"), ("bound", "none", False, "", "bound_none"),
+        ("bound", "informed", False, "", "bound_informed"),
+        ("exact", "uniform", True, "", "exact_code_bound"),
+        ("exact", "uniform", False, "3", "exact_label_3"),
+        ("exact", "none", True, "all", "exact_none_code_bound_label_all"),
+    ],
+)  # fmt: skip
+def test_a_measurement_is_named_by_its_noise_its_codes_and_its_label(
+    name, noise, codes, label, kind, unchecked
+):
+    model = Mock(coder="codes" if codes else None)
+    assert measurement.kind_under(measurement.with_noise(name, noise), model, label) == kind
+
+
+@pytest.mark.parametrize(
+    ("dequantizes", "middles", "label", "title"),
+    [
+        (True, False, "", "exact, uniform dequantization"),
+        (True, True, "", "exact, truncated normal dequantization"),
+        (False, True, "", "exact"), (True, False, "3", "exact, label 3, uniform dequantization"),
+        (True, False, "all", "exact, uniform dequantization"),
+    ],
+)  # fmt: skip
+def test_a_measurement_says_what_it_is(dequantizes, middles, label, title, unchecked):
+    noise = Mock(spec=TruncatedNormal) if middles else Uniform()
+    estimator = Mock(title="exact", dequantizes=dequantizes)
+    found = measurement.Measurement(None, estimator, noise, label=label)
+    assert found.title == title and not found.of_flow
+    assert measurement.Measurement(None, estimator, Mock(spec=Flow)).of_flow
