@@ -158,7 +158,7 @@ def test_names_that_are_meant():
     assert "leave --label out" in str(no_labels("--label")) and "label out" in str(no_labels())
     assert " steps=1000 " in str(no_chain()) and " --steps=1000 " in str(no_chain(as_flag))
     assert (as_flag("skip_bad=True"), as_flag("fit")) == ("--skip-bad", "--fit")
-    told = pytest.raises(UserError, match=r"a page .*extra plots: .*scoremle\[plots\]")
+    told = pytest.raises(UserError, match=r"page .*plots: .*scoremle\[plots\]")
     with told, needing("a page", "plots"):
         raise ImportError
 
