@@ -202,7 +202,7 @@ READ = ["model_index.json", "unet/config.json", "scheduler/scheduler_config.json
         ({"unet/config.json": b'{"sample_size": 4, "in_channels": "x"}'}, "in_channels", READ),
         ({"scheduler/scheduler_config.json": b"{}"}, "no betas", READ),
         ({"unet/config.json": 2 << 20}, "2097152 bytes", []),
-        (dict.fromkeys([f"unet/{name}" for name in WEIGHTS]), r"no .*safetensors.* or", READ),
+        (dict.fromkeys([f"unet/{name}" for name in WEIGHTS], ...), r"no .*safetensors.* or", READ),
         ({"unet/diffusion_pytorch_model.safetensors": 1 << 40}, "1099511627776 bytes", READ),
         ({"unet/diffusion_pytorch_model.safetensors": None}, "of None bytes", READ),
     ],
@@ -211,7 +211,7 @@ def test_no_more_is_fetched_than_is_read_and_may_be_served(
     changed, words, fetched, tmp_path, monkeypatch
 ):
     pytest.importorskip("huggingface_hub")
-    files = {name: of for name, of in (PIPELINE | changed).items() if of is not None}
+    files = {name: of for name, of in (PIPELINE | changed).items() if of is not ...}
     hub = Hub(tmp_path, files)
     monkeypatch.setattr("huggingface_hub.snapshot_download", hub.snapshot_download)
     with pytest.raises(UserError, match=words) as error:
