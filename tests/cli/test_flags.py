@@ -449,6 +449,16 @@ def test_words_that_are_no_command(word, hint, capsys):
     assert capsys.readouterr().err == f"scoremle: error: unknown command {word!r}; {hint}\n"
 
 
+@pytest.mark.parametrize("command", ["eval", "train-deq"])
+def test_a_name_of_a_config_that_is_no_folder_has_the_command_that_makes_one(
+    command, capsys, monkeypatch, tmp_path
+):
+    monkeypatch.chdir(tmp_path)
+    for word, hint in (("digits", "; first: scoremle train digits runs/digits"), ("digit", "")):
+        assert cli.main([command, word]) == 2
+        assert capsys.readouterr().err.endswith(f"there is no folder {word}{hint}\n")
+
+
 def test_usage_and_version(capsys):
     assert cli.main([]) == 2
     assert capsys.readouterr().err == help.screen() + "\n"

@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import Mock
 
@@ -262,6 +263,16 @@ def test_the_mean_over_all_labels_has_no_profile(measurements, tmp_path):
     model = model_of(tmp_path, "labelled")
     (one,), (every,) = (measurements(model, label=label).values() for label in ("1", "all"))
     assert one.log_snr_edges is not None and every.log_snr_edges is None
+
+
+@pytest.mark.parametrize(("label", "mean_over"), [("all", 1), ("", 7), ("3", 7)])
+def test_a_mean_of_probabilities_is_not_corrected(label, mean_over, monkeypatch, unchecked):
+    given = {}
+    choose = "scoremle.experiment.measurements.choose_for_images"
+    monkeypatch.setattr(choose, lambda *_, **how: given.update(how))
+    experiment = Mock(exact=True, pilot=True, evaluation=Mock(label=label))
+    assert Measurements(experiment, Mock(), Path("x"), 7, IMAGES).choice is None
+    assert given["mean_over"] == mean_over
 
 
 def test_what_looks_wrong_is_said_and_nothing_if_all_is_well(score, tmp_path):

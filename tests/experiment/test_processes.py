@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -16,9 +17,12 @@ from helpers.places import ROOT
 from helpers.several import Run, parameters, together
 from helpers.tiny_runs import TINY
 
+import scoremle
 from scoremle import processes
+from scoremle.cli.commands import experiment
 from scoremle.errors import UserError
 from scoremle.experiment.build import build
+from scoremle.experiment.config import published_config
 from scoremle.experiment.workdir import Workdir
 
 FIELDS = (
@@ -27,6 +31,14 @@ FIELDS = (
     "--config.training.n_jitted_steps=5", "--config.training.log_freq=5",
     "--config.training.snapshot_freq=1000", "--config.training.snapshot_freq_for_preemption=1000",
 )  # fmt: skip
+
+
+def test_what_processes_must_agree_on():
+    config = published_config("digits", {"data.path": "here", "training.batch_size": 12})
+    facts = experiment._facts(SimpleNamespace(config=config, mode="train"))
+    assert facts["mode"] == "train" and facts["training.batch_size"] == 12
+    assert facts["jax"] == jax.__version__ and facts["scoremle"] == scoremle.__version__
+    assert "eval.nodes" in facts and not facts.keys() & {"data.path", "eval.stats"}
 
 
 @pytest.mark.slow

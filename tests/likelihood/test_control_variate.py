@@ -20,6 +20,7 @@ from scoremle.likelihood.control_variate import (
     Control,
     FittedGaussian,
     most_examples,
+    noise_features,
 )
 from scoremle.likelihood.control_variate_fit import EVEN, fit_control
 from scoremle.likelihood.elbo import ELBO, elbo
@@ -135,6 +136,10 @@ def test_residual_is_that_of_the_optimal_noise_prediction(name):
     np.testing.assert_allclose(whole, expected, rtol=2e-4, atol=2e-5)
     exact = [DATA.residual(sde, np.asarray(x)[i : i + 1], float(t[i]))[0] / 2 for i in range(50)]
     np.testing.assert_allclose(mean, exact, rtol=2e-4, atol=2e-5)
+    first, *sums = noise_features(MODEL, lam, x, deviations, z).T
+    np.testing.assert_allclose(first, whole - mean, rtol=2e-4, atol=2e-5)
+    by_hand = [(x**j * (z**2 - 1)).sum(axis=1) / 2 for j in range(3)]
+    np.testing.assert_allclose(sums, by_hand, rtol=2e-4, atol=2e-5)
 
 
 @every_sde

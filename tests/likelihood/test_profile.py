@@ -130,8 +130,8 @@ def test_of_images_it_is_the_diffusion_term_of_their_bound():
         a, s = sde.alpha(t)[:, None, None, None], sde.sigma(t)[:, None, None, None]
         return s * (x - 0.2 * a) / (0.09 * a**2 + s**2)
 
-    model = scoremle.ScoreModel(noise, sde, 1e-3, (1, 3, 1), scoremle.Pixels(8, -1, 1))
-    images = np.arange(12, dtype=np.uint8).reshape(4, 1, 3, 1) % 8
+    model = scoremle.ScoreModel(noise, sde, 1e-3, (1, 3, 1), scoremle.Pixels(2, -1, 1))
+    images = np.arange(12, dtype=np.uint8).reshape(4, 1, 3, 1) // 2 % 2
     found = model.profile(images, draws=64)
     bits, dims = found.bits.sum(axis=1), 3
     # Dequantization noise is fresh in each draw of a profile, and one for all in a bound.
@@ -140,6 +140,10 @@ def test_of_images_it_is_the_diffusion_term_of_their_bound():
     error = np.hypot(each.std(axis=0) / 40**0.5, np.sqrt(np.sum(found.bits_stderr**2, axis=1)))
     assert (np.abs(bits - each.mean(axis=0)) < 4 * error).all()
     middle = model.pixels.encode(images, 0.5)
+    # The mean over a uniform interval of what is quadratic, by two points.
+    ends, plain = 1 / np.sqrt(12) * np.array([-1, 1]), dataclasses.replace(model, pixels=None)
+    around = np.mean([plain.profile(middle + end, draws=64).bits for end in ends], axis=(0, 1))
+    assert bits.mean() == pytest.approx(around.sum(), rel=0.05)
     t = jnp.full(4, times("vp", middles(found)[3]), jnp.float32)
     square = np.square(noise(sde.alpha(t)[0] * middle, t)).sum(axis=(1, 2, 3))
     np.testing.assert_allclose(found.square[:, 3], square, rtol=1e-4)

@@ -62,6 +62,7 @@ def test_the_network_is_found_from_its_shapes(name):
         {"ch_mult": (1,), "attn_resolutions": ()},
         {"ch_mult": (1, 1, 1), "attn_resolutions": (16, 4), "num_res_blocks": 3},
         {"ch_mult": (2, 1, 3), "attn_resolutions": (8,), "resblock_type": "ddpm"},
+        {"ch_mult": (1, 1, 2), "attn_resolutions": (16, 8)},
         {"ch_mult": (1, 1), "resblock_type": "ddpm", "resamp_with_conv": False},
         {"ch_mult": (2, 1), "progressive_input": "input_skip", "progressive_combine": "cat"},
         pytest.param(
@@ -76,7 +77,8 @@ def test_other_networks_are_found_too(fields):
     args = jax.random.key(0), jnp.zeros((1, 16, 16, 1)), jnp.ones(1)
     params = jax.eval_shape(DDPMpp(**fields).init, *args)["params"]
     found = architecture(params)
-    assert len(found.pop("attention at levels")) == len(fields.pop("attn_resolutions"))
+    levels, sizes = found.pop("attention at levels"), fields.pop("attn_resolutions")
+    assert len(levels) == len(sizes) and [*levels] == sorted({*levels})
     fields.pop("resamp_with_conv", None)
     assert fields.items() <= found.items()
 
