@@ -12,13 +12,12 @@ where that of one draw for all does not. That error is estimated from the rates'
 many, so that few nodes are enough: from the spread of several integrals' parts at each node, or
 from the scatter of a single one's along the nodes.
 
-The stated error has three parts: the error of the steps by Milne's device; the roughness of the
-field from node to node, which that device does not see; and the distance of the integrals from
-their quadrature of two orders less. The first two are added, since a change over a few steps shows
-in both, and in neither in full. The third adds to them like an independent error. What a rough
-field does to the state and to its divergence has opposite signs in the mean over a density
-(Stein's identity): so the effects of single dimensions are squared and added, not their sum. Fewer
-than four steps give no error: it is NaN.
+The stated error has three parts, which add like independent ones: the error of the steps by
+Milne's device; the roughness of the field from node to node, which that device does not see; and
+the distance of the integrals from their quadrature of two orders less. What a rough field does to
+the state and to its divergence has opposite signs in the mean over a density (Stein's identity):
+so the effects of single dimensions are squared and added, not their sum. Fewer than four steps
+give no error: it is NaN.
 """
 
 import dataclasses
@@ -39,11 +38,8 @@ from scoremle.types import AnyArray, Data, PerExample, Times
 __all__ = ["Multistep", "Planned", "stated"]
 
 ORDER = 3
-# Roughness is measured by the difference of this order, which is zero for quartics; where there
-# are fewer steps, by that of their number.
-DIFFERENCE = 5
-# Fewer steps give no error.
-FEWEST = ORDER + 1
+# Roughness is measured by the difference of this order, which is zero for cubics.
+DIFFERENCE = ORDER + 1
 # The history begins with one value, and the field changes most near the data: the first step is
 # shorter than the last by this factor. Steps grow over this share of them, and so many at most.
 FIRST_STEP = 1 / 3
@@ -75,8 +71,7 @@ class StepTable(NamedTuple):
 
     The first node ends no step: its weights are zero. ``contrast`` takes a difference of unit
     variance. ``total`` is the weight of each node's rate in the integrals, and ``gap`` its
-    difference from that of a quadrature of two orders less. Their shares weigh squared
-    contrasts in a variance.
+    difference from that of a quadrature of two orders less.
     """
 
     node: Weights
@@ -85,8 +80,6 @@ class StepTable(NamedTuple):
     contrast: Weights
     total: Weights
     gap: Weights
-    total_share: Weights
-    gap_share: Weights
 
 
 def _nodes(steps: int) -> np.ndarray:
@@ -126,49 +119,44 @@ def _totals(nodes: np.ndarray, count: int) -> np.ndarray:
     return found
 
 
-def _contrast(nodes: np.ndarray, end: int, order: int) -> np.ndarray:
-    """Weights, of norm one, that polynomials of lower ``order`` give zero; zeros for few nodes."""
-    found = np.zeros(DIFFERENCE + 1)
-    if end >= order:
-        points = nodes[end::-1][: order + 1]
-        weights = 1 / (points[:, None] - points + np.eye(order + 1)).prod(axis=1)
-        found[: order + 1] = weights / np.linalg.norm(weights)
-    return found
-
-
-def _shares(weights: np.ndarray, order: int) -> np.ndarray:
-    """Weights of the squared contrast at each node; the first counts for the nodes before, too."""
-    squares = np.square(weights)
-    squares[order] += squares[:order].sum()
-    squares[:order] = 0
-    return squares
+def _contrast(nodes: np.ndarray, end: int) -> np.ndarray:
+    """Weights, of norm one, that any cubic gives zero; zeros where there are too few nodes."""
+    points = nodes[end::-1][: DIFFERENCE + 1]
+    if len(points) <= DIFFERENCE:
+        return np.zeros(DIFFERENCE + 1)
+    gaps = points[:, None] - points + np.eye(DIFFERENCE + 1)
+    weights = 1 / gaps.prod(axis=1)
+    return weights / np.linalg.norm(weights)
 
 
 @cache
 def step_table(steps: int, room: int | None = None) -> StepTable:
     """The plan of ``steps`` steps, with zeros behind up to ``room`` of them. Read only."""
     nodes = _nodes(steps)
-    order = min(DIFFERENCE, steps)
     rows = np.zeros((3, steps + 1, DIFFERENCE + 1))
     for n in range(1, steps + 1):
         rows[0, n] = _step_weights(nodes, n, 1, ORDER)
         rows[1, n] = _step_weights(nodes, n, 0, ORDER)
-        rows[2, n] = _contrast(nodes, n, order)
+        rows[2, n] = _contrast(nodes, n)
     predictor, corrector, contrast = rows
     # While the history is short, the predictor is of a lower order than the rest.
     kept = np.where(np.arange(steps + 1) < ORDER, 0, BLEND)[:, None]
     corrector = kept * predictor + (1 - kept) * corrector
-    total = _totals(nodes, ORDER + 2)
+    total = _totals(nodes, DIFFERENCE + 1)
     gap = total - _totals(nodes, ORDER)
-    found = StepTable(
-        nodes, predictor[:, 1:], corrector, contrast, total, gap,
-        total_share=_shares(total, order), gap_share=_shares(gap, order),
-    )  # fmt: skip
+    found = StepTable(nodes, predictor[:, 1:], corrector, contrast, total, gap)
     behind = 0 if room is None else room - steps
     padded = [np.pad(a, [(0, behind)] + [(0, 0)] * (a.ndim - 1)) for a in found]
     for a in padded:
         a.flags.writeable = False
     return StepTable(*padded)
+
+
+def _shares(weights: Weights) -> Float[Array, " n"]:
+    """Weights of the squared contrast at each node; the first counts for the nodes before, too."""
+    squares = jnp.square(weights)
+    before = jnp.sum(squares[:DIFFERENCE])
+    return squares.at[:DIFFERENCE].set(0).at[DIFFERENCE].add(before)
 
 
 def _variance(effects: Data) -> Float[Array, " b"]:
@@ -188,11 +176,10 @@ class _Carry(NamedTuple):
     state: Data
     integrals: Float[Array, "m b"]
     lost: Float[Array, "m b"]
-    history: Float[Array, "5 b *d"]
-    parts_history: Float[Array, "5 b *k"]
+    history: Float[Array, "4 b *d"]
+    parts_history: Float[Array, "4 b *k"]
     effect: Float[Array, " b"]
     squares: Float[Array, " b"]
-    rough: Float[Array, " b"]
     gap: Float[Array, " b"]
     gap_scatter: Float[Array, " b"]
     scatter: Float[Array, " b"]
@@ -242,14 +229,11 @@ class Planned:
             return jnp.full(batch, problem.start + span * node, dtype)
 
         _, rates, parts = jax.eval_shape(field, clock(0.0), state, ONE_DRAW)
-        several = len(rates) > 1
-        noise_weights = (
-            (jnp.square(weights.total), jnp.square(weights.gap))
-            if several
-            else (weights.total_share, weights.gap_share)
+        several, rough_shares = len(rates) > 1, jnp.square(span) * _shares(weights.total)
+        shares, gap_shares = (
+            jnp.square(span) * (jnp.square(total) if several else _shares(total))
+            for total in (weights.total, weights.gap)
         )
-        shares, gap_shares = (jnp.square(span) * each for each in noise_weights)
-        rough_shares = jnp.square(span) * weights.total_share
         zeros, none = jnp.zeros(rates.shape, dtype), jnp.zeros(batch, dtype)
         compared = random and not several
         first = _Carry(
@@ -260,7 +244,6 @@ class Planned:
             parts_history=jnp.zeros((DIFFERENCE * compared, *parts.shape[1:]), dtype),
             effect=none,
             squares=none,
-            rough=none,
             gap=none,
             gap_scatter=none,
             scatter=none,
@@ -295,8 +278,7 @@ class Planned:
                 history=history[:-1],
                 parts_history=parts_history[:-1],
                 effect=carry.effect + effect,
-                squares=carry.squares + jnp.square(effect),
-                rough=carry.rough + rough_shares[n] * rough,
+                squares=carry.squares + jnp.square(effect) + rough_shares[n] * rough,
                 gap=carry.gap + span * w.gap * mean_integral(integral_rate),
                 gap_scatter=carry.gap_scatter + gap_shares[n] * noise,
                 scatter=carry.scatter + shares[n] * noise,
@@ -307,16 +289,14 @@ class Planned:
         last = jax.lax.fori_loop(0, self.steps + 1, once, first)
         finite = jnp.all(jnp.isfinite(last.state), axis=tuple(range(1, state.ndim)))
         # Steps of a rough field err like independent ones, those of a smooth one with one sign.
-        milne = jnp.sqrt(last.squares + jnp.square(last.effect))
-        rough = jnp.sqrt(jnp.maximum(last.rough, 0))
-        steps = jnp.square(COVERING_FACTOR * (milne + rough))
+        steps = COVERING_FACTOR**2 * (last.squares + jnp.square(last.effect))
         noise = jnp.where(fresh, NOISE**2 * last.gap_scatter, 0)
         gap = jnp.maximum(jnp.square(last.gap) - noise, 0)
-        enough = fresh & (several | (self.steps >= FEWEST))
+        enough = fresh & (several | (self.steps >= DIFFERENCE))
         return Solution(
             state=last.state,
             integrals=last.integrals,
-            error=stated(self, jnp.where(self.steps < FEWEST, jnp.nan, jnp.sqrt(steps + gap))),
+            error=stated(self, jnp.where(self.steps < DIFFERENCE, jnp.nan, jnp.sqrt(steps + gap))),
             scatter=jnp.where(enough, last.scatter, jnp.nan),
             evaluations=jnp.broadcast_to(jnp.asarray(self.steps + 1, jnp.int32), batch),
             ok=finite & jnp.all(jnp.isfinite(last.integrals), axis=0),

@@ -22,20 +22,19 @@ def without_parts(integral_rates):
     return integral_rates, jnp.zeros((*integral_rates.shape, 0))
 
 
-@pytest.mark.parametrize("steps", [1, 2, 4, 5, 40])
+@pytest.mark.parametrize("steps", [1, 2, 5, 40])
 def test_weights_integrate_what_they_interpolate(steps):
     p = step_table(steps)
     assert p.node[0] == 0 and p.node[-1] == pytest.approx(1)
-    for power in range(min(steps, ORDER + 1) + 1):
+    for power in range(min(steps, DIFFERENCE) + 1):
         assert p.total @ p.node**power == pytest.approx(1 / (power + 1))
     if steps >= ORDER:
         gaps = [p.gap @ p.node**power for power in range(ORDER + 1)]
         np.testing.assert_allclose(gaps[:ORDER], 0, atol=1e-12)
         assert abs(gaps[ORDER]) > 1e-6
-    order = min(DIFFERENCE, steps)
-    for n in range(order, steps + 1):
-        window = p.node[n::-1][: order + 1]
-        moments = [p.contrast[n][: order + 1] @ window**k for k in range(order)]
+    for n in range(DIFFERENCE, steps + 1):
+        window = p.node[n::-1][: DIFFERENCE + 1]
+        moments = [p.contrast[n] @ window**k for k in range(DIFFERENCE)]
         np.testing.assert_allclose(moments, 0, atol=1e-12)
         assert np.linalg.norm(p.contrast[n]) == pytest.approx(1)
 
