@@ -527,7 +527,10 @@ def seen(monkeypatch):
 
 def of_images():
     data = Gaussian.random(3, 4, 0.6)
-    noise = lambda x, t: data.noise(VP)(x.reshape(len(x), 4), t).reshape(x.shape)  # noqa: E731
+
+    def noise(x, t):
+        return data.noise(VP)(x.reshape(len(x), 4), t).reshape(x.shape)
+
     return ScoreModel(noise, VP, EPS["vp"], (2, 2, 1), Pixels(8))
 
 

@@ -327,17 +327,6 @@ def test_another_model_and_other_images_are_refused(detector):
         of_features.score(None, np.zeros((2, 4)))
 
 
-def test_a_detector_that_could_not_be_read_again_is_not_written(detector, tmp_path, monkeypatch):
-    found = Detector.read(detector)
-    written = len(json.dumps(dataclasses.asdict(found), indent=2))
-    monkeypatch.setattr("scoremle.anomaly.detector.LONGEST_JSON", 2 * written)
-    found.write(tmp_path / "d")
-    monkeypatch.setattr("scoremle.anomaly.detector.LONGEST_JSON", 2 * written - 2)
-    with pytest.raises(UserError, match="too many numbers"):
-        found.write(tmp_path / "e")
-    assert [*tmp_path.iterdir()] == [tmp_path / "d"]
-
-
 def without(name):
     return lambda content: {k: v for k, v in content.items() if k != name}
 

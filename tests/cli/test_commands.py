@@ -192,7 +192,7 @@ def test_a_fraction_is_between_none_and_all(text, value):
 
 
 def of_table(table: str, command: str) -> set[str]:
-    """What a table has for a command."""
+    """Gives the names that a table has for a command."""
     rows = dict(row.split(":") for row in table.split())
     return {*rows.get(command, "").split(",")} - {""}
 

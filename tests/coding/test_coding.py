@@ -379,7 +379,7 @@ RECORD = {"shape": [2, 3, 1], "lanes": 3, "steps": 5, "names": []}
     ],
 )  # fmt: skip
 def test_numbers_of_a_record_may_be_their_limits(fields, words, unchecked):
-    """Of a block of three images and one of one, which has 7 bytes."""
+    """Checks a record of a coded block of three images, and of a plain one of 7 bytes."""
     of, plain = (codec.CodedBlock(3, 0), codec.CodedBlock(1, 0, 7)), Path("x")
     with pytest.raises(UserError, match=words) if words else contextlib.nullcontext():
         file._check(plain, RECORD | fields, of, 7)

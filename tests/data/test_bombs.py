@@ -653,7 +653,7 @@ def test_a_zip_is_read_as_far_as_its_members_are_bounded(monkeypatch):
 
 
 def list_of(file, name):
-    """All that a data set has in the folder of a file."""
+    """Reads a data set whole, from the folder of a file."""
     return [*DATASETS[name].read(file.parent, Options()).chunks]
 
 

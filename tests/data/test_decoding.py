@@ -147,24 +147,8 @@ def test_what_cannot_be_taken_has_a_reason(content, words):
     assert found.pixels is None and words in found.reason
 
 
-@pytest.mark.parametrize(
-    ("bound", "most", "words"),
-    [("MAX_PIXELS", 64, "pixels"), ("MAX_SCANNED", 2 * 64 * 3, "coded more than")],
-)
-def test_what_a_picture_takes_is_bounded(bound, most, words, monkeypatch):
-    """Of a JPEG each scan: here of three colours, in parts."""
-    content = encoded(COLOUR, "JPEG", progressive=True)
-    scans = content.count(decoding.START_OF_SCAN)
-    most = {"MAX_PIXELS": 64, "MAX_SCANNED": 64 * scans}[bound]
-    monkeypatch.setattr(decoding, bound, most)
-    assert decode_image("a.jpg", content, (8, 8, 3)).pixels is not None
-    monkeypatch.setattr(decoding, bound, most - 1)
-    found = decode_image("a.jpg", content, (8, 8, 3))
-    assert found.pixels is None and words in found.reason
-
-
 def test_heic_is_read_where_its_library_is(monkeypatch):
-    """Which registers it with Pillow: here one that registers nothing."""
+    """The library registers HEIC with Pillow; this one stands for it, and registers nothing."""
     told = []
     library = SimpleNamespace(register_heif_opener=lambda: told.append(1))
     monkeypatch.setitem(sys.modules, "pillow_heif", library)
@@ -293,7 +277,7 @@ def test_a_picture_may_have_as_many_pixels_as_the_limit(limit, fine, monkeypatch
 @pytest.mark.parametrize(("spare", "fine"), [(0, True), (-1, False)])
 def test_scans_of_a_jpeg_may_code_as_many_pixels_as_the_limit(spare, fine, monkeypatch):
     content = encoded(COLOUR, "JPEG", progressive=True)
-    scans = content.count(b"\xff\xda")
+    scans = content.count(decoding.START_OF_SCAN)
     assert scans > 5
     monkeypatch.setattr(decoding, "MAX_SCANNED", 64 * scans + spare)
     found = decode_image("a", content, (8, 8, 3))
@@ -306,7 +290,7 @@ def test_scans_of_a_jpeg_may_code_as_many_pixels_as_the_limit(spare, fine, monke
 def test_ways_to_pack_a_tiff_that_take_no_more_memory_than_it_has(packed):
     try:
         content = encoded(GREY, "TIFF", compression=packed)
-    except Exception:  # a libtiff without it
+    except OSError:  # a libtiff without it
         pytest.skip(f"needs a libtiff with {packed}")
     found = decode_image("a", content, (8, 8, 1))
     if packed in ("lzma", "zstd"):

@@ -34,7 +34,7 @@ def test_equality_fails_on_both_sides():
 
 
 def test_the_error_of_a_difference_by_hand():
-    """Of gaps 1 and 3: a deviation of sqrt(2), over two images."""
+    """The gaps 1 and 3 deviate by sqrt(2), over two images."""
     (verdict,) = verdicts({"exact_trace": np.array([1.0, 3.0]), "exact": np.zeros(2)})
     assert (verdict.difference, verdict.stderr) == (2.0, 1.0)
 
@@ -67,7 +67,7 @@ FAULT, FLOW = "contradict", "train it longer"
     ],
 )  # fmt: skip
 def test_four_standard_errors_are_no_contradiction(first, second, both_ways, meaning):
-    """Of gaps 1 and 3 the mean is 2 and the error 1: 2 is added to it, or more."""
+    """The gaps 1 and 3 have the mean 2, with an error of 1: four errors are 2 more."""
     for added, holds in ((2.0, True), (2.001, False), (-6.0, True), (-6.001, not both_ways)):
         bpd = {first: np.array([1.0, 3.0]) + added, second: np.zeros(2)}
         (verdict,) = verdicts(bpd)
