@@ -8,7 +8,6 @@ follows its root. Whatever was learned, the loss stays unbiased: it is divided b
 (Nichol and Dhariwal, arXiv 2102.09672, section 3.3, in continuous time.)
 """
 
-
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 

@@ -6,7 +6,6 @@ probe held fixed (Song et al., arXiv 2011.13456, and the code of arXiv 2101.0925
 image's value depends on its neighbours, and its log-density is one entry among D + 1.
 """
 
-
 import jax
 import jax.numpy as jnp
 import numpy as np
