@@ -73,6 +73,7 @@ class ADM(nn.Module):
             have the size ``image_size``.
         channel_mult: channels of each level, in units of ``num_channels``; each level but the last
             halves the image. Empty: the multiples that belong to ``image_size``.
+        conv_resample: resample by a convolution, where residual blocks do not.
         use_scale_shift_norm: times scale and shift the features; otherwise they are added.
         resblock_updown: resample in residual blocks.
         use_new_attention_order: split queries, keys and values before the heads.
@@ -93,6 +94,7 @@ class ADM(nn.Module):
     num_head_channels: int = -1
     attention_resolutions: tuple[int, ...] = (16, 8)
     channel_mult: tuple[float, ...] = ()
+    conv_resample: bool = True
     use_scale_shift_norm: bool = True
     resblock_updown: bool = False
     use_new_attention_order: bool = False
@@ -207,12 +209,16 @@ class ADM(nn.Module):
     def _halve(self, name: str, h: Images, resnet: Callable[..., Images]) -> Images:
         if self.resblock_updown:
             return resnet(name, h, resize=resample.naive_downsample_2d)
+        if not self.conv_resample:
+            return resample.naive_downsample_2d(h)
         return blocks.conv(f"{name}.op", h.shape[-1], strides=2, dtype=self.dtype)(h)
 
     def _double(self, name: str, h: Images, resnet: Callable[..., Images]) -> Images:
         if self.resblock_updown:
             return resnet(name, h, resize=resample.naive_upsample_2d)
         h = resample.naive_upsample_2d(h)
+        if not self.conv_resample:
+            return h
         return blocks.conv(f"{name}.conv", h.shape[-1], dtype=self.dtype)(h)
 
     def _attend(self, name: str, h: Images, heads: int) -> Images:
