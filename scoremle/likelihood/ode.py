@@ -54,7 +54,8 @@ def ode_log_likelihood(
 
     With a ``tolerance`` a pilot on the first 32 examples chooses the cheapest solver and trace.
     The errors of both together are about that in root mean square. An example whose solver states
-    more is solved again with twice the steps, until it states less, by at most 1,024 steps.
+    more is solved again with twice the steps, until it states less, by at most 1,024 steps. Where
+    that is not enough, a warning gives the number of such examples.
 
     Args:
         noise: the noise prediction eps(x, t), or eps(x, t, condition).
@@ -91,13 +92,14 @@ def ode_log_likelihood(
         if divergence or solver:
             raise UserError("give a tolerance, or a divergence and a solver, not both")
         chosen = choose_within(noise, sde, x, tolerance=tolerance, eps=eps, condition=condition)
-        return refined(
+        found = refined(
             noise, sde, x, key, eps=eps, divergence=chosen.divergence, solver=chosen.solver,
             tolerance=tolerance, condition=condition,
         )[1]  # fmt: skip
-    found = _along_flow(noise, sde, x, key, eps, divergence, solver, condition)[1]
+    else:
+        found = _along_flow(noise, sde, x, key, eps, divergence, solver, condition)[1]
     if found.refined:
-        warn_of_rows(found.solver_error, found.probe_stderr)
+        warn_of_rows(found.solver_error, found.probe_stderr, tolerance or TOLERANCE)
     return found
 
 
@@ -146,18 +148,19 @@ def _along_flow(
     )  # fmt: skip
 
 
-def warn_of_rows(solver_error: Rows, probe_stderr: Rows) -> None:
+def warn_of_rows(solver_error: Rows, probe_stderr: Rows, tolerance: float = TOLERANCE) -> None:
     """Warns of rows whose solver error stayed large, after they were solved again.
 
     Args:
         solver_error: [n] in nats.
         probe_stderr: [n] in nats.
+        tolerance: nats of a row's solver, or a quarter of its probes' standard error.
     """
     error = np.asarray(solver_error)
-    large = too_large(error, probe_stderr, TOLERANCE) & ~np.isnan(error)
+    large = too_large(error, probe_stderr, tolerance) & ~np.isnan(error)
     if count := int(np.sum(large)):
         warnings.warn(
-            f"the solver's error may exceed {TOLERANCE} nats of {count} of {len(large)} examples,"
+            f"the solver's error may exceed {tolerance} nats of {count} of {len(large)} examples,"
             f" up to {np.max(error[large]):.2g}: see solver_error, and compute in float64 if that"
             " is less than log p is rounded to",
             stacklevel=3,
