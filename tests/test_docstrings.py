@@ -159,7 +159,7 @@ DEFAULTS = {
     ADM: {
         "image_size": 64, "num_channels": 128, "num_res_blocks": 2, "num_heads": 4,
         "num_heads_upsample": -1, "num_head_channels": -1, "attention_resolutions": (16, 8),
-        "channel_mult": (), "use_scale_shift_norm": True,
+        "channel_mult": (), "conv_resample": True, "use_scale_shift_norm": True,
         "resblock_updown": False, "use_new_attention_order": False, "learn_sigma": False,
         "class_cond": False, "num_classes": 1000, "dtype": jnp.float32,
     },
