@@ -66,7 +66,7 @@ SOLVER_SHARE = 0.5
 COVERED_SHARE = 0.95
 # Fewer examples don't show the spread of their errors.
 FEWEST = 4
-# In bits/dim: a stated error below this is none to calibrate.
+# In bits/dim: smaller errors, measured or stated, are taken for this.
 NEGLIGIBLE = 1e-9
 
 Values = Float[np.ndarray, " n"]
@@ -351,7 +351,8 @@ def _calibration(error: np.ndarray, stated: np.ndarray) -> tuple[float, float]:
         return 1.0, 0.0
     typical = _size(stated)
     deviations = stdtrit(len(error), (1 + COVERED_SHARE) / 2)  # of Student's t
-    return float(deviations) * _size(error / np.hypot(stated, typical)), typical
+    measured = np.maximum(np.abs(error), NEGLIGIBLE)
+    return float(deviations) * _size(measured / np.hypot(stated, typical)), typical
 
 
 def _check_known(*values: Any) -> None:

@@ -128,6 +128,9 @@ def test_calibration_by_hand():
         assert typical == pytest.approx(np.sqrt(17))
         assert factor == pytest.approx(5 * deviations, rel=1e-3)
     assert _calibration(np.full(3, 9.0), np.ones(3)) == (1, 0)
+    # No error at all is measured where all numbers of steps agree to the last digit.
+    factor, typical = _calibration(np.zeros(8), np.ones(8))
+    assert Multistep(24, factor, typical).calibration > 0
 
 
 def test_an_image_without_an_error_of_the_solver_has_the_typical_error():
