@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
+from scoremle.errors import UserError
 from scoremle.types import AnyArray, PRNGKey
 
 __all__ = ["TrainState", "init_state", "make_optimizer"]
@@ -189,6 +190,9 @@ def _gradient(fixed: Fixed, state: TrainState, images: Array, key: PRNGKey) -> G
 
     def both(params: Params) -> tuple[Scalar, dict[str, Any]]:
         found = fixed[1](params, images, key, *memory)
-        return found if isinstance(found, tuple) else (found, {})
+        value, more = found if isinstance(found, tuple) else (found, {})
+        if shape := jnp.shape(value):
+            raise UserError(f"a loss is a number, such as a mean over examples; this has {shape}")
+        return value, more
 
     return jax.value_and_grad(both, has_aux=True)(state.params)

@@ -257,6 +257,9 @@ def test_a_network_of_ones_own_is_trained_by_the_same_steps(tmp_path, capsys):
         fitted(3, batch=lambda i: np.full((4, 2, 2, 1), np.nan))
     with pytest.raises(UserError, match="ema_rate"):
         fitted(3, ema_rate=1.5)
+    with pytest.raises(UserError, match=r"\(3,\)"):
+        fit(lambda p, x, key: x - p, jnp.zeros(3), lambda i: np.ones(3), steps=1,
+            optimizer=optax.sgd(0.1))  # fmt: skip
 
 
 def test_the_parameters_that_a_training_begins_with_stay():
