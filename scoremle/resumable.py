@@ -62,8 +62,9 @@ def resumable_map(
 
     It is called with ``size`` indices each time, so that it compiles once; where fewer are left,
     the last of them is repeated. Finished parts are kept in ``folder``, whose name must identify
-    all that a row depends on. Progress is shown under ``label``. Where only a ``share`` of the
-    images is worked on, rows of the others are zero, unless their parts are there.
+    all that a row depends on. Progress over all passes is shown under ``label``. Where only a
+    ``share`` of the images is worked on, rows of the others are zero, unless their parts are
+    there.
 
     Where memory does not suffice for ``size`` of them, it is halved, to a multiple of ``least``,
     and a warning says so. Where no such half is left, what ``work`` raised is raised. For no
@@ -91,7 +92,8 @@ def resumable_map(
         put(part)
     check_agreed({f"hash of what is finished of {label}": content_hash(done)})
     total = int((done | ~others).sum())
-    with progress(label, total, unit, done=int(done.sum())) as advance:
+    shown = f"{label}, {passes} passes" if label and passes > 1 else label
+    with progress(shown, total, unit, done=int(done.sum())) as advance:
         if done.sum() == total:
             advance(total, describe(rows, done))
         todo = [*_missing(done | others, size)][::-1]

@@ -153,15 +153,16 @@ def test_more_passes_are_added_to_those_there_are(tmp_path, toy):
 
 
 def test_progress_shows_the_mean_and_its_error_over_images(tmp_path, capsys):
-    for passes in (1, 3):
+    for passes, label in ((1, "l"), (3, "l, 3 passes")):
         images = run(tmp_path / str(passes), passes=passes)["bpd"].mean(axis=0)
         told = f"bpd {images.mean():.4f} +- {images.std(ddof=1) / np.sqrt(23):.4f}"
         total = 23 * passes
         line = capsys.readouterr().out.splitlines()[-1]  # before it, if it takes long: compiling
-        assert line.startswith(f"l  image {total}/{total}  {told}  ") and "  elapsed " in line
+        assert line.startswith(f"{label}  image {total}/{total}  {told}  ")
+        assert "  elapsed " in line
         run(tmp_path / str(passes), passes=passes)  # again: nothing is measured
         again = capsys.readouterr().out
-        assert again == f"l  image {total}/{total}  {told}  elapsed 0s\n"
+        assert again == f"{label}  image {total}/{total}  {told}  elapsed 0s\n"
 
 
 def test_the_mean_so_far_takes_each_image_once():
