@@ -10,6 +10,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
@@ -30,6 +31,7 @@ NEVER_MET = (
 )
 # XLA's status, which JAX says in a ValueError where the array of a failed program is fetched.
 STATUS = re.compile("(UNKNOWN|INTERNAL|UNAVAILABLE|ABORTED|CANCELLED|DEADLINE_EXCEEDED): ")
+PAUSE = 0.02  # seconds between two looks at the child
 MET = "\0"  # said to the parent before any line
 
 
@@ -100,7 +102,10 @@ def _wait(child: int, ours: socket.socket, whose: str) -> int:
 
     for number in ANSWERED:
         signal.signal(number, hand_on)
-    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    # A signal that comes just before a call that blocks is answered after it: so none blocks long.
+    while not (ended := os.waitpid(child, os.WNOHANG))[0]:
+        time.sleep(PAUSE)
+    code = os.waitstatus_to_exitcode(ended[1])
     ours.setblocking(False)
     said = ""
     with suppress(BlockingIOError):  # where a child of the child lives on
