@@ -106,15 +106,15 @@ class Ladder(NamedTuple):
         """Seconds of a step: measured once, in turns with steps of the first rung."""
         if name != self.first:
             self.pace(self.first)
-        known = self.paces
-        if name not in known:
+        if name not in self.paces:
             steps, memory = zip(*map(self.program, (self.first, name)), strict=True)
             turns = [[timed(each)[1].computing for each in steps] for _ in range(ROUNDS + 1)]
             first, own = np.min(turns[1:], axis=0) / STEPS  # the first turn compiles
+            # Read now: another run of this ladder may have measured its own in the meantime.
+            known = self.paces
             seconds = known[self.first]["seconds"] * own / first if name != self.first else own
-            write_json(
-                self.workdir / "paces.json", known | {name: {"seconds": seconds, "MiB": memory[1]}}
-            )
+            found = {name: {"seconds": seconds, "MiB": memory[1]}}
+            write_json(self.workdir / "paces.json", known | found)
         return self.paces[name]["seconds"]
 
     def program(self, name: str) -> tuple[Callable[[], Any], float]:
