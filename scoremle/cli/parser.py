@@ -99,8 +99,10 @@ class Parser(argparse.ArgumentParser):
             return f"unexpected argument {argument!r}{takes}; flags are written --name=value"
         flag, known = argument.partition("=")[0], list(self._option_string_actions)
         fields = [name for name in known if name.endswith(f".{flag.lstrip('-')}")]
-        near = " or ".join(fields) or nearest(flag, known)
-        return f"unknown flag {flag}" + f"; did you mean {near}?" * bool(near)
+        spelled = {name.lstrip("-"): name for name in known}
+        near = " or ".join(fields) or spelled.get(nearest(flag.lstrip("-"), spelled))
+        hint = f"did you mean {near}?" if near else f"see {self.prog} --help"
+        return f"unknown flag {flag}; {hint}"
 
     def format_help(self) -> str:
         examples = "".join(f"  {example}\n" for example in self.examples)

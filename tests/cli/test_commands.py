@@ -352,6 +352,7 @@ def test_what_writes_nothing_needs_no_folder(line):
         ("train digits w --print-confg", "mean --print-config?"),
         ("data show digits --splot=test", "unknown flag --splot"),
         ("data show digits -x", "unknown flag -x"),
+        ("sample digits --number=3", "see scoremle sample --help"),
         ("score digits . --workers=2", "--engine=ray"),
         ("score digits -- . --repeats=1", "--repeats=1 is no flag after --"),
         ("data prepare -- . --size=3", "--size=3 is no flag after --"),
