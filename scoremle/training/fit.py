@@ -80,7 +80,8 @@ def fit(
         note=note,
     )
     # Copies, since the loop uses up the state that it begins with.
-    return training.run(init_state(jax.tree.map(jnp.array, params), optimizer)).ema
+    found = training.run(init_state(jax.tree.map(jnp.array, params), optimizer))
+    return jax.tree.map(lambda e, p: e.astype(p.dtype), found.ema, found.params)
 
 
 def _check_begun(store: Checkpoints, steps: int, note: dict[str, Any]) -> None:

@@ -272,6 +272,16 @@ def test_the_parameters_that_a_training_begins_with_stay():
         assert not first["mean"].any() and (found["mean"] > 0).all()
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+def test_the_average_of_parameters_of_16_bits_moves_as_of_32(dtype):
+    """The first step takes the parameter from 0 to 1, where it stays."""
+    found = fit(
+        lambda p, x, key: -p * jnp.mean(x), jnp.zeros((), dtype),
+        lambda i: np.full(3, i == 0, np.float32), steps=1000, optimizer=optax.sgd(1.0),
+    )  # fmt: skip
+    assert found.dtype == dtype and float(found) == pytest.approx(1 - 0.999**1000, rel=4e-3)
+
+
 def test_lines_and_checkpoints_come_after_so_many_steps(tmp_path, monkeypatch):
     called = []
 
