@@ -26,6 +26,7 @@ from scoremle.likelihood.elbo import decoder_draws
 from scoremle.solvers.multistep import Multistep
 from scoremle.training.program import Program, largest_batch, make_program
 from scoremle.training.saving import bytes_of_copy
+from scoremle.types import NoiseFn
 from scoremle.xla import compiled
 
 __all__ = ["Plan"]
@@ -165,19 +166,23 @@ class Plan:
     @cached_property
     def forward(self) -> Pace:
         """Pace of the noise prediction."""
-        model = self.experiment.model
-        return self._network(lambda params, x, t: model.noise(params)(x, t))
+        return self._network(lambda params, x, t: self._noise(params)(x, t))
 
     @cached_property
     def derivative(self) -> Pace:
         """Pace of the noise prediction and its estimated divergence."""
-        model, divergence = self.experiment.model, self.experiment.by_ode.divergence
+        divergence = self.experiment.by_ode.divergence
 
         def estimate(params: Params, x: jax.Array, t: jax.Array) -> Any:
             probes = divergence.draw(jax.random.key(0), x)
-            return divergence(lambda y: model.noise(params)(y, t), x, probes)
+            return divergence(lambda y: self._noise(params)(y, t), x, probes)
 
         return self._network(estimate)
+
+    def _noise(self, params: Params) -> NoiseFn:
+        """The noise prediction; where it depends on a code of the image, under one of zeros."""
+        model = self.experiment.model.model(params)
+        return model.under(jnp.zeros((1, model.coder.bits))).noise if model.coder else model.noise
 
     def _network(self, function: Callable[[Params, jax.Array, jax.Array], Any]) -> Pace:
         program = compiled(function)

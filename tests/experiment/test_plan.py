@@ -20,6 +20,7 @@ from scoremle.devices import Memory, Needs, needs
 from scoremle.errors import UserError
 from scoremle.experiment import plan as planning
 from scoremle.experiment.build import build
+from scoremle.experiment.config import published_config
 from scoremle.experiment.plan import Pace, Plan
 from scoremle.likelihood.elbo import MIN_LAST_DRAWS
 from scoremle.training import program as module
@@ -227,6 +228,19 @@ def test_a_plan_of_a_tiny_network():
     assert chain._likelihood() == (steps, steps)
     doubling = Plan(tiny("--config.eval.solver=doubling"), memory=2**30)
     assert doubling._likelihood() == (None, None)
+
+
+def test_a_network_whose_noise_depends_on_a_code_is_timed_under_one():
+    fields = {
+        "data.dataset": "digits", "data.image_size": 8, "data.num_channels": 1,
+        "model.nf": 32, "model.num_res_blocks": 1, "model.encoder_blocks": 1,
+    }  # fmt: skip
+    plan = Plan(build(published_config("mulan/cifar10-conditioned", fields)), memory=2**30)
+    x = jnp.zeros((3, *plan.experiment.model.shape))
+    found = jax.eval_shape(
+        lambda params: plan._noise(params)(x, jnp.ones(3)), plan.experiment.training.template.params
+    )
+    assert found.shape == x.shape
 
 
 @pytest.mark.slow
