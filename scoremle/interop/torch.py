@@ -226,9 +226,10 @@ def from_diffusers(pipeline: Any) -> ScoreModel:
         if not hasattr(pipeline, part):
             raise UserError(f"{name} has no {part}: a pipeline of diffusers is wanted")
     diffusers.refuse_latents(name, getattr(pipeline, "config", {}))
-    weights = {name: a.float().cpu().numpy() for name, a in pipeline.unet.state_dict().items()}
+    unet = getattr(pipeline.unet, "_orig_mod", pipeline.unet)  # what torch.compile was given
+    weights = {name: a.float().cpu().numpy() for name, a in unet.state_dict().items()}
     return diffusers.assembled(
-        dict(pipeline.unet.config), dict(pipeline.scheduler.config), lambda: weights, name
+        dict(unet.config), dict(pipeline.scheduler.config), lambda: weights, name
     )
 
 

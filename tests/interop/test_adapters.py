@@ -243,6 +243,9 @@ def test_a_live_pipeline_is_its_folder(tmp_path):
         np.testing.assert_array_equal(ours, other)
     assert (live.shape, live.pixels, live.eps) == (stored.shape, stored.pixels, stored.eps)
     assert live.noise.prediction == "x_0"
+    pipeline.unet = torch.compile(unet)
+    for ours, other in zip(*map(jax.tree.leaves, (from_diffusers(pipeline), live)), strict=True):
+        np.testing.assert_array_equal(ours, other)
     other = diffusers.ScoreSdeVePipeline(unet, diffusers.ScoreSdeVeScheduler())
     with pytest.raises(UserError, match="no betas"):
         from_diffusers(other)
