@@ -417,7 +417,8 @@ class Discrete(Schedule):
 
         Args:
             betas: one for each step, above 0 and at most 1; alpha^2 is rounded to their precision.
-            log_snr_min: the least lambda. It must be given where the last beta is 1.
+            log_snr_min: lambda of a last step whose beta is 1, which must have one; less, where
+                lambda of the step before is no more.
 
         Raises UserError for other betas.
         """
@@ -427,7 +428,9 @@ class Discrete(Schedule):
         with np.errstate(divide="ignore"):
             alpha2 = alpha_squared(betas).astype(np.float64)
             log_snrs = np.log(alpha2) - np.log1p(-alpha2)
-        return cls(np.maximum(log_snrs, log_snr_min))
+        lowest = np.min(log_snrs, where=np.isfinite(log_snrs), initial=np.inf)
+        end = log_snr_min if log_snr_min < lowest else lowest - 1
+        return cls(np.where(np.isneginf(log_snrs), end, log_snrs))
 
     @property
     def steps(self) -> int:

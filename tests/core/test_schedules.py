@@ -260,6 +260,12 @@ def test_zero_terminal_snr_ends_at_a_stated_log_snr():
     np.testing.assert_array_equal(schedule.log_snrs[:-1], SCHEDULES["discrete"].log_snrs)
     with pytest.raises(ValueError, match="log_snr_min"):
         Discrete.of_betas(betas)
+    # Where it is no less than that of a step before, these stay as they are.
+    before = SCHEDULES["discrete"].log_snrs[-1]
+    for least in (before, before + 3):
+        found = Discrete.of_betas(betas, log_snr_min=least).log_snrs
+        np.testing.assert_array_equal(found[:-1], SCHEDULES["discrete"].log_snrs)
+        assert found[-1] == before - 1
 
 
 # --- an SDE is a tree of numbers --------------------------------------------------------------
