@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from scoremle.core.arguments import check_count
+from scoremle.core.arguments import check_count, check_kind
 from scoremle.core.pixels import Pixels
 from scoremle.devices import check_devices, placed
 from scoremle.errors import UserError, no_model
@@ -62,6 +62,7 @@ def load_to_score(place: str | Path, checkpoint: int | None = None) -> "ScoreMod
     Raises UserError as ``load``.
     """
     check_devices()
+    check_kind("place", place, str | Path, "'digits'")
     if checkpoint is not None:
         check_count("checkpoint", checkpoint, least=0)
     if checkpoint is not None and is_model_alone(str(place)):

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt64
 
-from scoremle.core.arguments import as_index, check_count, check_seed
+from scoremle.core.arguments import as_index, check_count, check_kind, check_seed
 from scoremle.errors import UserError
 from scoremle.experiment.models import load
 from scoremle.likelihood.images import Estimator
@@ -63,6 +63,8 @@ class Scorer:
         seed: int = 0,
         batch_size: int = BATCH_SIZE,
     ) -> None:
+        if isinstance(model, ScoreModel):
+            raise UserError("a Scorer takes the place of a model, or a function: lambda: model")
         check_seed(seed)
         check_count("passes", passes)
         check_count("batch_size", batch_size)
@@ -71,6 +73,7 @@ class Scorer:
             "estimator": estimator, "passes": passes, "seed": seed, "batch_size": batch_size,
         }  # fmt: skip
         self.model = model() if callable(model) else load(model)
+        check_kind("what model() gives", self.model, ScoreModel, "scoremle.load('digits')")
 
     def __reduce__(self) -> tuple[Any, ...]:
         return partial(Scorer, **self._options), (self._place,)

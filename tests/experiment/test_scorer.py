@@ -45,6 +45,15 @@ def test_a_column_of_arrays(scorer, expected):
     same(scorer({"image": column, "index": INDEX[:2]}), expected, slice(2))
 
 
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [(digits, "lambda: model"), (lambda: lambda: 3, "load"), (lambda: None, "place")],
+)
+def test_what_has_no_model_is_refused(model, words, unchecked):
+    with pytest.raises(scoremle.UserError, match=words):
+        scoremle.Scorer(model())
+
+
 def test_pickled(scorer, expected):
     data = pickle.dumps(scoremle.Scorer(digits, seed=3, batch_size=2))
     assert len(data) < 1000  # the place of the model, not the model
