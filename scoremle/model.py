@@ -36,7 +36,7 @@ from scoremle.core.dequantize import (
 from scoremle.core.divergence import DivergenceEstimator, Hutchinson
 from scoremle.core.keys import fold_in, image_keys, one_or_each
 from scoremle.core.pixels import Pixels
-from scoremle.core.prediction import Conditioned, as_condition, conditioned, rows_of
+from scoremle.core.prediction import as_condition, check_classes, conditioned, parted, rows_of
 from scoremle.core.programs import Programs
 from scoremle.core.pytree import frozen_pytree, known, static
 from scoremle.core.sde import SDE, check_eps, with_schedule
@@ -868,10 +868,11 @@ class ScoreModel:
 
     def _apart(self, condition: Condition, n: int) -> tuple["ScoreModel", Condition]:
         """The model under no condition, and the condition that it would be under, checked."""
-        noise: Any = self.condition_on(condition).noise
-        if isinstance(noise, Conditioned):
-            noise, condition = noise.noise, noise.condition
-        return self._plain(noise), as_condition(condition, n)
+        noise, condition = parted(self.condition_on(condition).noise)
+        condition = as_condition(condition, n)
+        if self.origin.classes and known(condition):
+            check_classes(condition, self.origin.classes)
+        return self._plain(noise), condition
 
     def _inside(
         self, x: Data, dtype: DTypeLike | None = None, name: str = "x"

@@ -42,8 +42,8 @@ from scoremle.types import AnyArray, Data, NoiseFn, ScoreFn, Times
 
 __all__ = [
     "BETWEEN_REMEDY", "PREDICTIONS", "TIME_INPUTS", "Between", "Conditioned", "NetworkNoise",
-    "RangedNoise", "TimeInput", "as_condition", "conditioned", "data_of", "noise_fn", "rows_of",
-    "score_of", "time_input_of",
+    "RangedNoise", "TimeInput", "as_condition", "check_classes", "conditioned", "data_of",
+    "noise_fn", "parted", "rows_of", "score_of", "time_input_of",
 ]  # fmt: skip
 
 LABEL_SCALE = 999.0
@@ -289,6 +289,15 @@ def conditioned(noise: NoiseFn, condition: Any) -> NoiseFn:
     return noise if condition is None else Conditioned(as_pytree(noise), condition)
 
 
+def parted(noise: NoiseFn) -> tuple[Any, Any]:
+    """The noise prediction under no condition, and its condition; None if it has none.
+
+    Args:
+        noise: as ``conditioned`` gives it.
+    """
+    return (noise.noise, noise.condition) if isinstance(noise, Conditioned) else (noise, None)
+
+
 def as_condition(condition: Any, n: int) -> Any:
     """The arrays of a condition of ``n`` examples.
 
@@ -309,6 +318,18 @@ def as_condition(condition: Any, n: int) -> Any:
         return array
 
     return jax.tree.map(checked, condition)
+
+
+def check_classes(labels: Any, classes: int) -> None:
+    """Raises UserError for a label outside of 0 to ``classes`` - 1.
+
+    Args:
+        labels: a condition, or None.
+        classes: how many there are.
+    """
+    for leaf in jax.tree.leaves(labels):
+        if beyond := [each for each in np.ravel(leaf) if not 0 <= each < classes]:
+            raise UserError(f"condition has {beyond[0]}: classes are from 0 to {classes - 1}")
 
 
 def rows_of(condition: Any, n: int, xp: ModuleType = np) -> Any:

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from scoremle.errors import UserError
 from scoremle.nn.ddpmpp import DDPMpp
 from scoremle.zoo.adm import ADM
 from scoremle.zoo.blocks import class_rows
@@ -53,6 +54,14 @@ def song():
 def test_a_class_that_there_is_not_is_nan_and_no_other_class(network):
     output = jax.jit(network())(LABELS)
     assert (np.isnan(output) == ((LABELS < 0) | (LABELS >= CLASSES))[:, None, None, None]).all()
+
+
+@pytest.mark.parametrize(
+    "labels", [np.ones(3), np.eye(3, dtype=int), np.ones((3, 1), int), np.int32(1), np.eye(1) > 0]
+)
+def test_what_are_no_labels_is_refused(labels):
+    with pytest.raises(UserError, match="for each image"):
+        class_rows(labels, 3)
 
 
 def test_labels_may_be_of_a_type_that_does_not_hold_the_number_of_classes():

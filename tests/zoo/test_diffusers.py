@@ -117,6 +117,12 @@ def test_classes_are_a_condition(tmp_path):
     expected = theirs(network, x, label, torch.as_tensor(classes))
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)
     assert model.origin.classes == 3
+    integers = np.zeros((2, *model.shape), np.uint8)
+    for beyond in (3, np.array([0, -1])):
+        with pytest.raises(UserError, match="0 to 2"):
+            model.score(integers, condition=beyond)
+        with pytest.raises(UserError, match="0 to 2"):
+            model.condition_on(beyond).sample(2, jax.random.key(0))
 
 
 @pytest.mark.parametrize(("size", "shape"), [(6, (6, 6, 1)), ([4, 6], (4, 6, 1))])
