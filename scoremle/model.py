@@ -243,14 +243,14 @@ class ScoreModel:
         It is centred on the network's estimate of the data, with ``decoder_scale``. Where that is
         None and the network has learned a range of variances, it is the decoder of L_0 in its
         chain of steps, if the first of these is at t = ``eps``. None where the levels can be read
-        apart. Raises UserError for a model of reals.
+        apart, and where the noise depends on a code. Raises UserError for a model of reals.
 
         Example:
             >>> print(scoremle.load("digits").decoder)
             None
         """
         pixels = pixels_of(self)
-        if not levels_are_hidden(self.sde, self.eps, pixels):
+        if self.coder or not levels_are_hidden(self.sde, self.eps, pixels):
             return None
         if self.decoder_scale is not None:
             return InformedDecoder(pixels.points, self.decoder_scale)
@@ -778,6 +778,11 @@ class ScoreModel:
         rows, devices = rows_of(condition, n), devices or jax.devices()[:1]
         model = replicate(model, devices)
         if log_prob:
+            if self.coder:
+                raise UserError(
+                    "log_prob=True gives log p under a code: take the model under the codes of the"
+                    " samples (under), or draw samples and score them"
+                )
             if sampler:
                 raise UserError(
                     "log_prob=True is for the default sampler, the ODE: other samples do not come"

@@ -127,6 +127,8 @@ def test_a_model_with_codes_scores_images_and_draws_samples(golden, tmp_path):
     few = replace(model, solver=scoremle.Multistep(4), origin=replace(model.origin, pilot=False))
     under, cost = few.under(codes), np.log(120) / (108 * np.log(2))
     np.testing.assert_array_equal(few.coder(few.pixels.encode(images, 0.5)), codes)
+    with pytest.raises(UserError, match="under a code"):
+        few.sample(1, jax.random.key(0), log_prob=True)
     of_few = prepared(few, images)
     assert of_few.title.startswith("exact by the ODE, bound by a code of 3 of 10 bits")
     how = {"dequantizer": of_few.dequantizer}
