@@ -416,8 +416,9 @@ class ScoreModel:
             True Hutchinson(probes=2, distribution='rademacher')
         """
         z, _ = AtTime(self.sde, self.eps).forward(self._inside(x)[0])
+        model, condition = self._apart(condition, len(z))
         found = choose_within(
-            self.noise, self.sde, z, tolerance=tolerance, eps=self.eps, condition=condition,
+            model.noise, self.sde, z, tolerance=tolerance, eps=self.eps, condition=condition,
             seed=seed,
         )  # fmt: skip
         return replace(self, solver=found.solver, divergence=found.divergence), found
@@ -646,7 +647,10 @@ class ScoreModel:
         self._check_outside("calibrated", images)
         check_seed(seed)
         images = pixels_of(self).checked(images, self.shape)
-        choice = choose_for_images(self, images, divergence=divergence, seed=seed)
+        model, condition = self._apart(None, len(images))
+        choice = choose_for_images(
+            model, images, condition=condition, divergence=divergence, seed=seed
+        )
         return replace(self.fit_decoder(images, seed=seed), solver=choice.solver), choice
 
     def fit_decoder(
@@ -678,7 +682,11 @@ class ScoreModel:
         decoder = self.decoder
         if decoder is None or isinstance(decoder.scale, LearnedScale):
             return self
-        scale = fitted_scale(self, images[:PILOT_IMAGES], jax.random.key(seed))
+        model, condition = self._apart(None, len(images))
+        few, rows = jax.tree.map(
+            lambda each: each[:PILOT_IMAGES], (images, rows_of(condition, len(images)))
+        )
+        scale = fitted_scale(model.condition_on(rows), few, jax.random.key(seed))
         return replace(self, decoder_scale=scale)
 
     def check(
@@ -708,9 +716,10 @@ class ScoreModel:
             self._inside(cast(Data, data), name="data")  # raises UserError for wrong data
         else:
             data = self.pixels.checked(data, self.shape)
+        model, condition = self._apart(condition, len(data))
         scaling, rows = self.pixels or self.bijector, rows_of(condition, len(data))
         return check_declaration(
-            self.noise, self.sde, cast(Any, np.asarray(data)),
+            model.noise, self.sde, cast(Any, np.asarray(data)),
             eps=self.eps, scaling=scaling, condition=rows,
         )  # fmt: skip
 

@@ -462,6 +462,31 @@ def test_a_pilot_takes_the_conditions_of_its_images():
     np.testing.assert_allclose(found.bpd, plain.bpd, atol=1e-4)
 
 
+# (model of reals, model of images whose levels the noise hides) -> what a method gives that uses a
+# few of its examples
+BY_A_FEW = {
+    "within": (40, lambda reals, _: repr(reals.within(0.05, np.zeros((40, *SHAPE)))[1])),
+    "check": (24, lambda reals, images: images.check(IMAGES)),
+    "calibrated": (24, lambda _, images: repr(images.calibrated(IMAGES)[1])),
+    "fit_decoder": (24, lambda _, images: images.fit_decoder(IMAGES).decoder_scale),
+}
+
+
+@pytest.mark.parametrize("method", BY_A_FEW)
+def test_a_few_examples_have_their_rows_of_a_condition_that_is_bound(method):
+    """A row for each example gives what one for all does, where they are equal."""
+    (n, use), rows = BY_A_FEW[method], np.full((1, 1, 1, 1), 0.9, np.float32)
+    models = [
+        ScoreModel(lambda x, t, factor: factor * pixel_noise(x, t), VP, eps, SHAPE, pixels)
+        for eps, pixels in ((1e-5, None), (0.05, Pixels(256)))
+    ]
+    one, each = (
+        use(*(model.condition_on(np.repeat(rows, count, axis=0)) for model in models))
+        for count in (1, n)
+    )
+    assert one == each and one is not None
+
+
 def test_a_large_error_of_the_solver_is_printed():
     rough = replace(images(), solver=Multistep(4)).score(IMAGES)
     assert (rough.solver_error > 0.01).all()
@@ -550,7 +575,7 @@ def test_a_score_passes_on_what_it_is_given(seen):
                      "devices": [device], "seed": 5}  # fmt: skip
     trace = Hutchinson(7)
     found = seen("choose_for_images", lambda: model.calibrated(images, divergence=trace, seed=5))
-    assert found == {"divergence": trace, "seed": 5}
+    assert found == {"condition": None, "divergence": trace, "seed": 5}
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,6 @@ estimator `ByOde` takes this decoder.
 """
 
 import math
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float, Integer, Key, Shaped
 
 from scoremle.core.keys import image_keys, normal
+from scoremle.core.prediction import conditioned, parted, rows_of
 from scoremle.core.sde import SDE
 from scoremle.likelihood.decoders import InformedDecoder, decoding_cost
 from scoremle.likelihood.image_model import ImageModel, pixels_of
@@ -125,11 +125,14 @@ def _predicted(
     """Error of the predicted noise, and v, for one draw of each image at the smallest time."""
 
     def work(_: int, place: Integer[np.ndarray, " size"]) -> Arrays:
-        error, v = at_the_end(images[place], image_keys(key, place))
+        under = as_pytree(conditioned(noise, jax.tree.map(lambda row: row[place], rows)))
+        keys = image_keys(key, place)
+        error, v = _at_the_end(under, model.sde, model.eps, points, images[place], keys)
         return {"error": np.asarray(error)} | ({} if v is None else {"v": np.asarray(v)})
 
     points = jnp.asarray(pixels_of(model).points, float)
-    at_the_end = partial(_at_the_end, as_pytree(model.noise), model.sde, model.eps, points)
+    noise, condition = parted(model.noise)
+    rows = rows_of(condition, len(images))
     found = resumable_map(work, len(images), size=BATCH_SIZE)
     return jnp.asarray(found["error"][0]), jnp.asarray(found["v"][0]) if "v" in found else None
 

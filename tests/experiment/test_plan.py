@@ -237,9 +237,8 @@ def test_a_network_whose_noise_depends_on_a_code_is_timed_under_one():
     }  # fmt: skip
     plan = Plan(build(published_config("mulan/cifar10-conditioned", fields)), memory=2**30)
     x = jnp.zeros((3, *plan.experiment.model.shape))
-    found = jax.eval_shape(
-        lambda params: plan._noise(params)(x, jnp.ones(3)), plan.experiment.training.template.params
-    )
+    params = plan.experiment.training.template.params
+    found = jax.eval_shape(lambda given: plan._noise(given)(x, jnp.ones(3)), params)
     assert found.shape == x.shape
 
 
