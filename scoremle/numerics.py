@@ -31,6 +31,11 @@ def expand(s: Shaped[Array, "..."], like: Data) -> Shaped[Array, "..."]:
     return jnp.reshape(s, s.shape + (1,) * (like.ndim - s.ndim))
 
 
+def varies(x: Shaped[np.ndarray, "n *d"]) -> Bool[np.ndarray, "*d"]:
+    """Whether two examples differ, in each dimension: a standard deviation may be of rounding."""
+    return np.max(x, axis=0) > np.min(x, axis=0)
+
+
 def dims_of(x: Shaped[AnyArray, "b *d"]) -> int:
     """Dimensions of one example; there may be none."""
     return math.prod(x.shape[1:])

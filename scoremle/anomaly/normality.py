@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Float
 
 from scoremle.errors import needing
+from scoremle.numerics import varies
 
 FeatureTable = Float[np.ndarray, "n k"]
 Unusual = Float[np.ndarray, " n"]
@@ -69,7 +70,7 @@ class Density:
     def fit(cls, features: FeatureTable, most: int = 5) -> "Density":
         """Fits as many Gaussians as the Bayesian information criterion takes, ``most`` at most."""
         shift, scale = features.mean(axis=0), features.std(axis=0)
-        scale = np.where(scale > 0, scale, 1.0)
+        scale = np.where(varies(features), scale, 1.0)
         gaussians = _mixture((features - shift) / scale, most)
         return cls(*map(as_tuple, (shift, scale, *gaussians)))
 

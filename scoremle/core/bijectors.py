@@ -19,7 +19,7 @@ from scoremle.core.arguments import as_array, as_data
 from scoremle.core.pytree import frozen_pytree, require
 from scoremle.core.sde import SDE
 from scoremle.errors import UserError
-from scoremle.numerics import expand, floating, sum_data, sum_over
+from scoremle.numerics import expand, floating, sum_data, sum_over, varies
 from scoremle.types import Data, PerExample, Scalar
 
 __all__ = ["Affine", "AtTime", "Bijector", "Bounded", "Chain", "in_all_digits"]
@@ -96,7 +96,7 @@ class Affine:
         as_data(x)
         digits = np.asarray(x, np.float64)
         mean, std = np.mean(digits, axis=0), np.std(digits, axis=0)
-        if not np.all(std > 0):
+        if not varies(digits).all():
             raise UserError("x is the same in all examples, in some dimension")
         return cls(mean, std)
 

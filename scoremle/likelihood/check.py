@@ -39,6 +39,7 @@ from scoremle.core.sde import SDE
 from scoremle.core.times import log_snr_range
 from scoremle.errors import UserError
 from scoremle.likelihood.skill import Errors, Node, certain, errors_of, without_one
+from scoremle.numerics import varies
 from scoremle.types import Data, IntImages, NoiseFn, Times
 
 __all__ = ["check_declaration", "fewest"]
@@ -207,7 +208,7 @@ class _Trial:
                     yield replace(old, scaling=pixels)
         elif old.scaling is not None:
             yield replace(old, scaling=None)
-        elif (self.others.std(axis=0) > 0).all():
+        elif varies(self.others).all():
             yield replace(old, scaling=Affine.standardizing(self.others))
 
     def on_grid(self, reading: Interpretation) -> tuple[Interpretation, list[str]]:

@@ -97,3 +97,5 @@ def test_what_is_no_bijection_is_refused(unchecked):
         Bounded(1.0, 1.0)
     with pytest.raises(UserError, match="all examples"):
         Affine.standardizing(np.ones((5, 2)))
+    with pytest.raises(UserError, match="all examples"):  # whose mean is rounded
+        Affine.standardizing(np.full((100, 2), 0.1))

@@ -255,6 +255,14 @@ def test_data_of_which_the_network_learned_standardized_ones():
     assert moved.check(far) == []
 
 
+def test_data_that_do_not_vary_in_a_dimension_are_not_standardized():
+    data = np.random.default_rng(0).normal(size=(300, 2)).astype(np.float32)
+    data[:, 1] = 0.1
+    sde = VP()
+    lines = ScoreModel(lambda x, t: sde.sigma(t)[:, None] * x, sde, 1e-3, (2,)).check(data)
+    assert not any("standardizing" in line for line in lines)
+
+
 def snapped(levels, ends, x, label):
     """The best network for grey levels at points that are equally likely, one pixel at a time."""
     points = jnp.linspace(*ends, levels)
