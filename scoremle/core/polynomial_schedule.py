@@ -11,9 +11,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
-from scoremle.core.pytree import frozen_pytree, static
+from scoremle.core.pytree import frozen_pytree, known, static
 from scoremle.core.schedules import PerDimension
 from scoremle.errors import UserError
 from scoremle.types import PRNGKey, Scalar, Times
@@ -34,11 +35,13 @@ class _SharedEnds(PerDimension):
         return jnp.asarray(self.log_snr_max)
 
     def common_log_snr(self, t: Times) -> Times:
-        """lambda at t = 0 and 1; NaN between, where the dimensions differ.
+        """lambda at t = 0 and 1. Between, where the dimensions differ: UserError; traced, NaN.
 
         Args:
             t: times of any shape.
         """
+        if known(t) and np.any((np.asarray(t) != 0) & (np.asarray(t) != 1)):
+            return super().common_log_snr(t)
         at_end = jnp.where(t == 1, self.log_snr_min, jnp.nan)
         return jnp.where(t == 0, self.log_snr_max, at_end)
 

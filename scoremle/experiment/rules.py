@@ -132,6 +132,9 @@ def _of_training(config: Any) -> Iterator[tuple[bool, str]]:
     yield (model.schedule == POLYNOMIAL and not takes_codes,
            f"model.schedule={POLYNOMIAL} is of model.name=vdm, whose input is the code, and of"
            " training.sde=vdm, without data.augment")  # fmt: skip
+    yield (model.schedule == POLYNOMIAL and training.smallest_time > 0,
+           f"model.schedule={POLYNOMIAL} has one log-SNR for all pixels at t = 0: set"
+           " training.smallest_time=0")  # fmt: skip
     yield (model.latent_k > model.latent_size,
            f"model.latent_k={model.latent_k} is more than model.latent_size={model.latent_size}")
     yield (data.augment and model.name.lower() != "vdm",

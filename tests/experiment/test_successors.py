@@ -136,6 +136,7 @@ def test_configs_have_the_published_settings(name):
     ({"model.schedule": "least_variance", "training.time_density": "learned"}, "draws t evenly"),
     ({"model.schedule": "polynomial", "data.augment": True}, "without data.augment"),
     ({"model.latent_k": 51}, "latent_k=51"),
+    ({"model.schedule": "polynomial", "training.smallest_time": 1e-3}, "smallest_time=0"),
     ({"training.second_order": True}, "that is fixed"),
 ])  # fmt: skip
 def test_fields_that_do_not_go_together(fields, words):

@@ -16,6 +16,7 @@ from scoremle.core.polynomial_schedule import CodedPolynomial, Polynomial, first
 from scoremle.core.prediction import conditioned, noise_fn
 from scoremle.core.sde import SDE
 from scoremle.core.times import UniformTime
+from scoremle.errors import UserError
 from scoremle.likelihood.elbo import prior_divergence
 from scoremle.likelihood.ode import ode_log_likelihood
 from scoremle.likelihood.published_rk45 import PublishedRK45
@@ -62,7 +63,9 @@ def test_golden_schedules(bits, golden, params):
         atol = (2e-6 if bits == 32 else 1e-9) * np.abs(expected).max()
         np.testing.assert_allclose(each.reshape(3, -1), expected, atol=atol, err_msg=name)
     np.testing.assert_allclose(sde.schedule.common_log_snr(jnp.arange(2.0)), [13.3, -5.0], 1e-6)
-    assert np.isnan(sde.schedule.common_log_snr(jnp.asarray(0.5)))
+    assert np.isnan(jax.jit(sde.schedule.common_log_snr)(jnp.asarray(0.5)))
+    with pytest.raises(UserError, match="one for all"):
+        sde.schedule.common_log_snr(jnp.asarray(0.5))
 
 
 def test_golden_codes(golden, params):
