@@ -19,14 +19,14 @@ form, and times drawn with the density that goes with it, make the error several
 import math
 from collections.abc import Callable
 from dataclasses import field
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from scoremle.core.arguments import as_data, check_choice, check_count, check_kind
+from scoremle.core.arguments import as_array, as_data, check_choice, check_count, check_kind
 from scoremle.core.keys import example_keys, fold_in, normal, per_example, split
 from scoremle.core.pytree import frozen_pytree, known, static
 from scoremle.core.sde import SDE, check_eps
@@ -160,8 +160,8 @@ def elbo(
             lowers the error.
 
     Raises UserError for what can't be had: no draws, eps outside [0, 1), times or a control from
-    another eps, another matching, data that are not finite reals, or integers or a prediction of
-    another shape.
+    another eps, another matching, data that are not finite reals, integers that ``decoder`` has no
+    points for, or integers or a prediction of another shape.
 
     Example:
         >>> sde, x = scoremle.VP(), jnp.asarray([[1.0, 0.0]])
@@ -176,10 +176,12 @@ def elbo(
     check_eps(sde, eps)
     check_count("draws", draws)
     check_kind("times", times, *TIME_SAMPLER)
+    check_kind("decoder", decoder, Decoder, "GaussianDecoder()")
+    check_kind("control", control, Control | None, "fit_control(...)")
     check_start(sde, eps, times, control)
     x = as_data(x)
-    if integers is not None and np.shape(integers) != x.shape:
-        raise UserError(f"integers must have the shape of x, {x.shape}, not {np.shape(integers)}")
+    if integers is not None:
+        integers = _levels(integers, x.shape, getattr(decoder, "points", None))
     key_t, key_rows = split(example_keys(key, len(x)))
     t, density = jax.vmap(lambda k: times(k, draws), out_axes=1)(key_t)
     order = jnp.argsort(t, axis=0)
@@ -190,6 +192,23 @@ def elbo(
         decoder=decoder, integers=integers, control=control,
         last_draws=decoder_draws(decoder, draws),
     )  # fmt: skip
+
+
+def _levels(integers: Any, shape: tuple[int, ...], points: Any) -> IntImages:
+    """Integers of a shape. Raises UserError for others, and for one that has no point."""
+    found = as_array(integers, "integers")
+    if np.shape(found) != shape or not jnp.issubdtype(found.dtype, jnp.integer):
+        raise UserError(
+            f"integers must be whole numbers with the shape of x, {shape}, not {found.dtype} with"
+            f" {np.shape(found)}"
+        )
+    if points is not None and known(found) and np.size(found):
+        here, levels = np.asarray(found), len(points)
+        least, most = int(here.min()), int(here.max())
+        if least < 0 or most >= levels:
+            beyond = least if least < 0 else most
+            raise UserError(f"integers must lie in 0..{levels - 1}, but one is {beyond}")
+    return jnp.asarray(found)
 
 
 def check_start(

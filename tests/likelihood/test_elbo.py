@@ -24,7 +24,7 @@ from scoremle.core.loss import denoising_residual
 from scoremle.core.pixels import Pixels, bits_per_dim
 from scoremle.core.times import UniformLogSNR, UniformTime
 from scoremle.errors import UserError
-from scoremle.likelihood.decoders import Entropy, GaussianDecoder
+from scoremle.likelihood.decoders import DiscreteDecoder, Entropy, GaussianDecoder
 from scoremle.likelihood.elbo import elbo, variance_of_mean
 
 every_sde = some("name", SDES, quick=["vp", "ve"])
@@ -318,3 +318,19 @@ def test_times_from_another_eps_make_no_bound():
     x, noise = jnp.asarray(DATA.draw(0, 2), jnp.float32), DATA.noise(SDES["vp"])
     with pytest.raises(UserError, match="begin at eps"):
         elbo(noise, SDES["vp"], x, KEY, eps=1e-5, times=UniformTime(1e-3), draws=4)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"integers": [[0, 3]]}, "one is 3"), ({"integers": [[0, -1]]}, "one is -1"),
+        ({"integers": [[0.0, 1.0]]}, "whole numbers"), ({"integers": [0, 1]}, "shape of x"),
+        ({"decoder": 3}, "decoder must"), ({"control": 3}, "control must"),
+    ],
+)  # fmt: skip
+def test_what_is_no_integer_decoder_or_control_is_refused(given, words, unchecked):
+    points, noise = np.asarray([-1.0, 0.0, 1.0]), DATA.noise(SDES["vp"])
+    how = {"integers": [[0, 1]], "decoder": DiscreteDecoder(points), **given}
+    with pytest.raises(UserError, match=words):
+        elbo(noise, SDES["vp"], jnp.zeros((1, 2)), KEY, eps=1e-5, times=UniformTime(1e-5),
+             draws=4, **how)  # fmt: skip
