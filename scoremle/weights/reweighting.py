@@ -24,7 +24,7 @@ import numpy as np
 from jaxtyping import Float
 from scipy.special import logsumexp, softmax
 
-from scoremle.core.arguments import as_array
+from scoremle.core.arguments import as_array, check_examples
 from scoremle.errors import UserError
 from scoremle.sampling.samples import Samples
 from scoremle.weights.pareto import largest_trusted, pareto_k
@@ -123,9 +123,9 @@ def reweigh(
         log_target: the target's log-density in nats of x [n *d], up to a constant; minus infinity
             where it is 0.
 
-    Raises UserError for fewer than two samples, or what has no log p; for a log_target that gives
-    no number for each sample, or NaN, or infinity, or 0 everywhere; and for samples whose random
-    probes stay the same, which gives no variance.
+    Raises UserError for fewer than two samples, or whose log p is not finite; for a log_target
+    that gives no number for each sample, or NaN, or infinity, or 0 everywhere; and for samples
+    whose random probes stay the same, which gives no variance.
 
     Example:
         >>> sde = scoremle.VP()
@@ -141,8 +141,9 @@ def reweigh(
             "samples must be two or more with their log p: model.sample(n, key, log_prob=True)"
         )
     target = _checked(log_target(samples.x), len(samples))
+    check_examples(samples.log_prob, "log_prob of samples")
     variance = np.square(np.asarray(samples.probe_stderr, np.float64))
-    if np.isnan(variance).any():
+    if not np.isfinite(variance).all():
         raise UserError(
             "the probes' variance of log p is not known: draw samples with an exact trace, or with"
             " several probes"

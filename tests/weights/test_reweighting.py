@@ -126,6 +126,15 @@ def test_a_target_that_is_none_is_refused(target, words):
 def test_probes_whose_variance_is_not_known_are_refused():
     with pytest.raises(UserError, match="variance"):
         reweigh(samples(np.zeros((30, 1)), np.zeros(30), np.nan), lambda x: x[:, 0])
+    with pytest.raises(UserError, match="variance"):
+        reweigh(samples(np.zeros((30, 1)), np.zeros(30), np.inf), lambda x: x[:, 0])
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_samples_whose_log_p_is_not_finite_are_refused(value):
+    with pytest.raises(UserError, match="row 3"):
+        reweigh(samples(np.zeros((30, 1)), np.eye(30)[3] * np.where(np.eye(30)[3], value, 0)),
+                lambda x: x[:, 0])  # fmt: skip
 
 
 # By arviz-stats 0.8.0: of the quantiles of a Pareto distribution, and of normal log weights.
