@@ -26,6 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from scoremle.core.arguments import check_examples
 from scoremle.core.pytree import frozen_pytree
 from scoremle.core.times import bin_of
 from scoremle.errors import UserError
@@ -85,13 +86,14 @@ class FittedGaussian:
         part, and the variances measured on that part. On the examples of the fit they would be far
         too small along the last axes, and zero along all that fewer examples than dimensions
         leave out. (Cross-validated nonlinear shrinkage with isotonic regression: Bartz,
-        arXiv 1611.00798.) Raises UserError for fewer than two examples.
+        arXiv 1611.00798.) Raises UserError for fewer than two examples, and what are not finite.
 
         Args:
             examples: data.
         """
         from scipy.optimize import isotonic_regression  # slow to import, and seldom needed
 
+        check_examples(examples, "examples of the Gaussian")
         x = np.asarray(examples, np.float32).reshape(len(examples), -1)
         x = x[: most_examples(x.shape[1])]
         if len(x) < 2:

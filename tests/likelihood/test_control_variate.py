@@ -121,6 +121,8 @@ def test_many_dimensions_take_memory_by_the_examples():
 def test_one_example_is_no_sample():
     with pytest.raises(ValueError, match="two examples"):
         FittedGaussian.fit(np.zeros((1, 3)))
+    with pytest.raises(ValueError, match="row 2"):
+        FittedGaussian.fit(np.asarray([[0.0], [1.0], [np.nan]]))
 
 
 @every_sde
