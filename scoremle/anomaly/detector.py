@@ -212,6 +212,7 @@ class Detector:
             examples: how many are scored.
             rate: of false discoveries.
         """
+        check_number("rate", rate, 0, 1)
         n = len(self.reference)
         together = fewest_together(n, examples, rate)
         if together <= 1:

@@ -63,7 +63,7 @@ class Schedule(abc.ABC):
         """
 
     def time_of_log_snr(self, lam: Times) -> Times:
-        """The t at which lambda is ``lam``; 0 or 1 beyond its ends."""
+        """The t at which lambda is ``lam``, one of its values."""
         return _inverse(self, floating(lam))
 
     def at_zero(self) -> Times:

@@ -21,7 +21,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Bool, Int, Integer
 
-from scoremle.core.arguments import as_index, check_part
+from scoremle.core.arguments import as_index, check_count, check_part
 from scoremle.core.dequantize import Dequantizer, Uniform
 from scoremle.core.divergence import DivergenceEstimator, Hutchinson
 from scoremle.core.keys import image_keys
@@ -148,6 +148,8 @@ def score_images(
     check_part("estimator", estimator, Estimator, "scoremle.ByOde()")
     check_part("dequantizer", dequantizer, Dequantizer, "scoremle.Uniform()")
     check_suits(estimator, model)
+    if batch_size is not None:
+        check_count("batch_size", batch_size)
     measure = partial(
         _measured, model, dequantizer=dequantizer, devices=devices,
         batch_size=batch_size, label=label,

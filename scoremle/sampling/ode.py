@@ -18,6 +18,7 @@ from scoremle.core.keys import example_keys, fold_in, normal, split
 from scoremle.core.prediction import data_of
 from scoremle.core.sde import SDE, check_eps
 from scoremle.core.times import even_times
+from scoremle.errors import UserError
 from scoremle.numerics import check_call, expand, predict
 from scoremle.sampling.ends import ends
 from scoremle.solvers.base import Problem, Solver
@@ -129,9 +130,11 @@ def interpolate(z0: Data, z1: Data, weights: Float[Array, " n"]) -> Float[Array,
     have, which on a straight line they would lose. Between like or opposite latents, as two of one
     dimension always are, and from or to a latent that is 0, the line is straight.
 
-    Raises UserError for what are not finite reals.
+    Raises UserError for what are not finite reals, and latents of different shapes.
     """
     z0, z1 = as_data(z0, name="z0"), as_data(z1, name="z1")
+    if z0.shape != z1.shape:
+        raise UserError(f"z1 must have the shape of z0, {z0.shape}, not {z1.shape}")
 
     def norm(z: Data) -> Data:
         return jnp.sqrt(jnp.sum(jnp.square(z), axis=tuple(range(1, z.ndim)), keepdims=True))
@@ -139,7 +142,7 @@ def interpolate(z0: Data, z1: Data, weights: Float[Array, " n"]) -> Float[Array,
     # Accurate for all angles, as the cosine is not; and 0 where a latent is.
     turned0, turned1 = norm(z1) * z0, norm(z0) * z1
     angle = 2 * jnp.arctan2(norm(turned1 - turned0), norm(turned1 + turned0))
-    w = jnp.reshape(weights, (-1,) + (1,) * z0.ndim)
+    w = jnp.reshape(jnp.asarray(weights), (-1,) + (1,) * z0.ndim)
     straight = jnp.sin(angle) < 1e-3
     sine = jnp.where(straight, 1, jnp.sin(angle))
     share0 = jnp.where(straight, 1 - w, jnp.sin((1 - w) * angle) / sine)

@@ -19,7 +19,14 @@ import numpy as np
 from jaxtyping import Array, Float, Integer, Key
 from scipy.special import logsumexp, softmax
 
-from scoremle.core.arguments import as_array, as_data, as_shape, check_count, check_seed
+from scoremle.core.arguments import (
+    as_array,
+    as_data,
+    as_shape,
+    check_count,
+    check_kind,
+    check_seed,
+)
 from scoremle.core.dequantize import Dequantizer
 from scoremle.core.keys import split
 from scoremle.core.pixels import Pixels, bits_per_dim
@@ -161,6 +168,7 @@ def from_flow(
     for name, function in {"log_prob": log_prob, "inverse": inverse, "forward": forward}.items():
         if not (callable(function) or (function is None and name != "log_prob")):
             raise UserError(f"{name} must be a function, not {function}")
+    check_kind("pixels", pixels, Pixels | None, "scoremle.Pixels(256)")
     return FlowModel(log_prob, as_shape(shape), pixels, inverse, forward)
 
 

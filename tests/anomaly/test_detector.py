@@ -249,6 +249,16 @@ def test_p_values_hold_where_examples_are_equal():
     assert abs(np.mean(shares) - 10 / 101) < 3 * error and error < 0.03
 
 
+@pytest.mark.parametrize("number", [0.1, 0.25])
+def test_a_feature_that_never_varies_has_no_scale(number):
+    """Rounded to float32 it stays the same, though the mean of equal numbers is rounded, too."""
+    x = np.random.default_rng(5).normal(size=(450, 3))
+    x[:, 2] = number
+    detector = Detector.fit(None, x[:400])
+    found = detector.score(None, x[400:].astype(np.float32))
+    assert not found.suspects(0.1).any()
+
+
 def test_the_order_of_normal_images_does_not_matter():
     normal = np.concatenate([NORMAL, NORMAL[:7]])
     detector = Detector.fit(IMAGES, normal, statistic="msma")
@@ -264,6 +274,8 @@ def test_it_says_how_many_references_it_takes():
     told = detector.limits(100, 0.1)
     assert "for one it takes 999" in told and "only 33 or more together" in told
     assert "nor all of them" in detector.limits(3, 0.01)
+    with pytest.raises(UserError, match="rate"):
+        detector.limits(3, 0.0)
 
 
 FEW = "different examples or more"

@@ -199,6 +199,8 @@ def test_whole_numbers_are_no_latents_and_no_samples(unchecked):
     ):
         with pytest.raises(UserError, match="reals"):
             call()
+    with pytest.raises(UserError, match="shape of z0"):
+        interpolate(np.ones((1, 2)), np.ones((2, 2)), [0.5])
 
 
 @every_sde

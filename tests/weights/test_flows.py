@@ -110,6 +110,8 @@ def test_functions_of_jax_are_models():
         (lambda: flow().score(IMAGES[:, :1]), "shape"),
         (lambda: flow().score(IMAGES, index=[1]), "index"),
         (lambda: flow().score(IMAGES, draws=0), "draws"),
+        (lambda: flow().score(IMAGES, batch_size=0), "batch_size"),
+        (lambda: from_flow(log_prob, shape=SHAPE, pixels=8), "pixels must"),
         (lambda: flow().residual(np.zeros((2, *SHAPE))), "both directions"),
         (lambda: flow().log_prob(np.zeros((2, 3))), r"2, 3, 1\)"),
         (lambda: from_flow(lambda x: x, shape=(2,)).log_prob(np.zeros((3, 2))), "3 numbers"),
