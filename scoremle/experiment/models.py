@@ -1,5 +1,6 @@
 """A model by what a user has: a folder, a file, or a function. Told by content, not by name."""
 
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -181,6 +182,26 @@ def checkpoint_of(place: str, asked: int | None, recorded: int | None) -> int | 
         recorded: where the place was a working directory; it may be an export of that now.
     """
     return recorded if asked is None and not is_model_alone(place) else asked
+
+
+def place_in(file: Path, place: str, given: str, flag: str = "--model") -> str:
+    """The place that the user gives, or else the one that a file names, which may be a stranger's.
+
+    Args:
+        file: that names it.
+        place: the one in the file.
+        given: the user's; "": none.
+        flag: that gives it.
+
+    Raises UserError for code and downloads that the file alone names, and where nothing is.
+    """
+    if given:
+        return given
+    if is_own(place) or place.startswith(HUB):
+        raise UserError(f"{file} is of {place!r}: say so by {flag}={shlex.quote(place)}")
+    if not (Path(place).exists() or place in NAMES):
+        raise UserError(f"{file} is of {place!r}, and nothing is there: {flag}= names its place")
+    return place
 
 
 def of_images(model: "ScoreModel | FlowModel", place: str) -> tuple[Pixels, tuple[int, int, int]]:

@@ -70,7 +70,9 @@ def places(tmp_path_factory):
 
 def test_noise_among_digits_is_listed(places, tmp_path, capfd):
     out, page = tmp_path / "a.csv", tmp_path / "a.html"
-    words = "score", places / "detector", places / "mixed.npz", f"--out={out}", f"--page={page}"
+    named = f"--model={places / 'digits.py'}:model"
+    words = ("score", places / "detector", places / "mixed.npz", f"--out={out}", f"--page={page}",
+             named)  # fmt: skip
     code, told, _ = anomaly(capfd, *words)
     assert code == 0
     detector = Detector.read(places / "detector")
@@ -88,7 +90,7 @@ def test_noise_among_digits_is_listed(places, tmp_path, capfd):
     assert (code, summary["suspects"], summary["references"]) == (4, sum(listed), 80)
     few = places / "normal.npz"
     code, told, _ = anomaly(capfd, "score", places / "detector", few, f"--out={out}", "--force",
-                            "--rate=0.001", "--fail-on-suspects")  # fmt: skip
+                            "--rate=0.001", "--fail-on-suspects", named)  # fmt: skip
     assert code == 0 and "0 of 160 stand out" in told and "for one it takes 159999" in told
 
 
@@ -143,6 +145,9 @@ def test_features_of_one_s_own_come_from_an_array_or_an_encoder(tmp_path, capfd)
     assert anomaly(capfd, *fit)[0] == 0  # arrays have their size
     assert anomaly(capfd, *fit, "--size=6", "--force")[0] == 0
     score = "score", tmp_path / "d", tmp_path / "pictures", table, "--force"
+    code, _, said = anomaly(capfd, *score)  # a detector may be a stranger's
+    assert code == 2 and f"--encoder={encoder}" in said
+    score = *score, fit[4]
     assert anomaly(capfd, *score, f"--page={tmp_path / 'p.html'}")[0] == 0
     black, usual = (float(row["p"]) for row in rows(out))
     assert black == pytest.approx(1 / 51, 1e-5) and usual > 0.05
@@ -161,6 +166,9 @@ def test_features_of_one_s_own_come_from_an_array_or_an_encoder(tmp_path, capfd)
     np.save(tmp_path / "f.npy", features)
     assert anomaly(capfd, "fit", "gaussian", tmp_path / "f.npy", detector, "--force")[0] == 0
     np.save(tmp_path / "g.npy", np.zeros((1, 4), np.float32))
+    code, _, said = anomaly(capfd, "score", tmp_path / "d", tmp_path / "g.npy", table, "--force",
+                            fit[4])  # fmt: skip
+    assert code == 2 and "has no encoder" in said
     assert anomaly(capfd, "score", tmp_path / "d", tmp_path / "g.npy", table, "--force")[0] == 0
     assert float(rows(out)[0]["p"]) == black
     code, _, told = anomaly(capfd, "score", tmp_path / "d", tmp_path / "g.npy", table, "--force",
@@ -177,6 +185,10 @@ def test_features_of_one_s_own_come_from_an_array_or_an_encoder(tmp_path, capfd)
     assert code == 2 and "as it was" in told
 
 
+# Places of models that detectors name, which no user did.
+OF_OTHERS = {"of_code": "my model.py:images", "of_hub": "hf:a/b", "moved": "runs/elsewhere"}
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [
@@ -184,6 +196,9 @@ def test_features_of_one_s_own_come_from_an_array_or_an_encoder(tmp_path, capfd)
         (("score", "mixed.npz", "mixed.npz"), "JSON"),
         (("score", "nowhere", "mixed.npz"), "folder or file"),
         (("score", "placeless", "mixed.npz"), "--model=MODEL"),
+        (("score", "of_code", "mixed.npz"), "--model='my model.py:images'"),
+        (("score", "of_hub", "mixed.npz"), "--model=hf:a/b"),
+        (("score", "moved", "mixed.npz"), "nothing is there: --model="),
         (("score", "detector", "mixed.npz", "--model=digits"), "not the model"),
         (("fit", "digits", "normal.npz", "--out=detector"), "--force"),
         (("fit", "digits", "normal.npz", "--out=x", "--encoder=mine"), "FILE.py:function"),
@@ -203,6 +218,8 @@ def test_mistakes_are_one_line(words, told, places, capfd, monkeypatch):
     monkeypatch.chdir(places)
     detector = Detector.read("detector")
     replace(detector, facts={}).write("placeless")
+    for name, place in OF_OTHERS.items():
+        replace(detector, facts={"model": place}).write(name)
     code, _, said = anomaly(capfd, *words)
     assert code == 2 and told in said and len(said.splitlines()) == 1
 

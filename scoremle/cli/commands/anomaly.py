@@ -60,7 +60,9 @@ def arguments(parser: Parser) -> None:
             add("--rate", "rate of false discoveries: their expected share of the suspects (0.1)",
                 type=checks.fraction, default=0.1)  # fmt: skip
             add("--fail-on-suspects", "exit code 4 if there are suspects", action="store_true")
-            add("--model", "place of the model, if it was moved", default="")
+            add("--model", "place of the model, if it was moved, or is code or a download",
+                default="")  # fmt: skip
+            add("--encoder", "the detector's FILE.py:function, which is run", default="")
         add_shared(add, unset="the newest" if what == "fit" else "that of the detector")
 
 
@@ -146,9 +148,7 @@ def _score(options: Any) -> dict[str, Any]:
     from scoremle.report.anomalies import write_anomalies
 
     detector = scoremle.anomaly.Detector.read(options.detector)
-    facts = detector.facts | ({"model": options.model} if options.model else {})
-    if "model" not in facts:
-        raise UserError(f"{options.detector} does not say where its model is: --model=MODEL does")
+    facts = _facts(options, detector.facts)
     model, reports, data = _read(options, facts)
     kept = [report for report in reports if report.pixels is not None]
     bad = [(report.name, report.reason) for report in reports if report.pixels is None]
@@ -176,6 +176,24 @@ def _score(options: Any) -> dict[str, Any]:
         "statistic": detector.statistic, "references": len(detector.reference),
         "left_out": len(bad), "table": str(options.out),
     }  # fmt: skip
+
+
+def _facts(options: Any, recorded: dict[str, str]) -> dict[str, str]:
+    """The facts of a detector, with the places that the user gives."""
+    from scoremle.experiment.models import place_in
+
+    model = options.model or recorded.get("model")
+    if model is None:
+        raise UserError(f"{options.detector} does not say where its model is: --model=MODEL does")
+    if options.encoder and "encoder" not in recorded:
+        raise UserError(f"{options.detector} has no encoder: leave --encoder out")
+    facts = recorded | {"model": model}
+    if model != GAUSSIAN:
+        facts["model"] = place_in(options.detector, model, options.model)
+    if "encoder" in facts:
+        own = facts["encoder"], options.encoder, "--encoder"
+        facts["encoder"] = place_in(options.detector, *own)
+    return facts
 
 
 RUNS = {"fit": _fit, "score": _score}

@@ -44,13 +44,9 @@ def run(options: Any) -> None:
     from scoremle.data.prepared import made_whole
     from scoremle.evaluation.pictures import as_png
     from scoremle.experiment import models
-    from scoremle.experiment.own_code import is_own
 
     def load(place: str, checkpoint: int | None) -> scoremle.ScoreModel:
-        # A stranger's file runs and fetches nothing.
-        if not options.model and (is_own(place) or place.startswith("hf:")):
-            raise UserError(f"{options.file} is of {place!r}: say so by --model={place}")
-        where = options.model or place
+        where = models.place_in(options.file, place, options.model)
         return scoremle.load(where, models.checkpoint_of(where, options.checkpoint, checkpoint))
 
     images, names = decompress_images(load, options.file)
