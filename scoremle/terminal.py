@@ -87,9 +87,17 @@ def passing(text: str) -> Iterator[None]:
 
 
 def say(*lines: object) -> None:
-    """Prints lines, if any, at once. What is given as one line is one, whatever it contains."""
-    if lines and not is_mute():
+    """Prints lines, if any, at once. What is given as one line is one, whatever it contains.
+
+    Where the reader of a pipe has seen enough, the work goes on, and nothing more is printed.
+    """
+    if not lines or is_mute():
+        return
+    try:
         print(*(in_a_line(str(line)) for line in lines), sep="\n", flush=True)
+    except BrokenPipeError:
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())
 
 
 def say_mistake(text: str) -> int:

@@ -1,6 +1,9 @@
 """What reaches a terminal is visible characters alone, and a CSV's text is no formula."""
 
 import logging
+import os
+import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -52,6 +55,37 @@ def test_every_way_to_a_terminal(capsys, monkeypatch):
         assert SHOWN in text
         assert all(c.isprintable() or c == "\n" for c in text)
     assert captured.out.count(SHOWN) == 4 and captured.err.count(SHOWN) == 2
+
+
+@contextmanager
+def stdout_by_a_pipe(monkeypatch):
+    """Stdout in a narrow encoding; yields the reader's end."""
+    ends = os.pipe()
+    with open(ends[0], "rb", 0) as reader, open(ends[1], "w", encoding="latin-1") as writer:
+        monkeypatch.setattr(sys, "stdout", writer)
+        yield reader
+
+
+def test_work_goes_on_where_the_reader_has_seen_enough(monkeypatch):
+    done = []
+
+    def work(arguments):
+        for _ in range(2):
+            say("a line")
+        done.append(arguments)
+        return 4
+
+    monkeypatch.setattr(cli, "_run", work)
+    with stdout_by_a_pipe(monkeypatch) as reader:
+        reader.close()
+        assert cli.main(["x"]) == 4 and done == [["x"]]
+
+
+def test_what_an_encoding_lacks_is_an_escape(monkeypatch):
+    monkeypatch.setattr(cli, "_run", lambda arguments: say("é图") or 0)
+    with stdout_by_a_pipe(monkeypatch) as reader:
+        assert cli.main(["x"]) == 0
+        assert reader.read(99) == b"\xe9\\u56fe\n"
 
 
 @pytest.mark.parametrize("start", ["=", "+", "-", "@", "\t", "\r"])

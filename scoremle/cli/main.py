@@ -6,6 +6,7 @@ about mistakes come at once.
 
 import gc
 import importlib
+import io
 import json
 import logging
 import os
@@ -19,7 +20,7 @@ from scoremle.cli.commands.help import config_table, screen
 from scoremle.cli.signals import answered
 from scoremle.errors import UserError, in_a_line, nearest, out_of_memory
 from scoremle.experiment.own_code import mistakes
-from scoremle.terminal import Formatter, is_mute, passing, say_mistake
+from scoremle.terminal import Formatter, passing, say, say_mistake
 
 __all__ = ["main"]
 
@@ -47,6 +48,8 @@ def main(argv: list[str] | None = None) -> int:
         argv: the words after the program's name; None: those of this process.
     """
     given = sys.argv[1:] if argv is None else argv
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names of files may have any character
+        sys.stdout.reconfigure(errors="backslashreplace")
     arguments = [argument for argument in given if argument != DEBUG]
     try:
         with _logged(logging.DEBUG if DEBUG in given else logging.INFO), mistakes():
@@ -55,7 +58,7 @@ def main(argv: list[str] | None = None) -> int:
             return code
     except SystemExit as end:  # Stopped; argparse, after it printed a command's help
         return int(end.code or 0)
-    except BrokenPipeError:  # whoever read the output has seen enough
+    except BrokenPipeError:  # whoever read a command's help has seen enough
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
         return 0
     except UserError as error:
@@ -96,8 +99,8 @@ def _run(arguments: list[str]) -> int:
         answered() if parser.needs else nullcontext(),
     ):
         found = parser.run(options)
-    if as_json and not is_mute():
-        print(json.dumps(found, indent=2))
+    if as_json:
+        say(*json.dumps(found, indent=2).splitlines())
     if found and found.get("suspects") and getattr(options, "fail_on_suspects", False):
         return 4
     return 3 if found and found.get("left_out") else 0
