@@ -375,10 +375,10 @@ def write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
         np.savez(file, **cast(Any, arrays))
 
 
-def write_array(path: Path, name: str, array: np.ndarray) -> None:
-    """Writes one array: by its name into a .npz, or as a .npy."""
+def write_array(path: Path, name: str, array: np.ndarray, levels: int | None) -> None:
+    """Writes one array: by its name, with its grey levels, into a .npz; or as a .npy."""
     if path.suffix.lower() == ".npz":
-        write_npz(path, {name: array})
+        write_npz(path, {name: array} | ({} if levels is None else {"levels": np.asarray(levels)}))
         return
     with write_atomically(path) as temporary, temporary.open("wb") as file:
         np.save(file, array)

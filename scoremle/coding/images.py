@@ -2,7 +2,6 @@
 
 import logging
 import math
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -103,22 +102,18 @@ def compress_images(
     )
 
 
-def decompress_images(
-    model: ScoreModel | Callable[[str, int | None], ScoreModel], path: str | Path
-) -> tuple[Images, list[str]]:
+def decompress_images(model: ScoreModel, path: str | Path) -> tuple[Images, list[str]]:
     """Reads what `compress_images` wrote; returns the images, and their names if they have any.
 
     Args:
-        model: the one that they were compressed by, or a function that gives it by its place and
-            its checkpoint in the file's record.
+        model: the one that they were compressed by.
         path: of the file.
 
     Raises UserError for another model than theirs, and for a block that comes back otherwise.
     """
     record, coded = file.read_coded(path)
-    number = record.get("checkpoint")
-    model = model if isinstance(model, ScoreModel) else model(record["place"], number)
     if record["model"] != tree_hash(model) or tuple(record["shape"]) != model.shape:
+        number = record.get("checkpoint")
         at = " or another checkpoint of it" if number is None else f" at checkpoint {number}"
         raise UserError(f"{path} was compressed by another model: {record['place']}{at}")
     chain = model.chain(record["steps"])

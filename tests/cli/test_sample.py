@@ -49,6 +49,7 @@ def test_a_picture_of_a_working_directory(tiny, tmp_path, capfd):
     assert sample(capfd, tiny.workdir, "-n", 6, "-o", tmp_path / "x.npz", *fast)[0] == 0
     assert sample(capfd, tiny.workdir, "-n", 6, "-o", tmp_path / "x.png", *fast)[0] == 0
     with np.load(tmp_path / "x.npz") as saved:
+        assert saved["levels"] == 17
         grid = image_grid(saved["samples"], 17, columns=3).squeeze()
     with Image.open(tmp_path / "x.png") as picture:
         found = np.asarray(picture)

@@ -329,11 +329,8 @@ def written(tmp_path_factory):
 
 def test_a_file_has_its_images_names_and_rates(written):
     path, rates = written
-    asked = []
-    found, names = images.decompress_images(
-        lambda place, checkpoint: asked.append(place) or model_of(), path
-    )
-    assert asked == ["there"]
+    assert file.read_coded(path)[0]["place"] == "there"
+    found, names = images.decompress_images(model_of(), path)
     assert np.array_equal(found, IMAGES[:30]) and names[:2] == ["n 0", "n 1"]
     assert rates.size == path.stat().st_size and rates.gross == 8 * rates.size / found.size
     assert abs(rates.net - rates.drawn) * found.size < 64 + 6 and rates.plain == 0
@@ -521,28 +518,18 @@ def test_the_commands_bring_images_back(tmp_path, capfd):
     assert code == 0 and "stated" in told and f"3 images: {bits}" in told
     assert run(capfd, "decompress", bits, "-o", tmp_path / "y.npy")[0] == 0
     assert np.array_equal(np.load(tmp_path / "y.npy"), digits)
-    assert run(capfd, "decompress", bits, "-o", tmp_path / "y")[0] == 0
-    with Image.open(tmp_path / "y" / "2.png") as picture:
-        assert np.array_equal(np.asarray(picture), digits[2, ..., 0])
+    assert run(capfd, "decompress", bits, "-o", tmp_path / "y.npz")[0] == 0
+    with np.load(tmp_path / "y.npz") as saved:
+        assert np.array_equal(saved["images"], digits) and saved["levels"] == 17
+    code, _, err = run(capfd, "decompress", bits, "-o", tmp_path / "y")
+    assert code == 2 and "256 grey levels" in err  # they would be nearly black
     same = (*command[:2], bits, "-o", bits, "--force")
+    (tmp_path / "y").mkdir()
     for line in (command, ("decompress", bits, "-o", tmp_path / "y")):
         code, _, err = run(capfd, *line)
         assert code == 2 and "there" in err and err.count("\n") == 1
     code, _, err = run(capfd, *same)
     assert code == 2 and "two files" in err
-
-
-def test_a_full_disk_is_a_line_that_names_the_folder(tmp_path, capfd, monkeypatch):
-    def full(*_):
-        raise OSError(errno.ENOSPC, "no space")
-
-    np.save(tmp_path / "x.npy", np.zeros((1, 8, 8, 1), np.uint8))
-    bits, out = tmp_path / "x.bits", tmp_path / "y"
-    assert run(capfd, "compress", "digits", tmp_path / "x.npy", "-o", bits, "--steps=3")[0] == 0
-    monkeypatch.setattr(pictures, "as_png", full)
-    code, _, err = run(capfd, "decompress", bits, "-o", out)
-    assert code == 2 and err == f"scoremle: error: can't write {out}: no space\n"
-    assert sorted(tmp_path.iterdir()) == [bits, tmp_path / "x.npy"]
 
 
 def test_models_in_a_file_and_in_a_folder_of_others(tiny, tmp_path, capfd):
@@ -589,6 +576,36 @@ def model():
 """
 
 
+@pytest.fixture
+def grey(tmp_path):
+    """A model of 256 levels."""
+    (tmp_path / "mine.py").write_text(GREY)
+    return f"{tmp_path / 'mine.py'}:model"
+
+
+def test_pictures_come_back_under_their_names(grey, tmp_path, capfd, monkeypatch):
+    (tmp_path / "x").mkdir()
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 8, 8)).astype(np.uint8)
+    for name, image in zip("ab", pixels, strict=True):
+        Image.fromarray(image).save(tmp_path / "x" / f"{name}.png")
+    bits, out = tmp_path / "x.bits", tmp_path / "y"
+    assert run(capfd, "compress", grey, tmp_path / "x", "-o", bits, "--steps=2")[0] == 0
+    back = "decompress", bits, f"--model={grey}", "-o", out
+    assert run(capfd, *back)[0] == 0
+    for name, image in zip("ab", pixels, strict=True):
+        with Image.open(out / f"{name}.png") as picture:
+            assert np.array_equal(picture, image)
+    shutil.rmtree(out)
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "no space")
+
+    monkeypatch.setattr(pictures, "as_png", full)
+    code, _, err = run(capfd, *back)
+    assert code == 2 and err == f"scoremle: error: can't write {out}: no space\n"
+    assert not out.exists()
+
+
 @pytest.mark.parametrize(
     ("pixels", "words"),
     [
@@ -599,10 +616,9 @@ def model():
         (np.full((8, 8, 2), 255, np.uint8), ""),
     ],
 )
-def test_pictures_that_would_lose_something_are_refused(pixels, words, tmp_path, capfd):
-    (tmp_path / "mine.py").write_text(GREY)
+def test_pictures_that_would_lose_something_are_refused(pixels, words, grey, tmp_path, capfd):
     Image.fromarray(pixels).save(tmp_path / "x.png")
-    command = "compress", f"{tmp_path / 'mine.py'}:model", tmp_path / "x.png"
+    command = "compress", grey, tmp_path / "x.png"
     code, _, err = run(capfd, *command, "-o", tmp_path / "x.bits", "--steps=2")
     assert (code, err.count("\n")) == ((2, 1) if words else (0, 0))
     assert words in err and (tmp_path / "x.bits").exists() == (not words)

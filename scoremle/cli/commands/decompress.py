@@ -40,18 +40,24 @@ def check(options: Any) -> None:
 
 def run(options: Any) -> None:
     """Decodes the images, and writes them."""
+    from scoremle.coding.file import read_coded
     from scoremle.coding.images import decompress_images
     from scoremle.data.prepared import made_whole
     from scoremle.evaluation.pictures import as_png
     from scoremle.experiment import models
 
-    def load(place: str, checkpoint: int | None) -> scoremle.ScoreModel:
-        where = models.place_in(options.file, place, options.model)
-        return scoremle.load(where, models.checkpoint_of(where, options.checkpoint, checkpoint))
-
-    images, names = decompress_images(load, options.file)
-    if options.out.suffix.lower() in ARRAYS:
-        scoremle.files.write_array(options.out, "images", images)
+    record, _ = read_coded(options.file)
+    place = models.place_in(options.file, record["place"], options.model)
+    number = models.checkpoint_of(place, options.checkpoint, record.get("checkpoint"))
+    model, as_array = scoremle.load(place, number), options.out.suffix.lower() in ARRAYS
+    levels = models.of_images(model, place)[0].levels
+    if levels != 256 and not as_array:
+        raise UserError(
+            f"-o {options.out}: pictures have 256 grey levels, and the model {levels}: name a .npz"
+        )
+    images, names = decompress_images(model, options.file)
+    if as_array:
+        scoremle.files.write_array(options.out, "images", images, levels)
     else:
         with made_whole(options.out) as folder, scoremle.files.writing(options.out):
             for i, image in enumerate(images):

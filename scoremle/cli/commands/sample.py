@@ -104,5 +104,6 @@ def run(options: Any) -> None:
         caption = in_a_line(f"{counted(options.n, 'sample')} of {options.model}, {how}")
         write_grid(options.out, samples, model.pixels.levels, caption=caption)
     else:
-        scoremle.files.write_array(options.out, "samples", samples)
+        levels = model.pixels.levels if model.pixels else None
+        scoremle.files.write_array(options.out, "samples", samples, levels)
     say(f"{counted(options.n, 'sample')} of seed {options.seed}: {options.out}")
