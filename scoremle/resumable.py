@@ -9,6 +9,7 @@ folder or place, is named and worked on again.
 
 import hashlib
 import logging
+import os
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -27,6 +28,8 @@ logger = logging.getLogger(__name__)
 
 # Digits of hashes in results: enough to distinguish any two.
 HASH_LENGTH = 16
+# The name of a finished part, with its pass and its first image.
+PART = re.compile(r"pass(\d+)_[a-z]+(\d+)(?:\D.*)?\.npz")
 
 Arrays = dict[str, np.ndarray]
 # The pass and the indices of some images, to arrays with a row for each of them.
@@ -145,13 +148,18 @@ def _halved(size: int, least: int, unit: str, error: Exception) -> int:
 
 def _finished(folder: Path | None) -> Iterator[Arrays]:
     """The parts there that are whole."""
-    for path in sorted(folder.glob("pass*.npz")) if folder else ():
+    for path in filter(is_part, sorted(folder.glob("pass*.npz")) if folder else ()):
         if (part := read_part(path)) is not None:
             yield part
         else:
             logger.warning(
                 "%s is damaged or was made for another place: its images are worked on again", path
             )
+
+
+def is_part(path: Path) -> bool:
+    """Whether this is the name of a finished part."""
+    return PART.fullmatch(path.name) is not None
 
 
 def read_part(path: Path) -> Arrays | None:
@@ -168,14 +176,15 @@ def read_part(path: Path) -> Arrays | None:
     if len(lengths) != 1 or () in lengths:
         return None
     number, first = part["place"].tolist()
-    at_its_place = re.fullmatch(rf"pass{number}_[a-z]+{first}(\D.*)?", path.stem)
+    at_its_place = PART.fullmatch(path.name)
+    named = at_its_place and at_its_place.groups() == (str(number), str(first))
     sealed = stated is None or str(stated) == _seal(path.parent, part)
-    return part if at_its_place and sealed else None
+    return part if named and sealed else None
 
 
 def _seal(folder: Path, part: Arrays) -> str:
     """SHA-256 of a part and of the names of its folder and of the one above."""
-    digest = hashlib.sha256("/".join(folder.absolute().parts[-2:]).encode())
+    digest = hashlib.sha256(os.fsencode("/".join(folder.absolute().parts[-2:])))
     for name, array in sorted(part.items()):
         digest.update(f"\n{name} {array.dtype} {array.shape}\n".encode())
         digest.update(array.tobytes())

@@ -1,6 +1,7 @@
 """Work in parts: rows by image, whatever parts they came in, through kills and other sizes."""
 
 import logging
+import os
 import re
 import shutil
 
@@ -137,11 +138,20 @@ def test_damaged_lost_and_foreign_files_are_no_parts(tmp_path):
     (tmp_path / "pass1_image8.npz").write_bytes(b"PK\3\4damaged")
     np.savez(tmp_path / "pass1_image0.npz", x=np.zeros(4))  # says nothing of its place
     (tmp_path / ".pass0_image4.npz.12").write_bytes(b"half")
+    (tmp_path / "passport.npz").write_bytes(b"of another program")
     work = Work()
     check(run(tmp_path, work, size=3))
     assert work.asked == [
         (0, [4, 5, 6]), (0, [7, 7, 7]), (1, [0, 1, 2]), (1, [3, 3, 3]), (1, [8, 9, 10])
     ]  # fmt: skip
+
+
+def test_a_folder_may_have_any_name(tmp_path):
+    folder = tmp_path / os.fsdecode(b"a\xff")
+    run(folder, Work())
+    work = Work()
+    check(run(folder, work))
+    assert not work.asked
 
 
 def test_parts_of_other_work_or_another_place_are_named_and_left_out(tmp_path, caplog):

@@ -125,6 +125,7 @@ def _kinds() -> tuple[Kind, ...]:
     from scoremle.experiment.workdir import Workdir
     from scoremle.files import SEAL, read_bytes, read_json, read_npz, read_sealed
     from scoremle.published import safetensors
+    from scoremle.resumable import is_part, read_part
     from scoremle.training.checkpoints import Checkpoints, Damaged
     from scoremle.training.writers import read_log
 
@@ -152,7 +153,7 @@ def _kinds() -> tuple[Kind, ...]:
         return SEAL in read_json(path)
 
     def arrays(path: Path) -> None:
-        if (scoremle.resumable.read_part if path.match("pass*") else read_npz)(path) is None:
+        if (read_part if is_part(path) else read_npz)(path) is None:
             raise Damaged("its arrays can't be read, or are of another place")
 
     return (
@@ -160,7 +161,7 @@ def _kinds() -> tuple[Kind, ...]:
         Kind(is_checkpoint, checkpoint, True, BEFORE),
         Kind(is_published, scoremle.published.read, False, COPY),
         Kind(is_workdir, lambda path: Workdir(path).check_records(), True, RECORD, holds=True),
-        Kind(lambda path: path.match("pass*.npz"), arrays, True, PART),
+        Kind(is_part, arrays, True, PART),
         Kind(lambda path: path.name == "results.json", results, None, RESULT),
         Kind(_ends(".json"), record, None, RECORD),
         Kind(_ends(".npz"), arrays, True, AGAIN),
