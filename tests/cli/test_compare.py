@@ -94,6 +94,19 @@ def test_tables_of_other_pictures_under_the_same_names(capsys, tmp_path):
     assert code == 0 and words in err and err.count("\n") == 1
 
 
+def test_the_same_pictures_may_come_in_another_order(capsys, tmp_path):
+    """As a folder and a tar of it list them; the names of an array are their places."""
+    rows = {"z.png": "3,{},0.1,7.1", "a/2.png": "4,{},0.1,6.5", "a/3.png": "6,{},0.1,5.2"}
+    for table, names, start in (("a", [*rows], ""), ("b", sorted(rows), "./")):
+        lines = "\n".join(rows[name].format(start + name) for name in names)
+        (tmp_path / f"{table}.csv").write_text(f"bpd,file,solver_error,png_bpd\n{lines}\n")
+    code, out, err = compare(capsys, tmp_path / "a.csv", tmp_path / "b.csv", "--json")
+    assert (code, err) == (0, "") and json.loads(out)["scores"]["stderr"] == 0
+    (tmp_path / "b.csv").write_text((tmp_path / "b.csv").read_text().replace("a/3", "a/4"))
+    code, _, err = compare(capsys, tmp_path / "a.csv", tmp_path / "b.csv")
+    assert code == 2 and "not of the same images" in err
+
+
 def test_what_is_known_of_an_evaluation_may_be_nothing(both, capsys):
     """A file of values beside no records, and a table of the bound, which has no solver."""
     (both / "a/eval/results.json").write_text('{"exact_test_ckpt_1": null}')

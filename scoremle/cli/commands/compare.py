@@ -80,7 +80,7 @@ def _compared(kind: str, a: ComparedMeasurement, b: ComparedMeasurement) -> dict
     """Raises UserError if they are not of the same images."""
     from scoremle.evaluation.statistics import paired_difference
 
-    known = None not in (a.images, b.images)
+    known, b = None not in (a.images, b.images), _in_order_of(a, b)
     if len(a.bpd) != len(b.bpd) or (known and a.images != b.images):
         raise UserError(
             f"{kind}: A and B are not of the same images ({len(a.bpd)} and {len(b.bpd)})"
@@ -111,6 +111,18 @@ def _compared(kind: str, a: ComparedMeasurement, b: ComparedMeasurement) -> dict
         "a_solver_error": a.solver_error,
         "b_solver_error": b.solver_error,
     }
+
+
+def _in_order_of(a: ComparedMeasurement, b: ComparedMeasurement) -> ComparedMeasurement:
+    """B in the order of A, where both have the same names of files, each once."""
+    if not isinstance(a.images, list) or not isinstance(b.images, list):
+        return b
+    place = {name: i for i, name in enumerate(b.images)}
+    if len(place) != len(b.images) or sorted(a.images) != sorted(b.images):
+        return b
+    order = [place[name] for name in a.images]
+    png = [b.png[i] for i in order] if b.png else b.png
+    return b._replace(bpd=b.bpd[order], images=a.images, png=png)
 
 
 def _agree(one: tuple[str, float], other: tuple[str, float]) -> bool:
@@ -176,7 +188,8 @@ def _of_scores(path: Path) -> ComparedMeasurement:
         bpd, errors = (
             np.array([float(row[name]) for row in rows]) for name in ("bpd", "solver_error")
         )
-        names = [row.get("file", row.get("image")) for row in rows]  # as of 0.1
+        # "image" is of 0.1; a tar that was made of "." has "./" before each name.
+        names = [row.get("file", row.get("image", "")).removeprefix("./") for row in rows]
         png = [(row["png_bpd"], float(row["png_bpd"])) for row in rows if "png_bpd" in row]
         estimators = {(row.get("estimator") or "").partition(";")[0] for row in rows}
     except (KeyError, TypeError, ValueError, csv.Error):
