@@ -8,6 +8,7 @@ import math
 import os
 import shlex
 import shutil
+import threading
 from contextlib import redirect_stdout
 
 import jax
@@ -499,6 +500,14 @@ def test_the_table_is_written_before_the_mean_is_corrected(folder, tmp_path, cap
     beside = json.loads((tmp_path / "s.csv.json").read_text())
     assert "correction" not in beside and "at most" in beside["facts"][1]
     assert [row["file"] for row in rows(out)] == [row["file"] for row in before]
+    monkeypatch.undo()
+    streams = [tmp_path / "table", tmp_path / "page"]
+    for stream in streams:  # which is not written over: a second time nobody reads
+        os.mkfifo(stream)
+        threading.Thread(target=stream.read_bytes, daemon=True).start()
+    flags = *words[:2], f"--out={streams[0]}", f"--page={streams[1]}", "--repeats=1", "--correct"
+    code, _, told = score(capfd, *flags)
+    assert code == 0, told
 
 
 def test_a_mean_that_is_not_corrected_is_said(tiny, tmp_path, capfd):

@@ -236,19 +236,23 @@ def run(options: Any) -> dict[str, Any]:
     )
     verdict = _verdict([row for row in rows if not row.reason], len(own)) or no_ranks
 
-    def write(mean: Mean) -> dict[str, Any]:
-        """Writes the table, what is known of it in a file beside it, and the page."""
+    def write(mean: Mean, last: bool) -> dict[str, Any]:
+        """Writes the table, what is known of it in a file beside it, and the page.
+
+        What can't be written over, such as a pipe, is written at ``last``.
+        """
         cost = in_passes(mean)
         facts = [verdict, _mean(mean, found), *mean.breakdown(), f"each image: {cost}; "
                  + _spread(scores, passes), *found.notes]  # fmt: skip
         summary = _summary(mean, found, rows, options) | {"facts": facts}
-        score_table.write_csv(
-            options.out, rows, dims=model.dims, reference=len(own),
-            estimator=f"{found.title}; {cost}",
-        )  # fmt: skip
+        if last or not is_stream(options.out):
+            score_table.write_csv(
+                options.out, rows, dims=model.dims, reference=len(own),
+                estimator=f"{found.title}; {cost}",
+            )  # fmt: skip
         if not is_stream(options.out):
             scoremle.files.write_json(_beside(options.out), summary)
-        if options.page:
+        if options.page and (last or not is_stream(options.page)):
             from scoremle.report.scores import write_page
 
             write_page(
@@ -258,13 +262,13 @@ def run(options: Any) -> dict[str, Any]:
         return summary
 
     mean = scored.mean
-    summary = write(mean)
+    summary = write(mean, last=not levels)
     if levels:
         with going_on(f"{options.out} is written, and its mean is not corrected: the same command"
                       " with --force goes on"):  # fmt: skip
             corrected = scored.corrected(levels, own_measurement.TOLERANCE)
             mean = cast("Mean", corrected.mean)
-        summary = write(mean)
+        summary = write(mean, last=True)
     shutil.rmtree(parts, ignore_errors=True)
     with suppress(OSError):  # parts of an interrupted run of other images may be there
         parts.parent.rmdir()
