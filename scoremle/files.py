@@ -239,7 +239,8 @@ def _to_stream(path: Path) -> Iterator[Path]:
 def temporary_beside(path: Path) -> Path:
     """A new name beside ``path``, for what is to take its place."""
     owner = f"{machine()}.{os.getpid()}.{secrets.token_hex(4)}"
-    return path.with_name(f".{path.name[:80]}.{owner}.tmp")
+    name = os.fsdecode(os.fsencode(path.name)[:80])  # file systems count bytes
+    return path.with_name(f".{name}.{owner}.tmp")
 
 
 def is_abandoned(temporary: Path) -> bool:

@@ -100,6 +100,12 @@ def test_two_that_write_at_once_do_not_meet(tmp_path, monkeypatch):
     assert all(files.TEMPORARY.fullmatch(name) for name in (here, there))
 
 
+def test_a_name_may_be_as_long_as_file_systems_take(tmp_path):
+    path = tmp_path / ("图" * 83 + ".json")  # 254 bytes
+    write_json(path, {"a": 1})
+    assert read_json(path) == {"a": 1}
+
+
 def test_what_is_no_file_is_written_to(tmp_path):
     """A device, a pipe that has a reader, and what a shell gives for >(COMMAND)."""
     write_json(Path("/dev/null"), {})
@@ -239,7 +245,7 @@ def test_an_npz_with_a_pickle_is_none_and_runs_nothing(tmp_path):
 
 @pytest.mark.parametrize("name", ["x.npy", "x.npz", "X.NPZ"])
 def test_an_array_is_written_in_the_format_of_its_name(name, tmp_path):
-    files.write_array(tmp_path / name, "images", np.arange(3))
+    files.write_array(tmp_path / name, "images", np.arange(3), None)
     with (tmp_path / name).open("rb") as file:
         found = np.load(file)
         array = found if name.endswith("npy") else found["images"]
