@@ -239,15 +239,22 @@ def _to_stream(path: Path) -> Iterator[Path]:
 def temporary_beside(path: Path) -> Path:
     """A new name beside ``path``, for what is to take its place."""
     owner = f"{machine()}.{os.getpid()}.{secrets.token_hex(4)}"
-    name = os.fsdecode(os.fsencode(path.name)[:80])  # file systems count bytes
-    return path.with_name(f".{name}.{owner}.tmp")
+    return path.with_name(f"{beginning(path)}{owner}.tmp")
+
+
+def beginning(path: Path) -> str:
+    """The beginning of names of what is to take the place of ``path``."""
+    return f".{os.fsdecode(os.fsencode(path.name)[:80])}."  # file systems count bytes
 
 
 def is_abandoned(temporary: Path) -> bool:
-    """Whether the process that wrote this has ended, or nothing was written to it for a day."""
+    """Whether the process that wrote this has ended, or nothing was written to it for a day.
+
+    False for what has a name of another form.
+    """
     owner = TEMPORARY.fullmatch(temporary.name)
-    if owner and is_gone(owner[1], int(owner[2])):
-        return True
+    if owner is None or is_gone(owner[1], int(owner[2])):
+        return owner is not None
     times = [place.stat().st_mtime for place in (temporary, *temporary.glob("*"))]
     return _now_in(temporary.parent) - max(times) > ABANDONED
 
@@ -286,7 +293,7 @@ def _sweep(folder: Path) -> None:
     """Removes, once a process, the files that others had begun to write in a folder."""
     for path in folder.glob(".*.tmp"):
         with suppress(OSError):  # another process removes it too
-            if TEMPORARY.fullmatch(path.name) and is_abandoned(path):
+            if is_abandoned(path):
                 path.unlink()
 
 

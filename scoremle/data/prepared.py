@@ -192,6 +192,6 @@ def made_whole(folder: Path) -> Iterator[Path]:
 
 def _remove_abandoned(folder: Path) -> None:
     """Removes what killed processes left that were to make this folder."""
-    for left in folder.parent.glob(f".{folder.name}.*"):
-        if files.is_abandoned(left):
+    for left in folder.parent.glob(".*.tmp"):
+        if left.name.startswith(files.beginning(folder)) and files.is_abandoned(left):
             shutil.rmtree(left, ignore_errors=True)

@@ -35,6 +35,8 @@ __all__ = ["Checkpoints", "Damaged", "Restored", "first_difference", "leaves"]
 logger = logging.getLogger(__name__)
 
 OS_ERROR = re.compile(r"os_error_code='(\d+)'")
+# Names of what is half written, or was replaced.
+HALF = re.compile(r"checkpoint_\d+\.(new|old)(\.orbax-checkpoint-tmp.*)?")
 
 # Of the hashes of parts.
 SHA256 = "sha256"
@@ -266,7 +268,7 @@ class Checkpoints:
             if (path := self._own_path(number)) != self._place(number):
                 path.rename(self._place(number))
         for path in self.folder.glob("checkpoint_*.*"):
-            if path.is_dir():  # files are somebody else's
+            if HALF.fullmatch(path.name) and path.is_dir():  # others are somebody else's
                 shutil.rmtree(path)
 
 

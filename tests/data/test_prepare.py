@@ -340,11 +340,14 @@ def test_killed_on_the_way_it_leaves_nothing_that_is_taken_for_whole(tmp_path):
     assert len(found.images("train")) == 3
     assert sorted((tmp_path / "cache").iterdir()) == [elsewhere, target]
     # And what has lain there for a day.
-    for file in (*elsewhere.iterdir(), elsewhere):
+    others = [left.with_name(name) for name in (".x-1.csv.parts", ".x-1.raw", ".x-2.tmp")]
+    for other in others:  # not one that this makes
+        other.mkdir()
+    for file in (*elsewhere.iterdir(), elsewhere, *others):
         os.utime(file, (time.time() - 1e5,) * 2)
     with pytest.raises(RuntimeError), folders.made_whole(target):
         raise RuntimeError
-    assert [p.name for p in (tmp_path / "cache").iterdir()] == ["x-1"]
+    assert sorted((tmp_path / "cache").iterdir()) == [*others, target]
 
 
 def labelled(folder: Path) -> data.Prepared:

@@ -102,10 +102,12 @@ def test_versions_may_differ_in_a_field_that_is_empty(tmp_path, before, after):
 
 
 def test_keeps_the_newest_and_sweeps(store):
-    (store.folder / "checkpoint_9.new.orbax-checkpoint-tmp").mkdir()
+    for name in ("checkpoint_9.new.orbax-checkpoint-tmp", "checkpoint_1.best"):
+        (store.folder / name).mkdir()
     assert store.numbers() == [1, 2]
     store.save(3, make_tree(3), {})
-    assert sorted(p.name for p in store.folder.iterdir()) == ["checkpoint_2", "checkpoint_3"]
+    kept = ["checkpoint_1.best", "checkpoint_2", "checkpoint_3"]  # the first is the user's own
+    assert sorted(p.name for p in store.folder.iterdir()) == kept
 
 
 def test_keeps_all_and_replaces(tmp_path):
