@@ -2,6 +2,7 @@
 
 import csv
 import json
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -105,6 +106,16 @@ def test_the_same_pictures_may_come_in_another_order(capsys, tmp_path):
     (tmp_path / "b.csv").write_text((tmp_path / "b.csv").read_text().replace("a/3", "a/4"))
     code, _, err = compare(capsys, tmp_path / "a.csv", tmp_path / "b.csv")
     assert code == 2 and "not of the same images" in err
+
+
+def test_a_wide_table_takes_memory_by_its_bytes(capsys, tmp_path):
+    names = "".join(f",c{i}" for i in range(5000))
+    (tmp_path / "a.csv").write_text(f"bpd,file,solver_error{names}\n" + "3,x,0.1\n" * 2000)
+    tracemalloc.start()
+    code, _, err = compare(capsys, tmp_path / "a.csv", tmp_path / "a.csv")
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert (code, err) == (0, "") and most < 10e6
 
 
 def test_what_is_known_of_an_evaluation_may_be_nothing(both, capsys):

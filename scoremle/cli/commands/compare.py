@@ -34,6 +34,10 @@ PLACES = (
 )
 
 
+# Of a table of scores, those that are compared.
+COLUMNS = ("bpd", "solver_error", "png_bpd", "file", "image", "estimator")
+
+
 class ComparedMeasurement(NamedTuple):
     """Bits/dim of images, and evidence whether others are the same images, where it is known.
 
@@ -183,7 +187,7 @@ def _of_scores(path: Path) -> ComparedMeasurement:
 
     content = scoremle.files.read_bytes(scoremle.files.named(path), scoremle.bounded.MAX_TEXT)
     try:
-        table = list(csv.DictReader(io.StringIO(content.decode(), newline="")))
+        table = _rows(content.decode())
         rows = [row for row in table if row["bpd"]]  # a file that was left out has none
         bpd, errors = (
             np.array([float(row[name]) for row in rows]) for name in ("bpd", "solver_error")
@@ -197,6 +201,16 @@ def _of_scores(path: Path) -> ComparedMeasurement:
     known = errors.size and np.isfinite(errors).all()  # a bound has none
     found = _checked(path, bpd, names, float(errors.mean()) if known else None)
     return found._replace(png=png, estimator=" or ".join(sorted(estimators)))
+
+
+def _rows(text: str) -> list[dict[str, str]]:
+    """The cells of the known columns alone: a stranger's table may have very many others."""
+    rows = csv.reader(io.StringIO(text, newline=""))
+    header = next(rows, [])
+    place = {name: header.index(name) for name in COLUMNS if name in header}
+    return [
+        {name: row[i] if i < len(row) else "" for name, i in place.items()} for row in rows if row
+    ]
 
 
 def _checked(path: Path, bpd: Any, images: Any, solver_error: float | None) -> ComparedMeasurement:
