@@ -84,7 +84,13 @@ class Imported:
         files.write_sealed(self.folder / RECORD, record)
 
     def check(self) -> None:
-        """Raises UserError if a file is missing, or not as it was copied."""
+        """Raises UserError if a file is missing, not as it was copied, or not among these."""
+        there = {
+            str(path.relative_to(self.files)) for path in self.files.rglob("[!.]*")
+            if path.is_file()
+        }  # fmt: skip
+        if others := sorted(there - {*self.record["files"]}):
+            raise UserError(f"{self.files / others[0]} was not imported: remove it")
         for name, expected in self.record["files"].items():
             file = files.inside(self.folder, FOLDER, name)
             if not file.is_file() or files.sha256_of(file, MAX_MODEL) != expected:

@@ -16,7 +16,7 @@ from helpers.weights import drawn
 import scoremle
 from scoremle.cli import main as cli
 from scoremle.errors import UserError
-from scoremle.experiment.imported import RECORD, Imported
+from scoremle.experiment.imported import FOLDER, RECORD, Imported
 from scoremle.experiment.reference import how_to_get, reference_of
 from scoremle.files import write_sealed
 from scoremle.likelihood.decoders import InformedDecoder
@@ -248,6 +248,16 @@ def test_the_label_and_the_data_set_must_be_said(of_classes, imported, images, c
 def test_a_family_that_is_not_known_here_is_named(tmp_path):
     write_sealed(tmp_path / RECORD, {"family": "of later", "origin": "/x", "files": {}})
     with pytest.raises(UserError, match="family 'of later'"):
+        Imported(tmp_path).check()
+
+
+def test_a_file_that_was_not_imported_is_not_loaded(tmp_path):
+    """A family might choose it in place of another."""
+    (tmp_path / FOLDER).mkdir()
+    write_sealed(tmp_path / RECORD, {"family": "edm", "origin": "/x", "files": {}})
+    Imported(tmp_path).check()
+    (tmp_path / FOLDER / "more.bin").touch()
+    with pytest.raises(UserError, match="was not imported"):
         Imported(tmp_path).check()
 
 
