@@ -192,7 +192,7 @@ def npy_header(stream: File, size: int) -> dict[str, Any]:
     shape, fortran, kind = headers[form.read_magic(stream)](stream)
     if kind.hasobject:
         raise ValueError("it holds pickled objects, which could run code")
-    if array_bytes(shape, kind.itemsize) > size - stream.tell():
+    if not kind.itemsize or array_bytes(shape, kind.itemsize) > size - stream.tell():
         raise ValueError("its shape contradicts its size")
     order = "F" if fortran else "C"
     return {"shape": shape, "dtype": kind, "order": order, "offset": stream.tell()}

@@ -19,6 +19,7 @@ from flax.traverse_util import unflatten_dict
 from jaxtyping import Float, Int, UInt8
 
 from scoremle import devices, xla
+from scoremle.bounded import LONGEST_JSON
 from scoremle.errors import UserError
 from scoremle.files import named, read_npz, write_npz
 from scoremle.quality import inception
@@ -215,6 +216,8 @@ def _record(arrays: Mapping[str, np.ndarray], path: Path, extractor: Extractor) 
         )
         return {"origin": UNRECORDED}
     try:
+        if arrays["record"].nbytes > LONGEST_JSON:
+            raise ValueError("its record is too long")
         record = json.loads(str(arrays["record"]))
     except (ValueError, RecursionError):
         raise UserError(f"{path}: its record can't be read") from None

@@ -67,6 +67,7 @@ FIELDS = b"{'descr': '|u1', 'fortran_order': False, 'shape': %s, }"
         ({"x": npy(b"(" * 2400 + b")" * 2400, 5000)}, "as an array"),
         ({"x": npy(b"-" * 4000 + b"1", 5000)}, "as an array"),
         ({"x": b""}, "as an array"),
+        ({"x": npy(FIELDS.replace(b"|u1", b"|S0") % b"(4, 536870912)")}, "as an array"),
     ],
 )
 def test_an_odd_member(arrays, words, tmp_path, capfd):

@@ -33,7 +33,10 @@ def test_a_tensor_that_lies_outside_of_its_file(shape, offsets, written):
 
 @pytest.mark.parametrize(
     ("header", "words"),
-    [({"a": FACTS, "b": FACTS}, "over each other"), ([["a", FACTS]], "no object")],
+    [
+        ({"a": FACTS, "b": FACTS}, "over each other"), ([["a", FACTS]], "no object"),
+        ({name: FACTS | {"shape": [1], "data_offsets": [2, 6]} for name in "ab"}, "each other"),
+    ],
 )
 def test_a_header_that_is_none(header, words, written):
     assert safetensors.read(written({"a": FACTS}))["a"].tolist() == [0, 0]
