@@ -185,7 +185,8 @@ class EvaluationRun:
         """Measures a checkpoint by each estimator; of a suite, says whether they agree."""
         evaluation, experiment, found = self._evaluation, self.experiment, []
         planned = Measurements(
-            experiment, experiment.model_of(restored.tree.ema), self.folder / PARTS,
+            experiment, experiment.model_of(restored.tree.ema),
+            inside(self.folder, PARTS, writing=True),
             len(self.images), self._others, self.flow and self.flow.tree.ema,
         )  # fmt: skip
         for one in planned.measurements():

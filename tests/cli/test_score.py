@@ -510,6 +510,15 @@ def test_the_table_is_written_before_the_mean_is_corrected(folder, tmp_path, cap
     assert code == 0, told
 
 
+def test_parts_are_not_written_through_a_link(folder, tmp_path, capfd):
+    (tmp_path / "gaussian.py").write_text(GAUSSIAN)
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / ".s.csv.parts").symlink_to("theirs")
+    words = f"{tmp_path}/gaussian.py:model", folder, f"--out={tmp_path / 's.csv'}", "--repeats=1"
+    code, _, told = score(capfd, *words)
+    assert code == 2 and "is a link" in told and not [*(tmp_path / "theirs").iterdir()]
+
+
 def test_a_mean_that_is_not_corrected_is_said(tiny, tmp_path, capfd):
     """A model whose config states the solver's steps has no pilot that chooses them."""
     np.save(tmp_path / "x.npy", IMAGES)

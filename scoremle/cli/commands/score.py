@@ -210,6 +210,7 @@ def run(options: Any) -> dict[str, Any]:
     # Hidden, since the table may be written among the pictures, which are read again.
     above, passes = beside / f".{options.out.name}.parts", options.passes
     parts = found.parts(above, options.model, images, options.seed)
+    parts = scoremle.files.inside(beside, *parts.relative_to(beside).parts, writing=True)
     score = partial(
         score_images, found.model, found.estimator, images, dequantizer=found.dequantizer,
         seed=options.seed, passes=passes, parts=parts, label="scores",

@@ -59,7 +59,8 @@ def run(options: Any) -> None:
         "data_hash": content_hash(images),
         "version": scoremle.__version__,
     }
-    parts = options.out.with_suffix(f".parts_{fingerprint({**extractor.identity, **facts})}")
+    name = options.out.with_suffix(f".parts_{fingerprint({**extractor.identity, **facts})}").name
+    parts = scoremle.files.inside(options.out.parent, name, writing=True)
     label = f"{options.split} images of {facts['dataset']}"
     features = extract(extractor, images, found.levels, folder=parts, label=label)
     write_reference(options.out, features["pool_3"], extractor, facts)
