@@ -17,6 +17,7 @@ from scoremle.likelihood.images import in_words
 from scoremle.likelihood.mean import Mean
 from scoremle.records import Count, Error, Name, Number, check_record
 from scoremle.terminal import counted
+from scoremle.training.checksums import tree_hash
 
 __all__ = ["Result", "check_facts", "quality_table", "read_values", "results_table"]
 
@@ -102,6 +103,7 @@ class Result(Mean):
         flags: of the command line that made it.
         data_flags: those of the data.
         deq_folder: of the flow dequantizer, if one took part.
+        values_hash: of the arrays of single images.
         dataset: by its name.
         data_hash: of the data set.
         ema_hash: of the averaged parameters.
@@ -142,6 +144,7 @@ class Result(Mean):
     flags: dict[Name, Any] = field(default_factory=dict)
     data_flags: dict[Name, Any] = field(default_factory=dict)
     deq_folder: str = ""
+    values_hash: str = ""
     dataset: str = ""
     data_hash: str = ""
     ema_hash: str = ""
@@ -242,9 +245,10 @@ class Result(Mean):
         Args:
             name: of the array.
 
-        Raises UserError for one of other images than the result, or with no finite number.
+        Raises UserError for one of other images than the result, or with no finite number, and for
+        arrays that were not written with the result.
         """
-        path = inside(self.folder, f"{self.name}.npz")
+        path = self.check_values()
         values, wanted = read_values(path, name), (self.passes, self.images)
         if values is not None and (values.shape != wanted or not np.isfinite(values).all()):
             raise UserError(
@@ -252,6 +256,18 @@ class Result(Mean):
                 f" {wanted[0]} passes, as {self.folder / 'results.json'} says: evaluate again"
             )
         return values
+
+
+    def check_values(self) -> Path:
+        """The file of its arrays. Raises UserError if they are there, and not its own."""
+        path = inside(self.folder, f"{self.name}.npz")
+        arrays = read_npz(path) if self.values_hash else None
+        if arrays is not None and tree_hash(arrays) != self.values_hash:
+            raise UserError(
+                f"{path} is not of the result in {self.folder / 'results.json'}: evaluate again;"
+                " finished parts are kept"
+            )
+        return path
 
 
 # The columns that a narrow screen leaves out first; results.json has them.

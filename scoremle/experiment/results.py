@@ -12,7 +12,7 @@ from scoremle.experiment.lock import locked
 from scoremle.files import SEAL, inside, read_json, seal, write_json
 from scoremle.records import Name, check_record
 
-__all__ = ["RESULTS", "measured", "read_results"]
+__all__ = ["RESULTS", "are_sealed", "measured", "read_results"]
 
 RESULTS = "results.json"
 
@@ -44,6 +44,16 @@ def read_results(path: Path) -> dict[str, Any]:
         else:
             check_record(result, list[Verdict] | None, f"{path}: {name}")
     return results
+
+
+def are_sealed(path: Path) -> bool:
+    """Whether all records in the file have a seal: those of earlier versions have none.
+
+    Args:
+        path: of results.json.
+    """
+    records = (_facts(name, result) for name, result in read_results(path).items())
+    return all(SEAL in facts for found in records for _, facts in found)
 
 
 def measured(folder: Path, *names: str) -> list[Result]:

@@ -235,6 +235,7 @@ class EvaluationRun:
             "flags": self._changed("eval"),
             "data_flags": self._data_flags,
             "deq_folder": self._flow_folder if self.flow else "",
+            "values_hash": tree_hash(found.values),
         }
         full, params = one.model, restored.tree.ema
         if not experiment.imported:

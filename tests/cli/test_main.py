@@ -29,6 +29,7 @@ from scoremle.likelihood.levels import bias_bound, stderr_of_means
 from scoremle.likelihood.score_images import DIFFERENCES
 from scoremle.numerics import permutation
 from scoremle.training.checkpoints import Checkpoints
+from scoremle.training.checksums import tree_hash
 from scoremle.training.writers import JsonLines
 
 # Training
@@ -156,6 +157,7 @@ def test_exact_likelihood_of_the_whole_split(exact):
     assert (values["bpd"][0] != values["bpd"][1]).all()  # each pass has noise of its own
     (result,) = results.values()
     assert result["mean"] == values["bpd"].mean()
+    assert result["values_hash"] == tree_hash(values)
     assert (folder / "exact_test_ckpt_2_likeliest_then_unlikeliest.png").exists()
 
 

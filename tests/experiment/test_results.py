@@ -5,11 +5,13 @@ import json
 import numpy as np
 import pytest
 
+from scoremle.cli import main as cli
 from scoremle.errors import UserError
 from scoremle.evaluation.result import Result
 from scoremle.experiment.results import add_results, measured, read_results
 from scoremle.experiment.shipped import FOLDER
 from scoremle.files import write_npz
+from scoremle.training.checksums import tree_hash
 
 RESULTS = {
     "exact_test_ckpt_2": {"mean": 1.25, "stderr": None, "solver": {"nodes": 6}, "edges": (1, 2)},
@@ -78,3 +80,19 @@ def test_values_of_other_images_are_not_those_of_a_result(values, tmp_path):
     write_npz(tmp_path / "x.npz", {"bpd": values})
     with pytest.raises(UserError, match="of 4 images"):
         result.column("bpd")
+
+
+def test_values_of_another_evaluation_are_not_those_of_a_result(tmp_path):
+    """Of one that was killed before it wrote its result, or under another name."""
+    facts = read_results(FOLDER / "digits" / "eval" / "results.json")["exact_test_ckpt_3"]
+    rows = {"bpd": np.arange(4.0)[None], "nfe": np.full((1, 4), 6)}
+    own = {"images": 4, "passes": 1, "values_hash": tree_hash(rows)}
+    result = Result.read("x", facts | own, tmp_path)
+    write_npz(tmp_path / "x.npz", rows)
+    np.testing.assert_array_equal(result.column("bpd"), rows["bpd"])
+    add_results(tmp_path / "results.json", {"x": result.to_json()})
+    write_npz(tmp_path / "x.npz", rows | {"bpd": rows["bpd"] + 1e-3})
+    with pytest.raises(UserError, match="evaluate again"):
+        result.column("bpd")
+    for command in (["compare", tmp_path, tmp_path], ["verify", tmp_path]):
+        assert cli.main([*map(str, command)]) == 2

@@ -174,6 +174,8 @@ def _kind(name: str) -> str:
 def _of_arrays(path: Path, result: "Result | None") -> ComparedMeasurement:
     from scoremle.evaluation.result import read_values
 
+    if result:
+        result.check_values()
     values = read_values(path, "bpd")
     if values is None:
         raise UserError(f"{path} has no bits/dim of images")

@@ -121,9 +121,10 @@ def _kinds() -> tuple[Kind, ...]:
     """The kinds: a thing is of the first that it fits."""
     from scoremle.coding.rates import KIND
     from scoremle.data import Prepared, is_prepared
-    from scoremle.experiment.results import read_results
+    from scoremle.evaluation.result import Result
+    from scoremle.experiment.results import are_sealed, read_results
     from scoremle.experiment.workdir import Workdir
-    from scoremle.files import SEAL, read_bytes, read_json, read_npz, read_sealed
+    from scoremle.files import SEAL, read_json, read_npz, read_sealed
     from scoremle.published import safetensors
     from scoremle.resumable import is_part, read_part
     from scoremle.training.checkpoints import Checkpoints, Damaged
@@ -145,8 +146,10 @@ def _kinds() -> tuple[Kind, ...]:
         return False
 
     def results(path: Path) -> bool:
-        read_results(path)
-        return f'"{SEAL}"'.encode() in read_bytes(path, scoremle.bounded.LONGEST_JSON)
+        for name, facts in read_results(path).items():
+            if isinstance(facts, dict) and "values_hash" in facts:
+                Result.read(name, facts, path.parent).check_values()
+        return are_sealed(path)
 
     def record(path: Path) -> bool:
         read_sealed(path, RECORD)
