@@ -197,6 +197,8 @@ def place_in(file: Path, place: str, given: str, flag: str = "--model") -> str:
     """
     if given:
         return given
+    if not place:
+        raise UserError(f"{file} does not say where its model is: {flag}=MODEL does")
     if is_own(place) or place.startswith(HUB):
         raise UserError(f"{file} is of {place!r}: say so by {flag}={shlex.quote(place)}")
     if not (Path(place).exists() or place in NAMES):

@@ -624,9 +624,13 @@ def test_pictures_that_would_lose_something_are_refused(pixels, words, grey, tmp
     assert words in err and (tmp_path / "x.bits").exists() == (not words)
 
 
-def test_a_file_of_a_stranger_runs_no_code(written, tmp_path, capfd):
+@pytest.mark.parametrize(
+    ("place", "words"),
+    [(b"x.py:make", "--model=x.py:make"), (b"", "--model=MODEL"), (b"a/b", "nothing is there")],
+)
+def test_a_model_that_the_file_alone_names(place, words, written, tmp_path, capfd):
     content = written[0].read_bytes()[: -file.DIGEST]
-    changed = content.replace(b'"there"', b'"x.py:make"')
+    changed = content.replace(b'"there"', b'"%s"' % place)
     (tmp_path / "x").write_bytes(changed + hashlib.sha256(changed).digest())
     code, _, err = run(capfd, "decompress", tmp_path / "x", "-o", tmp_path / "y.npy")
-    assert code == 2 and "--model=x.py:make" in err
+    assert code == 2 and words in err

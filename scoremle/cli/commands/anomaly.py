@@ -182,9 +182,7 @@ def _facts(options: Any, recorded: dict[str, str]) -> dict[str, str]:
     """The facts of a detector, with the places that the user gives."""
     from scoremle.experiment.models import place_in
 
-    model = options.model or recorded.get("model")
-    if model is None:
-        raise UserError(f"{options.detector} does not say where its model is: --model=MODEL does")
+    model = options.model or recorded.get("model", "")
     if options.encoder and "encoder" not in recorded:
         raise UserError(f"{options.detector} has no encoder: leave --encoder out")
     facts = recorded | {"model": model}
