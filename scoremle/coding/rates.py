@@ -23,7 +23,7 @@ class Rates:
         gross: of the whole file.
         drawn: what the bound's terms are for the latents that were drawn.
         stated: the mean of the chain's bound over the images, which is that of ``net``.
-        stderr: the standard error of ``stated - net``, over images and draws; None of one image.
+        stderr: the standard error of ``drawn - stated``, over images and draws; None of one image.
         plain: the share of images that are stored plainly.
         size: bytes of the file.
         checkpoint: of the model in its working directory; None: it is not known.

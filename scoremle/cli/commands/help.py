@@ -35,7 +35,8 @@ EXIT_CODES = """\
        scoremle env prints
   2    a mistake that you can correct: one line says what was wrong, and what to do;
        nothing is lost
-  3    done, without the files that --skip-bad left out: the table has the reasons
+  3    done, but score or anomaly left out files, as by --skip-bad: the table has the
+       reasons
   4    done, and scoremle anomaly score --fail-on-suspects found some
   130  stopped by Ctrl-C, and
   143  stopped by SIGTERM: a training has saved its last step, an evaluation its
