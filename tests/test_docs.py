@@ -21,6 +21,8 @@ from PIL import Image
 from scoremle.cli import main as cli
 from scoremle.cli.commands import COMMANDS, parser_of
 from scoremle.experiment.config import load_config
+from scoremle.experiment.configs import NAMED_CONFIGS
+from scoremle.experiment.rules import check_config
 
 DOCUMENTS = sorted(
     [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), ROOT / "benchmarks/README.md"]
@@ -65,9 +67,15 @@ def test_commands_are_understood(path, monkeypatch):
         if name.startswith("--config"):
             parser_of("").checked([name, *arguments])
         elif name in COMMANDS and "--help" not in arguments:
-            parser_of(name).parse_args(arguments)
+            options = parser_of(name).parse_args(arguments)
+            if name == "train" and arguments[0] in NAMED_CONFIGS:
+                parser_of(name).check(options)
+                check_config(options.config)
         else:
             assert name in (*COMMANDS, "--help", "--version")
+    # Those within other languages, such as YAML: their configs.
+    for config in re.findall(r"scoremle train ([a-z]\w*[\w/-]*) [\w/]", path.read_text()):
+        assert config in NAMED_CONFIGS
 
 
 def test_the_two_commands_come_before_all_else_in_the_readme():
