@@ -29,7 +29,7 @@ from scoremle.core.arguments import (
     shown,
 )
 from scoremle.core.pytree import describe
-from scoremle.errors import UserError
+from scoremle.errors import UserError, first_line
 from scoremle.files import SEAL, named, read_json, read_sealed, write_sealed
 from scoremle.model import ScoreModel
 from scoremle.numerics import permutation, random_words
@@ -250,17 +250,24 @@ class Detector:
         Raises UserError for what is no detector, and for one that is not as it was written.
         """
         place = named(path)
-        if SEAL not in read_json(place):
+        if read_json(place).get(SEAL) is None:
             raise UserError(f"{path} is no detector: scoremle anomaly fit writes one")
         content = read_sealed(place, "fit it anew")
         check_record(content, cls, path)
         check_choice(f"{path}: statistic", content["statistic"], (*STATISTICS, FEATURES))
         check_count(f"{path}: seed", content["seed"], 0)
-        fitted = {name: as_tuple(value) for name, value in content["fitted"].items()}
-        kind = Ranks if "slopes" in fitted else Density
+        kind = Ranks if "slopes" in content["fitted"] else Density
+        try:
+            fitted = {name: as_tuple(value) for name, value in content["fitted"].items()}
+            content["fitted"] = kind(**fitted)
+        except (UserError, ValueError) as error:
+            raise UserError(f"{path}: {first_line(error)}; fit it anew") from None
+        reference = content["reference"]
+        if not reference or reference != sorted(reference):
+            raise UserError(f"{path}: its references are not in ascending order; fit it anew")
         for name in ("reference", "shape"):
             content[name] = tuple(content[name])
-        return cls(**{**content, "fitted": kind(**fitted)})
+        return cls(**content)
 
 
 def _identity(model: ScoreModel | None) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from scoremle.errors import needing
+from scoremle.errors import UserError, needing
 from scoremle.numerics import varies
 
 FeatureTable = Float[np.ndarray, "n k"]
@@ -31,6 +31,11 @@ class Ranks:
 
     slopes: tuple[float, ...]
     residuals: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        residuals = np.asarray(self.residuals, float)
+        if not self.slopes or not len(residuals) or np.any(np.diff(residuals) < 0):
+            raise UserError("ranks need a slope or more, and residuals in ascending order")
 
     @classmethod
     def fit(cls, features: FeatureTable) -> "Ranks":
@@ -65,6 +70,15 @@ class Density:
     weights: tuple[float, ...]
     means: tuple[tuple[float, ...], ...]
     whitening: tuple[tuple[tuple[float, ...], ...], ...]
+
+    def __post_init__(self) -> None:
+        d, k = len(self.shift), len(self.weights)
+        wanted = {"scale": (d,), "weights": (k,), "means": (k, d), "whitening": (k, d, d)}
+        positive = min(*self.scale, *self.weights, 1.0) > 0
+        if not (d and k and positive) or any(
+            np.shape(getattr(self, name)) != shape for name, shape in wanted.items()
+        ):
+            raise UserError("a mixture needs as many numbers for each Gaussian and dimension")
 
     @classmethod
     def fit(cls, features: FeatureTable, most: int = 5) -> "Density":

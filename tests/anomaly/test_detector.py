@@ -343,20 +343,33 @@ def without(name):
     return lambda content: {k: v for k, v in content.items() if k != name}
 
 
-HOSTILE = {"statistic": "luck", "seed": -1}
+GAUSSIAN = {"shift": [0.0], "scale": [1.0], "weights": [1.0], "means": [[0.0]],
+            "whitening": [[[1.0]]]}  # fmt: skip
+HOSTILE = [
+    ({"statistic": "luck"}, "statistic must be"), ({"seed": -1}, "seed must be"),
+    ({"reference": []}, "ascending"), ({"reference": [2.0, 1.0]}, "ascending"),
+    ({"fitted": {"slopes": [], "residuals": [1.0]}}, "slope"),
+    ({"fitted": {"slopes": [1.0], "residuals": []}}, "residuals"),
+    *(({"fitted": GAUSSIAN | {name: value}}, "mixture") for name, value in (
+        ("shift", []), ("scale", [0.0]), ("scale", [1.0, 1.0]), ("weights", []),
+        ("means", [[0.0], [1.0]]), ("whitening", [[[1.0, 0.0]]]),
+    )),
+    ({"fitted": GAUSSIAN | {"means": [[0.0, 1.0], [1.0]]}}, "fit it anew"),
+]  # fmt: skip
 
 
-@pytest.mark.parametrize("field", HOSTILE)
-def test_a_sealed_file_that_none_wrote_is_one_line(field, detector, tmp_path):
-    content = json.loads(detector.read_text()) | {field: HOSTILE[field]}
+@pytest.mark.parametrize(("fields", "words"), HOSTILE)
+def test_a_sealed_file_that_none_wrote_is_one_line(fields, words, detector, tmp_path):
+    content = json.loads(detector.read_text()) | fields
     write_sealed(tmp_path / "d", {name: content[name] for name in content if name != SEAL})
-    with pytest.raises(UserError, match=f"{field} must be"):
+    with pytest.raises(UserError, match=words):
         Detector.read(str(tmp_path / "d"))
 
 
 DAMAGES = {
     "changed": lambda content: content | {"reference": content["reference"][1:]},
     "no seal": without("seal"),
+    "an empty seal": lambda content: content | {"seal": None},
     "another file": lambda content: {"unit": "bits/dim"},
     "of another kind": lambda content: content | {"reference": "many"},
 }

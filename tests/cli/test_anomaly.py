@@ -199,6 +199,8 @@ OF_OTHERS = {"of_code": "my model.py:images", "of_hub": "hf:a/b", "moved": "runs
         (("score", "of_code", "mixed.npz"), "--model='my model.py:images'"),
         (("score", "of_hub", "mixed.npz"), "--model=hf:a/b"),
         (("score", "moved", "mixed.npz"), "nothing is there: --model="),
+        *((("score", f"size{size}", "mixed.npz", "--encoder=e.py:f"), "fit it anew")
+          for size in ("abc", "60000", "")),
         (("score", "detector", "mixed.npz", "--model=digits"), "not the model"),
         (("fit", "digits", "normal.npz", "--out=detector"), "--force"),
         (("fit", "digits", "normal.npz", "--out=x", "--encoder=mine"), "FILE.py:function"),
@@ -220,6 +222,9 @@ def test_mistakes_are_one_line(words, told, places, capfd, monkeypatch):
     replace(detector, facts={}).write("placeless")
     for name, place in OF_OTHERS.items():
         replace(detector, facts={"model": place}).write(name)
+    for size in ("abc", "60000", ""):
+        facts = {"model": "gaussian", "encoder": "e.py:f", "encoder_sha256": "", "size": size}
+        replace(detector, facts=facts).write(f"size{size}")
     code, _, said = anomaly(capfd, *words)
     assert code == 2 and told in said and len(said.splitlines()) == 1
 

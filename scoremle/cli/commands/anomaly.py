@@ -32,6 +32,8 @@ IMAGES = (
 )
 # Suspects that are named on the screen.
 SHOWN = 10
+# Of the height and width of pictures for an encoder, in a detector that may be a stranger's.
+DIGITS = 4
 
 
 def arguments(parser: Parser) -> None:
@@ -189,6 +191,9 @@ def _facts(options: Any, recorded: dict[str, str]) -> dict[str, str]:
     if model != GAUSSIAN:
         facts["model"] = place_in(options.detector, model, options.model)
     if "encoder" in facts:
+        size = facts.get("size", "")
+        if not (size.isdecimal() and len(size) <= DIGITS and "encoder_sha256" in facts):
+            raise UserError(f"{options.detector}: its encoder has no size or hash; fit it anew")
         own = facts["encoder"], options.encoder, "--encoder"
         facts["encoder"] = place_in(options.detector, *own)
     return facts
