@@ -77,7 +77,7 @@ class Table:
 
         index = columns[INDEX]
         with write_atomically(self.folder / f"{index[0]:020d}-{len(index)}.parquet") as temporary:
-            pq.write_table(pa.table(dict(columns)), temporary)
+            pq.write_table(pa.table(dict(columns)), temporary, write_page_checksum=True)
 
     def column(self, name: str) -> np.ndarray:
         """A column of all files, each image once, by index.
@@ -101,7 +101,7 @@ def _columns(file: Path, names: list[str]) -> Batch:
     kinds = {INDEX: np.uint64, **dict.fromkeys(SCORE_COLUMNS, np.float64)}
     try:
         with opened(file, MAX_FILE) as content:
-            table = pq.read_table(content, columns=names)
+            table = pq.read_table(content, columns=names, page_checksum_verification=True)
         return {
             name: table[name].to_numpy().astype(kinds.get(name, object), casting="safe")
             for name in names

@@ -136,6 +136,20 @@ def test_scores_of_other_settings(tmp_path):
         table.begin({"seed": 1, "passes": 4})
 
 
+def test_a_flipped_bit_gives_no_other_value(tmp_path):
+    table, values = Table(tmp_path), np.random.default_rng(0).normal(size=64)
+    table.write({"index": np.arange(64, dtype=np.uint64), "bpd": values})
+    (file,) = tmp_path.iterdir()
+    whole = file.read_bytes()
+    for place in range(0, len(whole), 7):
+        file.write_bytes(whole[:place] + bytes([whole[place] ^ 4]) + whole[place + 1 :])
+        try:
+            found = table.column("bpd")
+        except UserError:
+            continue
+        np.testing.assert_array_equal(found, values)
+
+
 def test_a_file_of_other_columns_is_named(tmp_path):
     import pyarrow as pa
     import pyarrow.parquet as pq
