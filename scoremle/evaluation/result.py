@@ -298,6 +298,21 @@ def check_facts(facts: Mapping[str, Any], where: str) -> None:
         of_column = Error if name.endswith("_of_mean") else float
         column = of_column | None if name.startswith("mean_") or of_column is Error else Any
         check_record(value, KINDS.get(name, column), f"{where}: {name}")
+    for name in ("profile", "log_snr", "level_nodes"):
+        if facts.get(name) is not None and not _has_lengths(name, facts):
+            raise UserError(f"{where}: {name} has lists of other lengths; evaluate again")
+
+
+def _has_lengths(name: str, facts: Mapping[str, Any]) -> bool:
+    """Whether lists that belong together are as long as each other."""
+    if name == "level_nodes":
+        return len(facts[name]) == len(facts.get("level_images", ())) > 0
+    form: Any = _Profile if name == "profile" else _Course
+    given = facts[name]
+    lengths = {each: len(given[each]) for each in form.__annotations__ if each in given}
+    bins = lengths.pop("log_snr_edges") - 1 if name == "profile" else lengths["t"]
+    alone = {0} if lengths.get("stderr") == 0 else set()  # the errors of one image
+    return bins > 0 and {*lengths.values()} - alone == {bins}
 
 
 def read_values(path: Path, column: str) -> Float[np.ndarray, "passes n"] | None:

@@ -96,3 +96,20 @@ def test_values_of_another_evaluation_are_not_those_of_a_result(tmp_path):
         result.column("bpd")
     for command in (["compare", tmp_path, tmp_path], ["verify", tmp_path]):
         assert cli.main([*map(str, command)]) == 2
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        {"level_nodes": [24, 48], "level_images": [360]}, {"level_nodes": [], "level_images": []},
+        {"profile": {"log_snr_edges": [0.0], "bits_per_dim": [], "stderr": []}},
+        {"profile": {"log_snr_edges": [0.0, 1.0], "bits_per_dim": [1.0], "stderr": [0.1, 0.1]}},
+        {"log_snr": {"t": [0.0, 1.0], "learned": [1.0], "fixed": [1.0, 0.0]}},
+    ],
+)  # fmt: skip
+def test_lists_that_belong_together_have_one_length(facts, tmp_path):
+    whole = read_results(FOLDER / "digits" / "eval" / "results.json")["exact_test_ckpt_3"]
+    del whole["seal"]
+    add_results(tmp_path / "results.json", {"x": whole | facts})
+    with pytest.raises(UserError, match="other lengths"):
+        read_results(tmp_path / "results.json")
