@@ -19,7 +19,7 @@ from scoremle.records import Count, Error, Name, Number, check_record
 from scoremle.terminal import counted
 from scoremle.training.checksums import tree_hash
 
-__all__ = ["Result", "check_facts", "quality_table", "read_values", "results_table"]
+__all__ = ["Result", "check_facts", "column_of", "quality_table", "results_table"]
 
 
 class _Choice(TypedDict):
@@ -248,26 +248,30 @@ class Result(Mean):
         Raises UserError for one of other images than the result, or with no finite number, and for
         arrays that were not written with the result.
         """
-        path = self.check_values()
-        values, wanted = read_values(path, name), (self.passes, self.images)
+        values, wanted = column_of(self.arrays(), name), (self.passes, self.images)
         if values is not None and (values.shape != wanted or not np.isfinite(values).all()):
             raise UserError(
-                f"{path}: {name} has no finite number for each of {wanted[1]} images in each of"
-                f" {wanted[0]} passes, as {self.folder / 'results.json'} says: evaluate again"
+                f"{self._path}: {name} has no finite number for each of {wanted[1]} images in each"
+                f" of {wanted[0]} passes, as {self.folder / 'results.json'} says: evaluate again"
             )
         return values
 
+    def arrays(self) -> dict[str, np.ndarray] | None:
+        """The arrays beside the result; None where there are none that can be read.
 
-    def check_values(self) -> Path:
-        """The file of its arrays. Raises UserError if they are there, and not its own."""
-        path = inside(self.folder, f"{self.name}.npz")
-        arrays = read_npz(path) if self.values_hash else None
-        if arrays is not None and tree_hash(arrays) != self.values_hash:
+        Raises UserError for those of another evaluation.
+        """
+        found = read_npz(self._path)
+        if found is not None and self.values_hash not in ("", tree_hash(found)):
             raise UserError(
-                f"{path} is not of the result in {self.folder / 'results.json'}: evaluate again;"
-                " finished parts are kept"
+                f"{self._path} is not of the result in {self.folder / 'results.json'}: evaluate"
+                " again; finished parts are kept"
             )
-        return path
+        return found
+
+    @property
+    def _path(self) -> Path:
+        return inside(self.folder, f"{self.name}.npz")
 
 
 # The columns that a narrow screen leaves out first; results.json has them.
@@ -315,14 +319,16 @@ def _has_lengths(name: str, facts: Mapping[str, Any]) -> bool:
     return bins > 0 and {*lengths.values()} - alone == {bins}
 
 
-def read_values(path: Path, column: str) -> Float[np.ndarray, "passes n"] | None:
-    """A column of the arrays of a result; None where there is none that can be read.
+def column_of(
+    arrays: Mapping[str, np.ndarray] | None, name: str
+) -> Float[np.ndarray, "passes n"] | None:
+    """A column of the arrays of a result; None where there is none.
 
     Args:
-        path: of the .npz.
-        column: the name of the array.
+        arrays: by their names; None: there are none.
+        name: of the array.
     """
-    values = (read_npz(path) or {}).get(column, np.zeros(0))
+    values = (arrays or {}).get(name, np.zeros(0))
     return values if values.ndim == 2 and values.dtype.kind == "f" else None
 
 

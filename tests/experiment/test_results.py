@@ -83,7 +83,7 @@ def test_values_of_other_images_are_not_those_of_a_result(values, tmp_path):
 
 
 def test_values_of_another_evaluation_are_not_those_of_a_result(tmp_path):
-    """Of one that was killed before it wrote its result, or under another name."""
+    """As an evaluation leaves them that is killed before it writes its result."""
     facts = read_results(FOLDER / "digits" / "eval" / "results.json")["exact_test_ckpt_3"]
     rows = {"bpd": np.arange(4.0)[None], "nfe": np.full((1, 4), 6)}
     own = {"images": 4, "passes": 1, "values_hash": tree_hash(rows)}

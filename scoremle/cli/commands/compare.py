@@ -172,11 +172,9 @@ def _kind(name: str) -> str:
 
 
 def _of_arrays(path: Path, result: "Result | None") -> ComparedMeasurement:
-    from scoremle.evaluation.result import read_values
+    from scoremle.evaluation.result import column_of
 
-    if result:
-        result.check_values()
-    values = read_values(path, "bpd")
+    values = column_of(result.arrays() if result else scoremle.files.read_npz(path), "bpd")
     if values is None:
         raise UserError(f"{path} has no bits/dim of images")
     bpd = values.astype(float).mean(axis=0)

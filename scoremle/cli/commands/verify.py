@@ -148,7 +148,7 @@ def _kinds() -> tuple[Kind, ...]:
     def results(path: Path) -> bool:
         for name, facts in read_results(path).items():
             if isinstance(facts, dict) and "values_hash" in facts:
-                Result.read(name, facts, path.parent).check_values()
+                Result.read(name, facts, path.parent).arrays()
         return are_sealed(path)
 
     def record(path: Path) -> bool:
