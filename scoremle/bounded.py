@@ -45,6 +45,8 @@ MAX_PARTITION = 64 << 20
 MAX_PIXELS = 80_000_000
 # No file of so many pixels is longer, even as a BMP with 4 bytes for each.
 MAX_PICTURE = 4 * MAX_PIXELS + (1 << 20)
+# Networks of pixels are of 1024 at most: beyond this, what is taken to be an image fills a memory.
+LARGEST_SIDE = 1 << 12
 # The most pixels in all scans of a JPEG together. A progressive one has ten or twenty scans.
 MAX_SCANNED = 1 << 31
 

@@ -25,7 +25,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from scoremle.bounded import MAX_MODEL
+from scoremle.bounded import LARGEST_SIDE, MAX_MODEL
 from scoremle.core.pixels import Pixels
 from scoremle.core.sde import SDE
 from scoremle.errors import UserError, by, first_line
@@ -39,8 +39,6 @@ __all__ = ["FAMILIES", "HUB", "OTHER_FAMILIES", "family_of"]
 
 # Levels k of 256 in the middle of their bins, at 2k/255 - 1.
 PIXELS = Pixels.of_points(256, -1, 1)
-# Networks of pixels are of 1024 at most: beyond this, what is taken to be an image fills a memory.
-LARGEST_SIDE = 1 << 12
 # What a model on the Hugging Face hub is named by: ``hf:OWNER/NAME[@REVISION]``.
 HUB = "hf:"
 # The file of a pipeline of diffusers that names its parts.

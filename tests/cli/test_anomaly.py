@@ -199,8 +199,8 @@ OF_OTHERS = {"of_code": "my model.py:images", "of_hub": "hf:a/b", "moved": "runs
         (("score", "of_code", "mixed.npz"), "--model='my model.py:images'"),
         (("score", "of_hub", "mixed.npz"), "--model=hf:a/b"),
         (("score", "moved", "mixed.npz"), "nothing is there: --model="),
-        *((("score", f"size{size}", "mixed.npz", "--encoder=e.py:f"), "fit it anew")
-          for size in ("abc", "60000", "")),
+        *((("score", f"size{size}", "mixed.npz", "--encoder=e.py:f"), told)
+          for size, told in (("abc", "fit it anew"), ("60000", "4096"), ("", "fit it anew"))),
         (("score", "detector", "mixed.npz", "--model=digits"), "not the model"),
         (("fit", "digits", "normal.npz", "--out=detector"), "--force"),
         (("fit", "digits", "normal.npz", "--out=x", "--encoder=mine"), "FILE.py:function"),

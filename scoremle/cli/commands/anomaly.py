@@ -32,8 +32,6 @@ IMAGES = (
 )
 # Suspects that are named on the screen.
 SHOWN = 10
-# Of the height and width of pictures for an encoder, in a detector that may be a stranger's.
-DIGITS = 4
 
 
 def arguments(parser: Parser) -> None:
@@ -191,11 +189,11 @@ def _facts(options: Any, recorded: dict[str, str]) -> dict[str, str]:
     if model != GAUSSIAN:
         facts["model"] = place_in(options.detector, model, options.model)
     if "encoder" in facts:
-        size = facts.get("size", "")
-        if not (size.isdecimal() and len(size) <= DIGITS and "encoder_sha256" in facts):
+        if not (facts.get("size", "").isdecimal() and "encoder_sha256" in facts):
             raise UserError(f"{options.detector}: its encoder has no size or hash; fit it anew")
-        own = facts["encoder"], options.encoder, "--encoder"
-        facts["encoder"] = place_in(options.detector, *own)
+        facts["encoder"] = place_in(
+            options.detector, facts["encoder"], options.encoder, "--encoder"
+        )
     return facts
 
 
@@ -214,6 +212,7 @@ def _verdict(names: list[str], p: np.ndarray, listed: np.ndarray, rate: float) -
 
 def _read(options: Any, facts: dict[str, str]) -> tuple[Any, list[Any], np.ndarray]:
     """The model, a report of each file or vector, and the data as the model takes them."""
+    from scoremle.bounded import LARGEST_SIDE
     from scoremle.cli.commands.score_points import read_points
     from scoremle.data.readers.base import ImageReport
     from scoremle.experiment import encoders, models, own_images
@@ -232,7 +231,9 @@ def _read(options: Any, facts: dict[str, str]) -> tuple[Any, list[Any], np.ndarr
     written = [*filter(None, (options.out, getattr(options, "page", None)))]
     bad = {"fit": options.fit, "skip_bad": options.skip_bad, "written": written}
     if "encoder" in facts:
-        size = int(facts["size"])
+        size = int(facts["size"][:9])
+        if size > LARGEST_SIDE:
+            raise UserError(f"pictures for an encoder are of {LARGEST_SIDE} pixels a side at most")
         if arrays:
             reports, images = own_images.images_of_arrays(
                 options.images, None, 256, fit=options.fit
