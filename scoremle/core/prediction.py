@@ -328,7 +328,9 @@ def check_classes(labels: Any, classes: int) -> None:
         classes: how many there are.
     """
     for leaf in jax.tree.leaves(labels):
-        if beyond := [each for each in np.ravel(leaf) if not 0 <= each < classes]:
+        numbers = np.asarray(leaf)
+        beyond = numbers[(numbers < 0) | (numbers >= classes)]
+        if beyond.size:
             raise UserError(f"condition has {beyond[0]}: classes are from 0 to {classes - 1}")
 
 
