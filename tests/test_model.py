@@ -462,27 +462,27 @@ def test_a_pilot_takes_the_conditions_of_its_images():
     np.testing.assert_allclose(found.bpd, plain.bpd, atol=1e-4)
 
 
-# (model of reals, model of images whose levels the noise hides) -> what a method gives that uses a
-# few of its examples
+# How many examples there are, and how many of them are used; and (model of reals, model of images
+# whose levels the noise hides) -> what a method gives.
 BY_A_FEW = {
-    "within": (40, lambda reals, _: repr(reals.within(0.05, np.zeros((40, *SHAPE)))[1])),
-    "check": (24, lambda reals, images: images.check(IMAGES)),
-    "calibrated": (24, lambda _, images: repr(images.calibrated(IMAGES)[1])),
-    "fit_decoder": (24, lambda _, images: images.fit_decoder(IMAGES).decoder_scale),
+    "within": (40, 32, lambda reals, _: repr(reals.within(0.05, np.zeros((40, *SHAPE)))[1])),
+    "check": (24, 24, lambda reals, images: images.check(IMAGES)),
+    "calibrated": (24, 8, lambda _, images: repr(images.calibrated(IMAGES)[1])),
+    "fit_decoder": (24, 8, lambda _, images: images.fit_decoder(IMAGES).decoder_scale),
 }
 
 
 @pytest.mark.parametrize("method", BY_A_FEW)
 def test_a_few_examples_have_their_rows_of_a_condition_that_is_bound(method):
-    """A row for each example gives what one for all does, where they are equal."""
-    (n, use), rows = BY_A_FEW[method], np.full((1, 1, 1, 1), 0.9, np.float32)
+    """A row for each gives what one for all does, where those of the used ones are equal to it."""
+    n, used, use = BY_A_FEW[method]
+    of_each = np.where(np.arange(n) < used, 0.9, 3.0).astype(np.float32).reshape(n, 1, 1, 1)
     models = [
         ScoreModel(lambda x, t, factor: factor * pixel_noise(x, t), VP, eps, SHAPE, pixels)
         for eps, pixels in ((1e-5, None), (0.05, Pixels(256)))
     ]
     one, each = (
-        use(*(model.condition_on(np.repeat(rows, count, axis=0)) for model in models))
-        for count in (1, n)
+        use(*(model.condition_on(rows) for model in models)) for rows in (of_each[:1], of_each)
     )
     assert one == each and one is not None
 
