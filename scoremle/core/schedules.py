@@ -417,8 +417,8 @@ class Discrete(Schedule):
 
         Args:
             betas: one for each step, above 0 and at most 1; alpha^2 is rounded to their precision.
-            log_snr_min: lambda of a last step whose beta is 1, which must have one; less, where
-                lambda of the step before is no more.
+            log_snr_min: lambda at a last step whose beta is 1, for which it must be given. If the
+                step before has no more than that, the last one has 1 less than the step before.
 
         Raises UserError for other betas.
         """
