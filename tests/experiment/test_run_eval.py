@@ -179,6 +179,16 @@ def test_the_cost_of_precision_by_hand(tmp_path, unchecked):
     assert run_eval.cost_of_precision(score, [2.0], [1.0], tmp_path)["stderr"] is None
 
 
+def test_a_control_is_not_written_through_a_link(tiny, tmp_path, capfd):
+    folder = tmp_path / "workdir"
+    shutil.copytree(tiny.workdir, folder)
+    (tmp_path / "theirs").mkdir()
+    (folder / "e").mkdir()
+    (folder / "e" / "parts").symlink_to(tmp_path / "theirs")
+    assert run("eval", folder, "--eval_folder=e", eval__bound=True) == 2
+    assert "is a link" in capfd.readouterr().err and not [*(tmp_path / "theirs").iterdir()]
+
+
 @pytest.mark.parametrize(("images", "shown"), [(1, 0), (2, 1), (5, 2), (64, 32), (80, 32)])
 def test_as_many_of_either_end_are_shown(images, shown, tmp_path, monkeypatch, unchecked):
     scores = np.arange(images)[::-1] / 8

@@ -89,6 +89,7 @@ def test_a_file_of_score_flow_is_taken_with_a_warning(tmp_path, caplog):
         ({"pool_3": np.full((5, 3), "1")}, "no finite numbers"),
         ({"pool_3": np.ones((5, 3)), "record": np.asarray("{")}, "record can't"),
         ({"pool_3": np.ones((5, 3)), "record": np.asarray("5")}, "record must"),
+        ({"pool_3": np.ones((5, 3)), "record": np.asarray("{}".ljust(8 << 20))}, "record can't"),
     ],
 )
 def test_files_that_are_no_features(arrays, words, tmp_path):
@@ -140,6 +141,12 @@ def test_killed_stats_go_on(no_inception, tmp_path, monkeypatch):
         assert cli.main(command) == 130
     parts = {part: part.stat().st_mtime_ns for part in tmp_path.rglob("pass*.npz")}
     assert len(parts) == 3 and not path.exists()
+    folder = next(iter(parts)).parent
+    folder.rename(tmp_path / "theirs")
+    folder.symlink_to("theirs")
+    assert cli.main(command) == 2 and not path.exists()  # nothing is written through a link
+    folder.unlink()
+    (tmp_path / "theirs").rename(folder)
     monkeypatch.setattr("shutil.rmtree", lambda folder, **options: None)
     assert cli.main(command) == 0
     assert {part: part.stat().st_mtime_ns for part in parts} == parts
