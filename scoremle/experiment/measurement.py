@@ -13,6 +13,7 @@ from scoremle.core.pytree import describe
 from scoremle.experiment.encoders import file_hash
 from scoremle.experiment.labels import ALL
 from scoremle.experiment.own_code import is_own
+from scoremle.files import inside
 from scoremle.likelihood.images import Estimator, in_words
 from scoremle.likelihood.pilot import Choice
 from scoremle.model import ScoreModel
@@ -102,9 +103,12 @@ class Measurement:
             place: of the model.
             images: [n h w c] integers.
             seed: of all randomness.
+
+        Raises UserError for a link on the way.
         """
         of_images = {"images": content_hash(images), "shape": list(images.shape)}
-        return above / fingerprint(self.identity(place, seed) | of_images)
+        name = fingerprint(self.identity(place, seed) | of_images)
+        return inside(above.parent, above.name, name, writing=True)
 
 
 def with_noise(name: str, dequantization: str) -> str:

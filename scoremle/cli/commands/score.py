@@ -210,7 +210,6 @@ def run(options: Any) -> dict[str, Any]:
     # Hidden, since the table may be written among the pictures, which are read again.
     above, passes = beside / f".{options.out.name}.parts", options.passes
     parts = found.parts(above, options.model, images, options.seed)
-    parts = scoremle.files.inside(beside, *parts.relative_to(beside).parts, writing=True)
     score = partial(
         score_images, found.model, found.estimator, images, dequantizer=found.dequantizer,
         seed=options.seed, passes=passes, parts=parts, label="scores",
@@ -238,10 +237,7 @@ def run(options: Any) -> dict[str, Any]:
     verdict = _verdict([row for row in rows if not row.reason], len(own)) or no_ranks
 
     def write(mean: Mean, last: bool) -> dict[str, Any]:
-        """Writes the table, what is known of it in a file beside it, and the page.
-
-        What can't be written over, such as a pipe, is written at ``last``.
-        """
+        """Writes the table, its facts and the page: a pipe at the ``last`` call alone."""
         cost = in_passes(mean)
         facts = [verdict, _mean(mean, found), *mean.breakdown(), f"each image: {cost}; "
                  + _spread(scores, passes), *found.notes]  # fmt: skip
