@@ -282,6 +282,22 @@ def test_the_average_of_parameters_of_16_bits_moves_as_of_32(dtype):
     assert found.dtype == dtype and float(found) == pytest.approx(1 - 0.999**1000, rel=4e-3)
 
 
+def test_the_average_of_many_steps_does_not_shrink():
+    """Of parameters that move to and fro; in double precision beside it."""
+    steps, rate, first = 3000, 0.9999, np.linspace(0.5, 2, 501, dtype=np.float32)
+    moves = np.random.default_rng(0).normal(0, 0.1, steps + 1).astype(np.float32)
+    found = fit(
+        lambda p, x, key: jnp.sum(p) * jnp.mean(x), jnp.asarray(first),
+        lambda i: np.full(1, moves[i] - moves[i + 1]), steps=steps, optimizer=optax.sgd(1.0),
+        ema_rate=rate,
+    )  # fmt: skip
+    average, params = first.astype(float), first
+    for move in np.diff(moves):
+        params = params + move
+        average += (1 - rate) * (params - average)
+    assert np.mean(found / average - 1) == pytest.approx(0, abs=2e-6)
+
+
 def test_lines_and_checkpoints_come_after_so_many_steps(tmp_path, monkeypatch):
     called = []
 
