@@ -5,7 +5,7 @@ platform, so that programs of other platforms have none of it. Measured with jax
 
     convolutions   JAX writes their gradients with channels elsewhere. Within a call or a loop
                    XLA's CPU compiler does not bring them into the form of its library, and they
-                   take twenty times as long (benchmarks/network.py). Here they are lowered in it,
+                   take fifteen times as long (benchmarks/network.py). Here they are lowered in it,
                    those of a user's own networks, too.
     blocks         XLA writes out each call and compiles equal blocks anew. As calls that stay,
                    they compile in less than half the time, and run as fast (the same script).

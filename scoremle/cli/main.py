@@ -40,9 +40,9 @@ MISTAKE = f"\n{UserError.__name__}: "
 def main(argv: list[str] | None = None) -> int:
     """Run the command line (without the program's name); gives the exit code.
 
-    0: done; 2: a user's mistake; 3: done, but for what was to be left out; 130 and 143: stopped by
-    Ctrl-C and by SIGTERM. With ``--debug``, anywhere in it, what libraries said of a damaged
-    file or a full disk is shown, too.
+    0: done; 1: a fault, with a traceback; 2: a user's mistake; 3: done, but files were left out;
+    4: suspects were found (``--fail-on-suspects``); 130 and 143: stopped by Ctrl-C and by
+    SIGTERM. ``--debug``, anywhere, also prints the libraries' own messages.
 
     Args:
         argv: the words after the program's name; None: those of this process.
