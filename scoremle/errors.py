@@ -154,8 +154,8 @@ def no_chain(name_of: Callable[[str], str] = str) -> UserError:
     ``name_of`` makes of an argument's name the caller's, such as a flag.
     """
     return UserError(
-        f"no chain of steps is known of this model: {name_of('steps')}=1000 makes one of so many"
-        f" steps, as VDM has it; or take {name_of('estimator')}=ode or bound"
+        f"this model has no chain of steps: {name_of('steps')}=1000 makes one of 1000 steps; or"
+        f" take {name_of('estimator')}=ode or bound"
     )
 
 

@@ -158,14 +158,14 @@ class ScoreModel:
         shape: of one example.
         pixels: what its images are; None where the data are reals.
         solver: of the probability-flow ODE, where a method is not given another.
-        decoder_scale: of ``decoder``, in units of the data; None: what the network has learned of
-            it, or the noise at t = ``eps``, over alpha.
+        decoder_scale: the scale of ``decoder``, in units of the data; None: the scale that the
+            network predicts, or sigma / alpha at t = ``eps``.
         bijector: from data that are reals, in all digits that they have, to what the network sees;
             None: they are the same.
         divergence: how traces of reals are estimated, where a method is not given another.
         origin: facts about its training, if any; no value of a density depends on them.
-        coder: of images, where noise and schedule depend on a code of the image. Such a model
-            scores images and draws samples; what is of reals takes it ``under`` codes.
+        coder: the encoder of images, where the schedule depends on a code of the image. For
+            ``log_prob`` and ``encode`` of such a model call ``under(codes)`` first.
 
     Raises UserError for pixels and a bijector at once, eps outside [0, 1), and a shape or
     a decoder_scale that is none.
@@ -547,10 +547,11 @@ class ScoreModel:
             passes: independent passes, whose spread gives the error.
             dequantizer: None: ``default_dequantizer``, where the estimator takes one.
             estimator: None: ``default_estimator``.
-            tolerance: bits/dim that the solver may add to the standard error of the mean over
-                images, or a quarter of that by the probes. A pilot on the first images chooses the
-                solver's steps, and more steps on some images correct the mean over all. None: the
-                model's own solver, so that a value depends on its own image alone.
+            tolerance: the most, in bits/dim, that the solver adds to the standard error of the
+                mean over images; or a quarter of the probes' error, if that is more. A pilot on
+                the first images chooses the solver's steps, and more steps on some images correct
+                the mean over all. None: the model's own solver, so that a value depends on its own
+                image alone.
             batch_size: how many at once, or fewer where memory does not suffice; no value depends
                 on it.
             devices: that share each batch; None: one.
@@ -599,8 +600,8 @@ class ScoreModel:
         estimator = estimator or model.default_estimator
         if dequantizer and not getattr(estimator, "dequantizes", True):
             raise UserError(
-                "give a dequantizer, or an estimator that takes none, as one with a decoder does:"
-                " scoremle.ByOde() takes one"
+                "this estimator takes no dequantizer, since it has a decoder: leave it out, or"
+                " take scoremle.ByOde()"
             )
         found = score_images(
             model._plain(plain.noise), estimator, images, numbers,

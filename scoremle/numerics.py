@@ -112,8 +112,8 @@ def check_finite_values(
     bad = ~np.asarray(finite)
     if bad.any():
         raise UserError(
-            f"{what} {numbers[bad.argmax()]} is not a finite number: what the model predicts is"
-            " not, or leads to none; look at its parameters, and at what was declared of it"
+            f"{what} {numbers[bad.argmax()]} is not a finite number: check the model's parameters,"
+            " and its prediction, time_input and pixels"
         )
 
 

@@ -56,7 +56,7 @@ def test_levels_are_decoded_where_the_first_noise_hides_them(sde, eps, hidden):
     assert (model.decoder is not None) == hidden
     assert ("informed decoder" in model.default_estimator.title) == hidden
     if hidden:  # then no noise is added within bins
-        with pytest.raises(scoremle.UserError, match="give a dequantizer"):
+        with pytest.raises(scoremle.UserError, match="takes no dequantizer"):
             model.score(np.zeros((1, 1, 2, 1), np.uint8), dequantizer=scoremle.Uniform())
 
 

@@ -79,7 +79,7 @@ def test_it_goes_on_by_rung_and_by_budget(tmp_path, capsys, monkeypatch):
     out = climb("--budget=1", "--rungs", "first")
     assert "not run" in next(line for line in out.splitlines() if line.startswith("other"))
     out = climb("--budget=2", f"--plot={tmp_path}/ladder.png")
-    assert "going on from step 5" in out
+    assert "resuming from step 5" in out
     found = json.loads(out.splitlines()[-1])
     assert [step for step, *_ in found["curves"]["first"]] == [5, 10]
     assert [seconds for _, seconds, _ in found["curves"]["first"]] == pytest.approx([1, 2])

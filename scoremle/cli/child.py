@@ -23,7 +23,7 @@ LONGEST = 10_000  # bytes of a line
 KNOWN, BY_JAX = (0, 2, 3, 130, 143), (1, -signal.SIGABRT)
 LOST = (
     "another process of this run has ended, or can't be reached: start all of them again, and they"
-    " go on from what is saved"
+    " resume from what is saved"
 )
 NEVER_MET = (
     "the processes of this run have not met: were all started, and is --coordinator the machine of"
@@ -119,4 +119,4 @@ def _how_it_ended(code: int, *, met: bool) -> str:
     if code in BY_JAX:
         return LOST if met else NEVER_MET
     how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-    return f"its work was ended by {how}: the same command goes on from what is saved"
+    return f"its work was ended by {how}: the same command resumes from what is saved"

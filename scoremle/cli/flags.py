@@ -75,7 +75,8 @@ class ConfigParser(Parser):
                  metavar="VALUE", default=SUPPRESS)  # fmt: skip
         self.add("--print-config", "print the config, flags included, and do nothing else",
                  action="store_true")  # fmt: skip
-        self.add("--json", "as JSON, on stdout", action="store_true")
+        self.add("--json", "print the result of eval, or of --print-config, as JSON",
+                 action="store_true")  # fmt: skip
         fields = self.add_argument_group()
         self._action_groups.remove(fields)  # help does not list them
         for name, (kind, _) in fields_of(defaults.get_config()).items():

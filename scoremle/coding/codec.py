@@ -123,8 +123,8 @@ def decompress(layers: LatentLayers, coded: Coded) -> Images:
                 levels = _decoded(layers, stack, block.images)
             if levels is None or zlib.crc32(_bytes(levels)) != block.crc:
                 raise UserError(
-                    f"{block.images} images come back otherwise than they were: this machine"
-                    " rounds otherwise than the one that compressed them, or the bits are damaged"
+                    f"{block.images} images were not decoded exactly: this machine rounds"
+                    " differently from the one that compressed them, or the bits are damaged"
                 )
             found.append(levels)
             done += block.images

@@ -59,7 +59,7 @@ def in_all_digits(bijector: Bijector, x: Float[np.ndarray, "b *d"]) -> Data:
 
 @frozen_pytree(eq=False)
 class Affine:
-    """z = (x - shift) / scale.
+    """Map z = (x - shift) / scale.
 
     Args:
         shift: a number, or one for each dimension.
@@ -112,7 +112,7 @@ class Affine:
 
 @frozen_pytree(eq=False)
 class Bounded:
-    """From between ``low`` and ``high`` to all reals: log(x - low) - log(high - x).
+    """Map from (``low``, ``high``) to all reals: log(x - low) - log(high - x).
 
     A bound that is infinite is none, and its logarithm is left out: of data that are positive,
     ``Bounded(low=0.0)`` gives log x. Where both are infinite, z = x.

@@ -214,10 +214,10 @@ class Orthogonal(_Sampled):
 
 @frozen_pytree(eq=False)
 class FixedProbe(_Sampled):
-    """Given probes: to repeat an estimate, or to compare solvers on the same one.
+    """Probes that the caller gives, to repeat an estimate or to compare solvers.
 
     Args:
-        vectors: the probes of each example.
+        vectors: [b k *d], the k probes of each example.
 
     Raises UserError for what is no array of numbers, and, when a trace is taken, for probes of
     another shape than the data's.

@@ -38,7 +38,7 @@ def rate(function: Callable[[Times], Array], t: ArrayLike) -> Array:
 
 
 class Schedule(abc.ABC):
-    """lambda(t) on [0, 1], elementwise in t, strictly falling.
+    """Log-SNR lambda(t) on [0, 1], elementwise in t, strictly falling.
 
     Example:
         >>> @scoremle.core.pytree.pytree

@@ -48,7 +48,7 @@ Init = TypeVar("Init", bound=Callable[..., None])
 
 @frozen_pytree
 class SDE:
-    """dx = f(t) x dt + g(t) dw on [0, 1];  p(x_t | x_0) = N(alpha_t x_0, sigma_t^2 I).
+    """Forward SDE dx = f(t) x dt + g(t) dw on [0, 1];  p(x_t | x_0) = N(alpha_t x_0, sigma_t^2 I).
 
     Methods of ``t`` are elementwise and take numbers or arrays of any shape. With a schedule that
     is ``per_dimension`` they give arrays of that shape and behind it the data's.

@@ -123,7 +123,7 @@ def bin_of(edges: Float[Array, " n"], lam: Times) -> Array:
 
 @frozen_pytree
 class UniformTime:
-    """t uniform on [eps, 1].
+    """Times t, uniform on [eps, 1].
 
     Args:
         eps: the smallest time.

@@ -55,7 +55,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.training.second_order = False  # add i-DODE's second-order loss: to fine-tune
     config.training.n_jitted_steps = 5  # optimisation steps between two tests for nan
     config.training.reduce_mean = True  # loss: mean over dimensions; False: half their sum
-    config.training.smallest_time = placeholder(float)  # least t of training; from the SDE
+    config.training.smallest_time = placeholder(float)  # smallest time; unset: by the SDE
 
     config.devices.fsdp = False  # training: parameters, EMA and optimizer split over the devices
 
@@ -71,14 +71,14 @@ def get_config() -> ml_collections.ConfigDict:
     config.deq.heads = 4  # attention heads of the couplings
 
     config.sampling.method = "ode"  # ode, ddim or dpm_solver (flow); pc or euler (reverse SDE)
-    config.sampling.steps = placeholder(int)  # steps of the method; from the method
+    config.sampling.steps = placeholder(int)  # sampler steps; unset: set by the method
     config.sampling.predictor = "euler_maruyama"  # or reverse_diffusion, ancestral_sampling, none
     config.sampling.corrector = "none"  # langevin, ald or none
     config.sampling.n_steps_each = 1  # corrector steps before each predictor step
     config.sampling.snr = 0.16  # size of corrector steps: signal-to-noise ratio
     config.sampling.probability_flow = False  # the predictor solves the ODE; False: the SDE
     config.sampling.noise_removal = True  # end without the noise of smallest_time
-    config.sampling.smallest_time = placeholder(float)  # t where sampling ends; from the SDE
+    config.sampling.smallest_time = placeholder(float)  # where sampling ends; unset: by the SDE
 
     config.eval.begin_ckpt = placeholder(int)  # first checkpoint; unset: end_ckpt alone
     config.eval.end_ckpt = placeholder(int)  # last checkpoint; unset: the newest in the workdir
@@ -117,7 +117,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.eval.solver = "auto"  # auto (steps by a pilot), multistep, doubling or rk45_reference
     config.eval.nodes = 32  # steps of the multistep solver
     # Of auto, what the solver adds to the mean's standard error; of doubling, an image's error.
-    config.eval.tolerance = placeholder(float)  # bits/dim of the solver's error; from the solver
+    config.eval.tolerance = placeholder(float)  # allowed error, bits/dim; unset: by eval.solver
 
     config.data.dataset = "CIFAR10"  # name of the data set
     config.data.path = ""  # its files, or a prepared folder; '': in the cache or installed
@@ -125,7 +125,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.num_channels = 3  # 1 or 3
     config.data.fit = ""  # images of other sizes: crop, resize (square) or pad; '': refused
     config.data.levels = 0  # grey levels, 2 to 256: 2**bits; 0: those of the images
-    config.data.on_device = "auto"  # all training images: true, false, or auto where they fit
+    config.data.on_device = "auto"  # keep training images there: true, false, auto (if they fit)
     config.data.random_flip = True  # mirror training images at random
     config.data.augment = False  # mirror or turn training images at random; an input of vdm
     config.data.centered = True  # scale to [-1, 1]; False: [0, 1]
@@ -141,7 +141,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.model.dropout = 0.1  # dropout in residual blocks
     config.model.resblock_type = "biggan"  # biggan (resamples inside) or ddpm
     config.model.resamp_with_conv = True  # resample with a convolution (ddpm blocks)
-    config.model.conditional = True  # the network sees t
+    config.model.conditional = True  # t is an input of the network
     config.model.fir = False  # resample with an FIR filter; False: nearest and mean
     config.model.fir_kernel = (1, 3, 3, 1)  # taps of the FIR filter
     config.model.skip_rescale = True  # divide residual sums by sqrt(2)

@@ -31,13 +31,13 @@ def load(place: str | Path, checkpoint: int | None = None) -> ScoreModel:
     """The model at a place.
 
     Args:
-        place: a working directory, or a folder of checkpoints as score_flow published it; a
+        place: a working directory, which ``scoremle import`` makes of published checkpoints; a
             ``.safetensors`` of ``scoremle export``; a folder of diffusers; a ``.pt`` of improved-
             or guided-diffusion with its flags beside it; a ``.safetensors`` of EDM with its
             fields beside it; a training state of VDM, i-DODE or MuLAN;
             ``hf:OWNER/NAME[@REVISION]``; ``FILE.py:function``, a function that returns a
-            ScoreModel; or the name of a model that the package ships. A path that exists is that
-            path.
+            ScoreModel; or the name of a model that the package ships. An existing path comes
+            first.
         checkpoint: its number in a working directory; None: the newest.
 
     Raises UserError for what is none of these, for what can't be read, and for parameters that are
@@ -200,9 +200,14 @@ def place_in(file: Path, place: str, given: str, flag: str = "--model") -> str:
     if not place:
         raise UserError(f"{file} does not say where its model is: {flag}=MODEL does")
     if is_own(place) or place.startswith(HUB):
-        raise UserError(f"{file} is of {place!r}: say so by {flag}={shlex.quote(place)}")
+        raise UserError(
+            f"{file} was made with {place!r}, which is code or a download: allow it by"
+            f" {flag}={shlex.quote(place)}"
+        )
     if not (Path(place).exists() or place in NAMES):
-        raise UserError(f"{file} is of {place!r}, and nothing is there: {flag}= names its place")
+        raise UserError(
+            f"{file} was made with {place!r}, which is not there: {flag}= names its new path"
+        )
     return place
 
 

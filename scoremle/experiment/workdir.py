@@ -217,7 +217,7 @@ class Workdir:
         if not self.snapshots.numbers():
             return None
         state, meta, number = self.snapshots.restore(template)
-        say(f"going on from step {meta['step']}, {self.snapshots.path(number)}")
+        say(f"resuming from step {meta['step']}, {self.snapshots.path(number)}")
         return state
 
     def describe(self, experiment: Recorded) -> None:

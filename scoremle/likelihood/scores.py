@@ -67,9 +67,9 @@ class Scores:
         images = f"{len(self)} image{'s' * (len(self) != 1)}"
         if not len(self):
             return f"Scores({images})"
-        facts = [f"{self._mean()} bits/dim in the mean"]
+        facts = [f"mean {self._mean()} bits/dim"]
         if not np.isnan(self.stderr).all():
-            facts.append(f"an image +- {np.sqrt(np.nanmean(np.square(self.stderr))):.3f}")
+            facts.append(f"one image +- {np.sqrt(np.nanmean(np.square(self.stderr))):.3f}")
         return f"Scores({images}: {'; '.join([*facts, *self._of_solver()])})"
 
     def _repr_html_(self) -> str:

@@ -165,7 +165,7 @@ class Loop:
         self.state = state
         if self.preemption and self.preemption.latest() is not None:
             self.restore(self.preemption, template)
-            say(f"going on from step {self.at}, {self.saved}")
+            say(f"resuming from step {self.at}, {self.saved}")
         else:
             self.at = int(state.step)
         self.state = devices.put(self.state, places)
@@ -184,7 +184,7 @@ class Loop:
         if self.finished:
             return self.state
         if self.preemption:
-            say(f"saved step {self.at} to {self.saved}; run the same command to go on")
+            say(f"saved step {self.at} to {self.saved}; run the same command to resume")
         raise Stopped(signals[0])
 
     @property

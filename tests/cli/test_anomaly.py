@@ -198,7 +198,7 @@ OF_OTHERS = {"of_code": "my model.py:images", "of_hub": "hf:a/b", "moved": "runs
         (("score", "placeless", "mixed.npz"), "--model=MODEL"),
         (("score", "of_code", "mixed.npz"), "--model='my model.py:images'"),
         (("score", "of_hub", "mixed.npz"), "--model=hf:a/b"),
-        (("score", "moved", "mixed.npz"), "nothing is there: --model="),
+        (("score", "moved", "mixed.npz"), "not there: --model="),
         *((("score", f"size{size}", "mixed.npz", "--encoder=e.py:f"), told)
           for size, told in (("abc", "fit it anew"), ("60000", "4096"), ("", "fit it anew"))),
         (("score", "detector", "mixed.npz", "--model=digits"), "not the model"),

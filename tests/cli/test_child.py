@@ -33,7 +33,7 @@ def start(block):
     ("has_met(); os.abort()", LOST),
     ("os.abort()", NEVER_MET),
     ("os.kill(os.getpid(), 9)",
-     "its work was ended by signal SIGKILL: the same command goes on from what is saved"),
+     "its work was ended by signal SIGKILL: the same command resumes from what is saved"),
 ])  # fmt: skip
 def test_the_last_line_is_ours(block, line):
     process = start(block)

@@ -80,7 +80,7 @@ def test_training_goes_on_and_ends_with_the_same_parameters(tiny, tmp_path, caps
         shutil.rmtree(workdir / newest)
     assert run("train", workdir, training__snapshot_sampling=False) == 0
     out = capsys.readouterr().out
-    assert "going on from step 10" in out
+    assert "resuming from step 10" in out
     assert "making the first parameters" not in out  # they would be thrown away
     hashes = [
         json.loads((folder / "checkpoints/checkpoint_2/record/metadata").read_text())["tree_hash"]
@@ -105,7 +105,7 @@ def test_a_training_that_was_stopped_says_so_to_the_end(tmp_path, monkeypatch, c
     assert run("train", tmp_path, **long) == 130
     out, err = capsys.readouterr()
     assert re.fullmatch(r"(scoremle: stopping [^\n]+\n)?", err)  # where the step takes long
-    step = int(re.search(r"^saved step (\d+) to .*; run the same command to go on$", out, re.M)[1])
+    step = int(re.search(r"^saved step (\d+) to .* command to resume$", out, re.M)[1])
     loss = {"eval__enable_bpd": False, "eval__enable_loss": True, "eval__num_images": 30}
     place = SimpleNamespace(workdir=tmp_path)
     with contextlib.redirect_stdout(io.StringIO()) as told:
@@ -360,7 +360,7 @@ def test_evaluation_prints_the_result_and_where_it_lies(tiny, exact, capfd):
 @pytest.mark.parametrize(
     ("number", "code", "said"),
     [
-        (signal.SIGINT, 130, "scoremle: interrupted; the same command goes on where it was\n"),
+        (signal.SIGINT, 130, "scoremle: interrupted; the same command resumes it\n"),
         (signal.SIGTERM, 143, ""),
     ],
 )
@@ -436,5 +436,5 @@ def test_an_interrupted_evaluation_says_that_it_goes_on(tiny, monkeypatch, capsy
 
     monkeypatch.setattr("scoremle.experiment.run_eval.score_images", interrupted)
     assert run("eval", tiny.workdir, "--eval_folder=interrupted") == 130
-    line = "scoremle: interrupted; the same command goes on where it was\n"
+    line = "scoremle: interrupted; the same command resumes it\n"
     assert capsys.readouterr().err == line

@@ -270,7 +270,7 @@ def test_a_run_that_was_stopped_goes_on(tiny, model, folder, tmp_path, capfd, mo
     monkeypatch.setattr(score_images, "to_numpy", stopped)
     options = tiny.workdir, folder, f"--out={out}", "--repeats=2"
     code, _, told = score(capfd, *options)
-    assert code == 130 and f"are in {folder}/.s.csv.parts: the same command goes" in told
+    assert code == 130 and f"are in {folder}/.s.csv.parts: the same command resumes" in told
     assert not out.exists()
     done, batches[:] = len(batches), []
     code, told, _ = score(capfd, *options, "--json")
@@ -353,11 +353,11 @@ def test_ranks_are_among_the_models_own_test_images(by_digits):
 @pytest.mark.parametrize(
     ("ranks", "reference", "words"),
     [
-        ((0.3, 0.9), 360, "0 of 2 stand out: each lies within the 360 test images of the model"),
-        ((0.3, 1.0, 1.0), 360, "2 of 3 stand out, where by chance about 0.02 would: 2 unlikelier"),
-        ((0.0, 0.5, 1.0, 1.0), 39, "0.2 would: 1 likelier and 2 unlikelier than all 39 test"),
-        ((0.0, 1.0), 2, "no verdict: 2 test images of the model are too few for ranks, as by"
-         " chance 67% of images of their kind lie beyond all of them; of 39, 5%"),
+        ((0.3, 0.9), 360, "0 of 2 images stand out: each lies within the 360 test images"),
+        ((0.3, 1.0, 1.0), 360, "2 of 3 images stand out (about 0.02 expected by chance): 2 unl"),
+        ((0.0, 0.5, 1.0, 1.0), 39, "0.2 expected by chance): 1 likelier and 2 unlikelier than"),
+        ((0.0, 1.0), 2, "no verdict: with 2 test images of the model, 67% of such images lie"
+         " beyond all of them by chance; at least 39 are needed"),
         ((0.0, 1.0), 0, ""),
     ],
 )  # fmt: skip

@@ -59,7 +59,7 @@ def test_stopped_and_gone_on_with_another_number(tmp_path):
     end = f"--config.training.n_iters={step + 10}"
     run = together((*words, end, "--noconfig.devices.fsdp"), tmp_path, 1, devices=2)
     assert run.codes() == [0], run.texts()
-    assert f"going on from step {step}" in run.said[0].read_text()
+    assert f"resuming from step {step}" in run.said[0].read_text()
     run = together(("train", "digits", tmp_path / "one", *fields, end), tmp_path, 1)
     assert run.codes() == [0], run.texts()
     one, several = parameters(tmp_path / "one"), parameters(tmp_path / "several")

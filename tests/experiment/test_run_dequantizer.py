@@ -67,7 +67,7 @@ def test_it_goes_on_and_ends_with_the_same_parameters(trained, tmp_path, capsys)
     for newest in ("checkpoints/checkpoint_2", "checkpoints-meta/checkpoint_20"):
         shutil.rmtree(workdir / FOLDER / newest)
     assert run("train_deq", workdir, eval__ckpt_id=1, **FLOW) == 0
-    assert "going on from step 10" in capsys.readouterr().out
+    assert "resuming from step 10" in capsys.readouterr().out
     name = "checkpoints/checkpoint_2"
     assert hash_of(workdir, name) == hash_of(trained.workdir, name)
 

@@ -38,13 +38,13 @@ def test_scores_are_of_all_passes():
 def test_a_line_has_the_mean_and_its_errors():
     """Means 3, 4, 7: sd 2.0817, over sqrt 3 1.202. Passes apart by 2, 0, 2: errors 1, 0, 1."""
     assert repr(scores()) == (
-        "Scores(3 images: 4.667 +- 1.202 bits/dim in the mean; an image +- 0.816; the solver's"
+        "Scores(3 images: mean 4.667 +- 1.202 bits/dim; one image +- 0.816; the solver's"
         " error 0.25 in the median; that of 3 above 0.01: give a tolerance, or a solver of more"
         " steps)"
     )
-    assert "(3 images: 4.000 +- 1.155 bits/dim in the mean; the" in repr(scores(BPD[:1]))
-    assert "(1 image: 3.000 bits/dim in the mean; an image +- 1.000; " in repr(scores(BPD[:, :1]))
-    assert repr(scores(BPD[:, :2])).startswith("Scores(2 images: 3.500 +- 0.500 bits/dim")
+    assert "(3 images: mean 4.000 +- 1.155 bits/dim; the" in repr(scores(BPD[:1]))
+    assert "(1 image: mean 3.000 bits/dim; one image +- 1.000; " in repr(scores(BPD[:, :1]))
+    assert repr(scores(BPD[:, :2])).startswith("Scores(2 images: mean 3.500 +- 0.500 bits/dim")
     assert repr(scores(BPD[:, :0])) == "Scores(0 images)"
     assert "solver" not in repr(scores(solver_error=0.0))
     assert "the solver's error is unknown)" in repr(scores(solver_error=np.nan))

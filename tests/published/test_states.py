@@ -253,7 +253,7 @@ def test_training_goes_on_in_a_folder_as_published(workdir, capsys, monkeypatch)
     monkeypatch.setattr(run_train, "_on_eval", lambda *_: lambda state, step: {})
     assert run(workdir, "train", *TRAINING, "--config.training.n_iters=5") == 0
     out = capsys.readouterr().out
-    assert f"going on from step 3, {workdir}/checkpoints/checkpoint_1" in out
+    assert f"resuming from step 3, {workdir}/checkpoints/checkpoint_1" in out
     place = Workdir(workdir)
     assert place.preemption.numbers() == [4, 5]
     # 5 // 3 is 1: the file that has the name is put aside, not lost.
@@ -285,7 +285,7 @@ def test_training_goes_on_with_the_published_dequantizer(workdir, capsys, monkey
     flags = (*FLOW, *TRAINING, f"--config.deq.n_iters={begun.step + 2}")
     assert run(workdir, "train_deq", *flags) == 0
     out = capsys.readouterr().out
-    assert f"going on from step {begun.step}, {folder}/checkpoints/checkpoint_1" in out
+    assert f"resuming from step {begun.step}, {folder}/checkpoints/checkpoint_1" in out
     ended = flow_state(folder)
     assert int(ended.step) == begun.step + 2
     for a, b in zip(jax.tree.leaves(begun.params), jax.tree.leaves(ended.params), strict=True):

@@ -417,7 +417,7 @@ def test_killed_at_any_moment_it_ends_with_the_same_bits(whole, tmp_path):
     out, _ = process.communicate(timeout=120)
     assert process.returncode == 0
     assert f"finished=True hash={digest}" in out
-    assert "going on from step" in out
+    assert "resuming from step" in out
     assert rows(tmp_path) == rows(folder)
     for number in (1, 2, 3, 4):
         a, b = (Checkpoints(f / "checkpoints", keep=None) for f in (folder, tmp_path))
@@ -527,7 +527,7 @@ def test_the_log_of_a_stopped_run_is_that_of_an_uninterrupted_one(whole, stops, 
     for _ in range(len(stops) + 1):
         state, finished = worker.train(tmp_path, batch=batch)
     assert finished and not left and tree_hash(state) == whole[2]
-    assert capsys.readouterr().out.count("; run the same command to go on") == len(stops)
+    assert capsys.readouterr().out.count("; run the same command to resume") == len(stops)
     assert rows(tmp_path) == rows(whole[0])
 
 

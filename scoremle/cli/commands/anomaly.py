@@ -44,8 +44,8 @@ def arguments(parser: Parser) -> None:
                 metavar="FILE")  # fmt: skip
             add("--statistic", "statistic that measures how unusual an image is (path)",
                 choices=STATISTIC_NAMES, default="")  # fmt: skip
-            add("--encoder", "FILE.py:function, which makes vectors [n d] of uint8 [n h w c]:"
-                " MODEL is a model of such vectors", default="")  # fmt: skip
+            add("--encoder", "FILE.py:function from uint8 images [n h w c] to vectors [n d];"
+                " MODEL is a model of these vectors", default="")  # fmt: skip
             add("--size", "height and width of pictures for the encoder", type=checks.at_least(1),
                 default=0)  # fmt: skip
             add("--seed", "seed of the split, the statistic and ties (0)", type=checks.seed,
@@ -60,9 +60,9 @@ def arguments(parser: Parser) -> None:
             add("--rate", "rate of false discoveries: their expected share of the suspects (0.1)",
                 type=checks.fraction, default=0.1)  # fmt: skip
             add("--fail-on-suspects", "exit code 4 if there are suspects", action="store_true")
-            add("--model", "place of the model, if it was moved, or is code or a download",
+            add("--model", "path of the model; needed if it was moved, is code or a download",
                 default="")  # fmt: skip
-            add("--encoder", "the detector's FILE.py:function, which is run", default="")
+            add("--encoder", "FILE.py:function of the detector; allows it to run", default="")
         add_shared(add, unset="the newest" if what == "fit" else "that of the detector")
 
 

@@ -55,7 +55,7 @@ class ComparedMeasurement(NamedTuple):
 def arguments(parser: Parser) -> None:
     parser.add("first", PLACES, metavar="A", type=Path)
     parser.add("second", PLACES, metavar="B", type=Path)
-    parser.add("--json", "as JSON", action="store_true")
+    parser.add("--json", "print the result as JSON", action="store_true")
 
 
 def run(options: Any) -> dict[str, dict[str, Any]]:

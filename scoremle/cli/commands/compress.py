@@ -1,4 +1,4 @@
-"""Compresses images without loss, by a model: as many bits as its bound states.
+"""Compresses images without loss by a model, in about the bits of its variational bound.
 
     scoremle compress digits images.npz -o images.bits
     scoremle compress runs/photos pictures/ -o photos.bits --steps=1000

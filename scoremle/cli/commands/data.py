@@ -87,7 +87,7 @@ def _fetch(options: Any) -> dict[str, Any]:
 
 
 def _prepare(options: Any) -> dict[str, Any]:
-    """Makes arrays of images in any format, and checks them.
+    """Converts images of any format to arrays, and checks them.
 
         scoremle data prepare photos/ --size=32 --fit=crop
         scoremle data prepare cifar10 --path=cifar-10-binary.tar.gz

@@ -27,7 +27,7 @@ SETTINGS = ("JAX_", "XLA_", "SCOREMLE_", "XDG_CACHE", "CUDA_VISIBLE", "TF_CPP")
 
 
 def arguments(parser: Parser) -> None:
-    parser.add("--json", "as JSON", action="store_true")
+    parser.add("--json", "print the result as JSON", action="store_true")
     # Before JAX and the cache of programs add settings of their own.
     settings = {name: v for name, v in sorted(os.environ.items()) if name.startswith(SETTINGS)}
     parser.set_defaults(settings=settings)

@@ -39,8 +39,8 @@ def arguments(parser: ConfigParser) -> None:
     parser.add("--eval-folder", folder, metavar="NAME", default="eval")
     flow = f"folder in WORKDIR of the flow dequantizer ({FLOW_FOLDER})" * (mode != "train")
     parser.add("--deq-folder", flow or SUPPRESS, metavar="NAME", default=FLOW_FOLDER)
-    parser.add("--distributed", "this is one of several processes of a run, numbered by the"
-               " cluster; without a cluster --coordinator=HOST:PORT --processes=N --process=I",
+    parser.add("--distributed", "run as one of several processes, numbered by the cluster, or by"
+               " --coordinator=HOST:PORT --processes=N --process=I",
                action="store_true")  # fmt: skip
     parser.add("--coordinator", SUPPRESS, default="")
     parser.add("--processes", SUPPRESS, type=checks.at_least(0))
@@ -53,7 +53,7 @@ def run(options: Any) -> dict[str, Any] | None:
     if options.json and not evaluates:
         raise UserError("--json is for eval, and for --print-config")
     several = options.distributed or options.coordinator or options.processes or options.process
-    goes_on = going_on("the same command goes on where it was") if evaluates else nullcontext()
+    goes_on = going_on("the same command resumes it") if evaluates else nullcontext()
     with goes_on, _one_of_several(options) if several else answered():
         with passing("loading"):
             from scoremle.experiment.build import build

@@ -27,7 +27,7 @@ How likely is an image under a diffusion model, and how certain is the number?
 
 usage: scoremle COMMAND [ARGUMENTS]     # COMMAND --help explains it
        scoremle --config=CONFIG --workdir=DIR --mode=MODE      # as published
---debug, anywhere, also prints what libraries print about damaged files
+--debug, with any command, also prints the libraries' own messages
 """
 EXIT_CODES = """\
   0    done

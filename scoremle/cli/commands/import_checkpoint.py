@@ -80,7 +80,7 @@ def run(options: Any) -> None:
     if family := family_of(path):
         _import_model(path, family, place, options.dataset)
     elif options.dataset:
-        raise UserError("--dataset is of other families: here the folder's name says the data set")
+        raise UserError("--dataset is for other families: here the folder's name gives it")
     else:
         _import_checkpoint(path, options.name, place)
 

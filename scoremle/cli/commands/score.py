@@ -70,12 +70,12 @@ def arguments(parser: Parser) -> None:
         " (4)", dest="passes", metavar="N", type=checks.at_least(1), default=4)  # fmt: skip
     add("--estimator", "the ODE, the variational bound, or the bound of the model's own steps as"
         " its authors report it (ode)", choices=ESTIMATORS, default="ode")  # fmt: skip
-    add("--steps", "for --estimator=steps: number of steps, fewer than the model's own, or of a"
-        " chain as VDM has it; unset: all of the model's own", type=int)  # fmt: skip
-    add("--label", "class, for a class-conditional model: a number, or all for the mean over its"
-        " labels", default="")  # fmt: skip
-    add("--correct", "then subtract the solver's error from the mean, by more steps on some"
-        " images: it may take longer than the scores", action="store_true")  # fmt: skip
+    add("--steps", "for --estimator=steps: number of steps, at most the model's own; a model"
+        " without steps of its own gets VDM's; unset: all of its own", type=int)  # fmt: skip
+    add("--label", "class of a class-conditional model: a number, or all for the mean over its"
+        " classes", default="")  # fmt: skip
+    add("--correct", "also correct the mean over images for the solver's error, by more steps on"
+        " some images; may take longer than the scores", action="store_true")  # fmt: skip
     add("--seed", "seed of dequantization and probes (0)", type=checks.seed, default=0)
     add_shared(add)
     cluster = parser.add_argument_group("on a cluster")
@@ -220,7 +220,7 @@ def run(options: Any) -> dict[str, Any]:
     if options.merge:
         names = [report.name for report in reports if report.pixels is not None]
         _check_whole(parts, names, passes)
-    with going_on(f"finished batches are in {parts.parent}: the same command goes on"):
+    with going_on(f"finished batches are in {parts.parent}: the same command resumes"):
         scored = score()
     if scored.mean is None:
         raise UserError("no image has bits/dim that are a finite number: check the model")
@@ -262,7 +262,7 @@ def run(options: Any) -> dict[str, Any]:
     summary = write(mean, last=not levels)
     if levels:
         with going_on(f"{options.out} is written, and its mean is not corrected: the same command"
-                      " with --force goes on"):  # fmt: skip
+                      " with --force resumes"):  # fmt: skip
             corrected = scored.corrected(levels, own_measurement.TOLERANCE)
             mean = cast("Mean", corrected.mean)
         summary = write(mean, last=True)
@@ -345,20 +345,20 @@ def _verdict(rows: Sequence[ScoreRow], reference: int) -> str:
     chance = 2 / (reference + 1)
     if reference < FEWEST:
         return (
-            f"no verdict: {reference} test images of the model are too few for ranks, as by chance"
-            f" {chance:.0%} of images of their kind lie beyond all of them; of {FEWEST}, 5%"
+            f"no verdict: with {reference} test images of the model, {chance:.0%} of such images"
+            f" lie beyond all of them by chance; at least {FEWEST} are needed"
         )
     beyond = {"likelier": 0.0, "unlikelier": 1.0}
     counts = {word: sum(row.rank == end for row in rows) for word, end in beyond.items()}
     found = " and ".join(f"{count} {word}" for word, count in counts.items() if count)
     if not found:
         return (
-            f"0 of {len(rows)} stand out: each lies within the {reference} test images of the"
-            " model"
+            f"0 of {len(rows)} images stand out: each lies within the {reference} test images of"
+            " the model"
         )
     return (
-        f"{sum(counts.values())} of {len(rows)} stand out, where by chance about"
-        f" {chance * len(rows):.1g} would: {found} than all {reference} test images of the model"
+        f"{sum(counts.values())} of {len(rows)} images stand out (about {chance * len(rows):.1g}"
+        f" expected by chance): {found} than all {reference} test images of the model"
     )
 
 
