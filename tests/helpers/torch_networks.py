@@ -32,7 +32,8 @@ class Network(nn.Module):
         fir = tuple(model["fir_kernel"]) if model["fir"] else None
 
         def block(inside, outside, resize=None):
-            return Block(inside, outside, 4 * nf, resize and (lambda x: resize(x, fir)))
+            halved_or_doubled = resize and (lambda x: resize(x, fir))
+            return Block(inside, outside, 4 * nf, halved_or_doubled, model["dropout"])
 
         def attention(level):
             return [Attention(widths[level])] if size >> level in model["attn_resolutions"] else []
@@ -101,22 +102,23 @@ class Network(nn.Module):
 
 
 class Block(nn.Module):
-    """norm, act, (resize), conv, bias of the embedding, norm, act, conv; and the shortcut."""
+    """norm, act, (resize), conv, bias of the embedding, norm, act, dropout, conv; the shortcut."""
 
-    def __init__(self, inside, outside, embedding, resize):
+    def __init__(self, inside, outside, embedding, resize, dropout):
         super().__init__()
         self.resize = resize or (lambda x: x)
         self.GroupNorm_0 = norm(inside)
         self.Conv_0 = nn.Conv2d(inside, outside, 3, padding=1)
         self.Dense_0 = nn.Linear(embedding, outside)
         self.GroupNorm_1 = norm(outside)
+        self.Dropout_0 = nn.Dropout(dropout)
         self.Conv_1 = nn.Conv2d(outside, outside, 3, padding=1)
         self.Conv_2 = nn.Conv2d(inside, outside, 1) if resize or inside != outside else None
 
     def forward(self, x, embedding):
         h = self.Conv_0(self.resize(F.silu(self.GroupNorm_0(x))))
         h = h + self.Dense_0(F.silu(embedding))[:, :, None, None]
-        h = self.Conv_1(F.silu(self.GroupNorm_1(h)))
+        h = self.Conv_1(self.Dropout_0(F.silu(self.GroupNorm_1(h))))
         x = self.resize(x)
         return ((self.Conv_2(x) if self.Conv_2 else x) + h) / math.sqrt(2)
 

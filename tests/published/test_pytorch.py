@@ -39,7 +39,7 @@ def network(name, enlarged=1):
     parallel = torch.nn.DataParallel(Network(model, size=size, centered=centered))
     arrays = {n: torch.from_numpy(array) for n, array in as_pytorch(config, params).items()}
     parallel.load_state_dict({"module.sigmas": parallel.module.sigmas, **arrays})
-    return parallel
+    return parallel.eval()  # without dropout
 
 
 def output(module, x, labels):
