@@ -142,15 +142,15 @@ def first_schedule(kind: str, low: Scalar, high: Scalar, key: PRNGKey) -> dict[s
         high: the log-SNR at t = 0.
         key: of the network's weights.
     """
-    first, slope = jnp.full(1, -high), jnp.full(1, high - low)
+    first, slope = (jnp.full(1, value, jnp.float32) for value in (-high, high - low))
     if kind == "scalar":
         return {"b": first, "w": slope}
-    inner, outer = SMALL * jax.random.normal(key, (2, HIDDEN))
+    inner, outer = SMALL * jax.random.normal(key, (2, HIDDEN), jnp.float32)
     # Called a bias, which does not decay.
-    ends = {"ends": {"bias": -jnp.stack([high, low])}} if kind == BETWEEN_ENDS else {}
-    return ends | {
+    both = {"ends": {"bias": -jnp.asarray([high, low], jnp.float32)}}
+    return (both if kind == BETWEEN_ENDS else {}) | {
         "l1": {"kernel": slope[:, None], "bias": first},
-        "l2": {"kernel": inner[None], "bias": jnp.zeros(HIDDEN)},
+        "l2": {"kernel": inner[None], "bias": jnp.zeros(HIDDEN, jnp.float32)},
         "l3": {"kernel": outer[:, None]},
     }
 

@@ -135,6 +135,7 @@ def first_polynomial(bits: int, dims: int, key: PRNGKey) -> dict[str, Any]:
         zero, normal = jax.nn.initializers.zeros, jax.nn.initializers.lecun_normal()
         make = zero if name == "dense_out_a" else normal
         size = (bits if name == "dense_1" else dims, dims)
-        return {"kernel": make(keys[name], size), "bias": jnp.zeros(dims)}
+        kernel = make(keys[name], size, jnp.float32)
+        return {"kernel": kernel, "bias": jnp.zeros(dims, jnp.float32)}
 
     return {name: layer(name) for name in names}

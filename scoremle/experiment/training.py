@@ -13,7 +13,6 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 import optax
-from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from scoremle import devices
@@ -77,8 +76,7 @@ class Training:
     @cached_property
     def template(self) -> TrainState:
         """Shapes and dtypes of a state: what a checkpoint must fit."""
-        usual = jnp.result_type(float)
-        params = _shapes(self.objective.initialiser, self.data.shape, usual)
+        params = _shapes(self.objective.initialiser, self.data.shape)
         memory = self.objective.memory
         return jax.eval_shape(lambda params: init_state(params, self.optimizer, memory), params)
 
@@ -95,10 +93,8 @@ def _first(initialiser: "NetworkSpec | FlowObjective", seed: int, images: IntIma
 
 
 @lru_cache(maxsize=16)
-def _shapes(
-    initialiser: "NetworkSpec | FlowObjective", size: tuple[int, int, int], usual: DTypeLike
-) -> Params:
-    """Shapes and dtypes of the first parameters, where ``usual`` is that of a float.
+def _shapes(initialiser: "NetworkSpec | FlowObjective", size: tuple[int, int, int]) -> Params:
+    """Shapes and dtypes of the first parameters.
 
     To trace a network takes as long as all else of loading it: a process does it once.
     """
@@ -235,8 +231,9 @@ class FlowObjective:
 
         @jax.jit
         def begin(images: IntImages) -> Params:
-            x = images / (self.model.pixels.levels - 1)
-            return self.network.init(key, jax.random.normal(key, x.shape), x)["params"]
+            x = (images / (self.model.pixels.levels - 1)).astype(jnp.float32)
+            noise = jax.random.normal(key, x.shape, x.dtype)
+            return self.network.init(key, noise, x)["params"]
 
         return begin(images)
 

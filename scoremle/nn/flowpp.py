@@ -174,8 +174,13 @@ def mixture_quantile(
     return (low + high) / 2
 
 
+def normal_init(scale: float) -> Callable[..., Array]:
+    """An initialiser of normal numbers with this standard deviation."""
+    return nn.initializers.normal(scale, jnp.float32)
+
+
 def nearly_identity(key: Array, shape: tuple[int, int]) -> Float[Array, "c c"]:
-    return jnp.eye(*shape) + nn.initializers.normal(1e-3)(key, shape)
+    return jnp.eye(*shape, dtype=jnp.float32) + normal_init(1e-3)(key, shape)
 
 
 # Bijections of a pair ----------------------------------------------------------------------------
@@ -219,8 +224,10 @@ def gain(y: AnyArray, scale: float = 1.0, axis: int | tuple[int, ...] = (0, 1, 2
 
 
 def convolve_same(x: Images, kernel: ColumnKernel) -> Images:
+    dtype = jnp.result_type(x, kernel)
     return jax.lax.conv_general_dilated(
-        x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        x.astype(dtype), kernel.astype(dtype), (1, 1), "SAME",
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )
 
 
@@ -250,15 +257,15 @@ class Layers(nn.Module):
 
     def conv(self, name: str, x: Images, features: int, scale: float = 1.0) -> Images:
         """A 3x3 convolution, whose output at first has mean 0 and standard deviation ``scale``."""
-        shape, normal = (3, 3, x.shape[-1], features), nn.initializers.normal(0.05)
+        shape = (3, 3, x.shape[-1], features)
         if self.weight_norm:
-            direction = unit_kernel(self.param(f"{name}_V", normal, shape))
+            direction = unit_kernel(self.param(f"{name}_V", normal_init(0.05), shape))
             g = self.param(f"{name}_g", lambda _: gain(convolve_same(x, direction), scale))
             y = convolve_same(x, direction * g)
         else:
 
             def first(key: Array) -> Array:
-                w = normal(key, shape)
+                w = normal_init(0.05)(key, shape)
                 return w * gain(convolve_same(x, w.swapaxes(0, 1)), scale)
 
             y = convolve_same(x, self.param(f"{name}_W", first).swapaxes(0, 1))
@@ -268,7 +275,7 @@ class Layers(nn.Module):
         """One matrix for all pixels, with the same first statistics."""
 
         def first(key: Array) -> Array:
-            w = nn.initializers.normal(0.05)(key, (x.shape[-1], features))
+            w = normal_init(0.05)(key, (x.shape[-1], features))
             return w * gain(x @ w, scale)
 
         return self._centred(name, x @ self.param(f"{name}_W", first))
@@ -278,8 +285,8 @@ class Layers(nn.Module):
 
     def layer_norm(self, name: str, x: Images) -> Images:
         shape = (1, 1, 1, x.shape[-1])
-        g = self.param(f"{name}_g", nn.initializers.ones, shape)
-        b = self.param(f"{name}_b", nn.initializers.zeros, shape)
+        g = self.param(f"{name}_g", nn.initializers.ones, shape, jnp.float32)
+        b = self.param(f"{name}_b", nn.initializers.zeros, shape, jnp.float32)
         mean = jnp.mean(x, axis=-1, keepdims=True)
         return (x - mean) * jax.lax.rsqrt(jnp.var(x, axis=-1, keepdims=True) + 1e-5) * g + b
 
@@ -304,7 +311,7 @@ class Layers(nn.Module):
         return x + gate(self.dense(f"{name}_proj2", h, 2 * c, 0.1))
 
     def positions(self, name: str, x: Images) -> Positions:
-        return self.param(name, nn.initializers.normal(0.01), x.shape[1:])
+        return self.param(name, normal_init(0.01), x.shape[1:])
 
 
 class Processor(Layers):

@@ -71,7 +71,9 @@ def wide(dtype: DTypeLike) -> jnp.dtype:
 
 def initializer(scale: float = 1.0) -> Callable[..., Array]:
     """Uniform with variance 2 scale / (fan_in + fan_out); scale 0 means almost zero."""
-    return nn.initializers.variance_scaling(scale or 1e-10, "fan_avg", "uniform")
+    return nn.initializers.variance_scaling(
+        scale or 1e-10, "fan_avg", "uniform", dtype=jnp.float32
+    )
 
 
 def conv3x3(
@@ -123,7 +125,7 @@ class GaussianFourierProjection(nn.Module):
 
     @nn.compact
     def __call__(self, labels: Times) -> Embedding:
-        w = self.param("W", nn.initializers.normal(self.scale), (self.size,))
+        w = self.param("W", nn.initializers.normal(self.scale, jnp.float32), (self.size,))
         w = w if self.trainable else jax.lax.stop_gradient(w)
         phases = labels[:, None] * w * (2 * math.pi)
         return jnp.concatenate([jnp.sin(phases), jnp.cos(phases)], axis=1)
@@ -139,7 +141,7 @@ class NIN(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b *pixels c"]) -> Float[Array, "b *pixels features"]:
         w = self.param("W", initializer(self.init_scale), (x.shape[-1], self.features))
-        b = self.param("b", nn.initializers.zeros, (self.features,))
+        b = self.param("b", nn.initializers.zeros, (self.features,), jnp.float32)
         return x.astype(self.dtype) @ w.astype(self.dtype) + b.astype(self.dtype)
 
 
@@ -199,7 +201,8 @@ class Conv2d(nn.Module):
     def __call__(self, x: Images) -> Images:
         shape = (3, 3, x.shape[-1], self.features)
         weight = self.param("weight", initializer(), shape).astype(self.dtype)
-        bias = self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
+        bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
+        bias = bias.astype(self.dtype)
         return self.operation(x.astype(self.dtype), weight, self.fir_kernel) + bias
 
 

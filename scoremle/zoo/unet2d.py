@@ -98,7 +98,7 @@ class Fourier(nn.Module):
 
     @nn.compact
     def __call__(self, sigma: Times) -> Embedding:
-        w = self.param("weight", nn.initializers.normal(16.0), (self.size,))
+        w = self.param("weight", nn.initializers.normal(16.0, jnp.float32), (self.size,))
         phases = jnp.log(sigma)[:, None] * w * (2 * math.pi)
         return jnp.concatenate([jnp.sin(phases), jnp.cos(phases)], axis=1)
 
@@ -111,7 +111,8 @@ class Learned(nn.Module):
 
     @nn.compact
     def __call__(self, t: Times) -> Embedding:
-        rows = self.param("weight", nn.initializers.normal(1.0), (self.steps, self.size))
+        first = nn.initializers.normal(1.0, jnp.float32)
+        rows = self.param("weight", first, (self.steps, self.size))
         # No row is picked by rounding: XLA may round a step twice, and differently.
         distance = jnp.clip(t, 0, self.steps - 1)[:, None] - jnp.arange(self.steps)
         return jnp.dot(nn.relu(1 - jnp.abs(distance)), rows, precision="highest")
