@@ -127,6 +127,7 @@ class Origin:
         chain: the bound that its authors report, by their own chain of steps; None: not known.
         classes: how many labels its noise prediction takes one of as condition; 0: none.
         middles: it was trained on integers in the middle of their bins, without noise there.
+        grid: it was trained on integers from end to end of the pixels' range, without noise.
     """
 
     dataset: str = static(default="")
@@ -137,6 +138,7 @@ class Origin:
     chain: BySteps | None = None
     classes: int = static(default=0)
     middles: bool = static(default=False)
+    grid: bool = static(default=False)
 
 
 @frozen_pytree(repr=False)
@@ -280,6 +282,19 @@ class ScoreModel:
         pixels = pixels_of(self)
         return TruncatedNormal(self.sde, truncation_start(self.sde, self.eps, pixels), pixels)
 
+    @property
+    def points(self) -> Float[np.ndarray, " levels"] | None:
+        """The reals of the integers that it was trained on without noise; None: on dequantized.
+
+        Example:
+            >>> print(scoremle.load("digits").points)
+            None
+        """
+        pixels = pixels_of(self)
+        if self.origin.grid:
+            return np.asarray(pixels.encode_grid(jnp.arange(pixels.levels)))
+        return pixels.points if self.origin.middles else None
+
     def chain(self, steps: int) -> BySteps:
         """Estimator by the bound of a chain of so many steps on the probability of integers.
 
@@ -293,8 +308,8 @@ class ScoreModel:
             >>> print(scoremle.load("digits").chain(100).title)
             variational bound of a chain of 100 steps, fixed small variance, informed decoder
         """
-        own, middles = self.origin.chain, self.origin.middles
-        return chain_of(steps, self.sde, self.eps, pixels_of(self), own, middles=middles)
+        pixels, own = pixels_of(self), self.origin.chain
+        return chain_of(steps, self.sde, self.eps, pixels, own, points=self.points)
 
     def condition_on(self, condition: Condition) -> "ScoreModel":
         """The model under a condition, which its noise prediction takes as a third argument.

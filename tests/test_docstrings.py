@@ -208,7 +208,7 @@ STRUCTURE = {
     scoremle.ByOde: {"samples"}, scoremle.ScoreModel: {"eps", "shape", "pixels"},
     scoremle.Multistep: {"steps"}, BySteps: {"variance", "clip", "draws"},
     FlowModel: {"function", "shape", "pixels", "inverse", "forward"},
-    Origin: {"dataset", "step", "checkpoint", "pilot", "published", "classes", "middles"},
+    Origin: {"dataset", "step", "checkpoint", "pilot", "published", "classes", "middles", "grid"},
     NetworkNoise: {"prediction", "time_input", "sigma_data"}, ELBO: {"bounds"},
     Likelihood: {"trace", "refined"},
 }  # fmt: skip

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int
 
 from scoremle.errors import UserError
 from scoremle.likelihood.decoders import FAR, Decoder, DiscreteDecoder, InformedDecoder
-from scoremle.likelihood.image_model import ImageModel, pixels_of
+from scoremle.likelihood.image_model import ImageModel
 from scoremle.likelihood.steps import BySteps, ReverseChain
 from scoremle.numerics import as_pytree, expand
 from scoremle.types import Data
@@ -47,7 +47,7 @@ class LatentLayers:
     def __init__(self, model: ImageModel, by: BySteps, shape: tuple[int, ...], lanes: int) -> None:
         sde, self.shape, self.lanes = model.sde, shape, lanes
         self.times = jnp.asarray(by.times_of(model.sde.schedule), jnp.float32)
-        self.points = np.asarray(pixels_of(model).points)
+        self.points = np.asarray(by.points_of(model))
         points = jnp.asarray(self.points, jnp.float32)
         noise = as_pytree(model.noise)
         chain = ReverseChain(noise, sde, points, self.times, by.variance, by.clip)

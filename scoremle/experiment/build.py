@@ -31,8 +31,7 @@ from scoremle.likelihood.decoders import Entropy, GaussianDecoder
 from scoremle.likelihood.image_model import pixels_of
 from scoremle.likelihood.images import ByElbo, ByOde
 from scoremle.likelihood.published_rk45 import PublishedRK45
-from scoremle.likelihood.steps import BySteps, chain_of
-from scoremle.model import ScoreModel
+from scoremle.model import Origin, ScoreModel
 from scoremle.nn import FlowPP
 from scoremle.solvers.base import Solver
 from scoremle.solvers.doubling import Doubling
@@ -75,8 +74,8 @@ class Experiment:
     """Objects built from a config, one for each task, and its plain values.
 
     ``evaluation`` has the fields of ``eval`` by their names. Bits/dim are measured by ``by_ode``,
-    ``by_elbo`` or, if a bound of steps is configured, ``chain``. For a checkpoint a pilot may
-    choose the steps of the first, and the times of the second may be fitted.
+    ``by_elbo`` or, if a bound of steps is configured, the checkpoint's chain. A pilot may choose
+    the steps of the first, and the times of the second may be fitted.
 
     Args:
         config: all fields by sections.
@@ -102,7 +101,6 @@ class Experiment:
     evaluation: Any
     by_ode: ByOde
     by_elbo: ByElbo
-    chain: BySteps | None
     sampler: ConfiguredSampler
     seed: int
 
@@ -110,7 +108,7 @@ class Experiment:
     def exact(self) -> bool:
         """Whether an exact likelihood is among what is measured."""
         flags = self.evaluation
-        return flags.suite or (flags.enable_bpd and not flags.bound and self.chain is None)
+        return flags.suite or (flags.enable_bpd and not (flags.bound or flags.bound_steps))
 
     @property
     def pilot(self) -> bool:
@@ -128,7 +126,12 @@ class Experiment:
         Args:
             params: of the network; of an imported model that itself.
         """
-        return params if self.imported else self.model.model(params)
+        if self.imported:
+            return params
+        data = self.objective.data
+        grid = not (data.uniform_dequantization or data.bin_middles)
+        origin = Origin(middles=data.bin_middles, grid=grid)
+        return replace(self.model.model(params), origin=origin)
 
     def identity(self) -> dict[str, Any]:
         """Facts that distinguish the model from others, but for its parameters."""
@@ -176,7 +179,6 @@ def build(
         evaluation=evaluation,
         by_ode=_by_ode(evaluation, model.dims),
         by_elbo=_by_bound(evaluation),
-        chain=_chain(evaluation.bound_steps, model, fixed.data.bin_middles),
         sampler=sampler,
         seed=config.seed,
     )
@@ -269,18 +271,11 @@ def _by_ode(evaluation: Any, dims: int) -> ByOde:
 
 def _by_bound(evaluation: Any) -> ByElbo:
     choose(BOUND_TIMES, evaluation.bound_times, "eval.bound_times")  # of the checkpoint's SDE
+    if evaluation.bound_steps == 1:
+        raise UserError("eval.bound_steps: a chain has two steps or more, not 1")
     matching = "denoising" if evaluation.dsm else "sliced"
     decoder = GaussianDecoder() if evaluation.offset else Entropy()
     return ByElbo(evaluation.bound_draws, matching, decoder=decoder)
-
-
-def _chain(steps: int, model: Any, middles: bool) -> BySteps | None:
-    """The chain whose bound is measured; None: that of continuous time."""
-    if not steps:
-        return None
-    if isinstance(model, ScoreModel):
-        return model.chain(steps)
-    return chain_of(steps, model.sde, model.eps, model.pixels, None, middles=middles)
 
 
 def sampler_of(config: Any, sde: SDE) -> ConfiguredSampler:

@@ -6,7 +6,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Integer
 
@@ -59,7 +58,8 @@ class Measurements:
 
     def _of_flags(self) -> Iterator[Measurement]:
         evaluation, objective = self.experiment.evaluation, self.experiment.objective
-        if evaluation.enable_bpd and (chain := self.experiment.chain):
+        if evaluation.enable_bpd and evaluation.bound_steps:
+            chain = self.model.chain(evaluation.bound_steps)  # of the schedule that was learned
             yield self._measurement("bound_steps", chain, first=chain.first(self.model.sde))
         elif evaluation.enable_bpd and evaluation.bound:
             yield self._bound(evaluation.dequantization, self.experiment.by_elbo)
@@ -204,9 +204,7 @@ class Measurements:
     @property
     def _discrete(self) -> DiscreteDecoder:
         """The decoder at the points of training: on its grid, or in the middle of its noise."""
-        pixels, data = pixels_of(self.model), self.experiment.objective.data
-        if data.uniform_dequantization or data.bin_middles:
-            return DiscreteDecoder(pixels.points)
-        return DiscreteDecoder(np.asarray(pixels.encode_grid(jnp.arange(pixels.levels))))
+        points = self.model.points
+        return DiscreteDecoder(pixels_of(self.model).points if points is None else points)
 
 

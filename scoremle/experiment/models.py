@@ -15,7 +15,7 @@ from scoremle.experiment.networks import Params
 from scoremle.experiment.own_code import called, is_own
 from scoremle.experiment.shipped import FOLDER, NAMES, WEIGHTS
 from scoremle.experiment.workdir import Workdir
-from scoremle.model import Origin, ScoreModel
+from scoremle.model import ScoreModel
 from scoremle.numerics import check_finite
 from scoremle.zoo.families import FAMILIES, HUB, OTHER_FAMILIES, family_of
 
@@ -131,9 +131,11 @@ def _trained(
     experiment: Experiment, params: Params, step: int, checkpoint: int | None = None
 ) -> ScoreModel:
     """The model of these parameters of an experiment."""
-    middles = experiment.objective.data.bin_middles
-    origin = Origin(experiment.data.name, step, checkpoint, experiment.pilot, middles=middles)
-    return replace(experiment.model_of(params), solver=experiment.by_ode.solver, origin=origin)
+    model, dataset, pilot = experiment.model_of(params), experiment.data.name, experiment.pilot
+    origin = replace(
+        model.origin, dataset=dataset, step=step, checkpoint=checkpoint, pilot=pilot
+    )
+    return replace(model, solver=experiment.by_ode.solver, origin=origin)
 
 
 def _own(place: str) -> "ScoreModel | FlowModel":

@@ -121,7 +121,7 @@ def _restore_flow(experiment: Experiment, place: Workdir) -> Restored | None:
     """
     evaluation, store = experiment.evaluation, place.snapshots
     trained, variational = bool(store.numbers()), evaluation.dequantization == "variational"
-    needed = evaluation.enable_bpd and not experiment.chain and variational
+    needed = evaluation.enable_bpd and not evaluation.bound_steps and variational
     if not (trained if evaluation.suite else needed):
         return None
     if not trained:

@@ -30,10 +30,10 @@ both ends, are a chain too (``timestep_respacing`` of Nichol and Dhariwal, arXiv
 other schedule is cut into steps as VDM has them (Kingma et al., arXiv 2107.00630): even in
 log-SNR, with the least variance, and nothing clipped.
 
-Where VDM's network was trained, on the middles of bins, the chain begins with a noise under which
-the levels can still be distinguished, and the decoder uses the levels alone. Other networks were
-trained on dequantized data, or in steps that begin later, and predict little of that noise: their
-chain begins where the noise is half a bin, and the decoder is around the network's estimate.
+Where a network was trained on integers without noise, as VDM's, the chain begins with a noise
+under which the levels can still be distinguished, and the decoder uses the levels alone. Other
+networks were trained on dequantized data, or in steps that begin later, and predict little of that
+noise: their chain begins where it is half a bin, and the decoder is around the network's estimate.
 """
 
 import math
@@ -385,12 +385,20 @@ class BySteps:
     ) -> ImageValues:
         found = step_bound(
             model.noise, model.sde, x, keys,
-            points=pixels_of(model).points, times=self.times_of(model.sde.schedule),
+            points=self.points_of(model), times=self.times_of(model.sde.schedule),
             variance=self.variance, clip=self.clip, draws=self.draws,
             decoder=self.decoder,
         )  # fmt: skip
         bits = dims_of(x) * jnp.log(2.0)
         return {"bpd": -found.log_prob / bits, **of_bound(found, bits)}
+
+    def points_of(self, model: ImageModel) -> Float[Array | np.ndarray, " levels"]:
+        """The reals of the integers: those of the decoder, if it has any, or of the pixels.
+
+        Args:
+            model: one of images.
+        """
+        return getattr(self.decoder, "points", pixels_of(model).points)
 
     def first(self, sde: SDE) -> float:
         """The time where the chain ends at the integers.
@@ -425,7 +433,7 @@ def chain_of(
     pixels: Pixels,
     own: BySteps | None = None,
     *,
-    middles: bool = False,
+    points: Float[np.ndarray, " levels"] | None = None,
 ) -> BySteps:
     """The bound of a chain of so many steps.
 
@@ -435,7 +443,8 @@ def chain_of(
         eps: the smallest time.
         pixels: what the images are.
         own: of the model's own chain, if it is known: its variance, and whether it clips.
-        middles: the network was trained on the middles of bins.
+        points: of the integers that the network was trained on without noise; None: it was
+            trained on dequantized ones.
 
     Raises UserError for fewer than two steps, and for more than a discrete schedule has; and
     ValueError for a schedule that has a log-SNR for each dimension.
@@ -444,11 +453,13 @@ def chain_of(
         raise UserError(f"a chain has two steps or more, not {steps}")
     schedule = sde.schedule
     if not isinstance(schedule, Discrete):
-        points, start = np.asarray(pixels.points), truncation_start(sde, eps, pixels)
-        decoder: Decoder = DiscreteDecoder(points)
-        if not middles:
+        if points is not None:
+            start = truncation_start(sde, eps, pixels)
+            decoder: Decoder = DiscreteDecoder(points)
+        else:
             start = truncation_start(sde, eps, pixels, half=1)
-            decoder = InformedDecoder(points, SCALE * jnp.exp(-sde.common_log_snr(start) / 2))
+            scale = SCALE * jnp.exp(-sde.common_log_snr(start) / 2)
+            decoder = InformedDecoder(pixels.points, scale)
         times = np.asarray(even_times(sde, start, steps)[::-1])
         return BySteps(times, clip=False, decoder=decoder)
     if steps > schedule.steps:

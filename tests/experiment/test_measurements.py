@@ -15,10 +15,12 @@ from helpers.printed import assert_printed, column
 
 import scoremle
 from scoremle.cli import main as cli
-from scoremle.core.dequantize import Flow, TruncatedNormal, Uniform
+from scoremle.core.dequantize import Flow, TruncatedNormal, Uniform, truncation_start
 from scoremle.core.pytree import describe
 from scoremle.errors import UserError
 from scoremle.experiment import measurement
+from scoremle.experiment.build import build
+from scoremle.experiment.config import published_config
 from scoremle.experiment.measurements import Measurements
 from scoremle.experiment.own_measurement import prepared
 from scoremle.likelihood.decoders import InformedDecoder
@@ -26,6 +28,7 @@ from scoremle.likelihood.images import ByElbo, ByOde
 from scoremle.likelihood.informed import scale_of_others
 from scoremle.likelihood.labels import ByLabels
 from scoremle.likelihood.steps import BySteps
+from scoremle.model import Origin
 
 # A chain of 40 steps whose first noise hides the levels of a pixel, and the model of one Gaussian.
 OWN = """
@@ -38,6 +41,7 @@ from scoremle.core.betas import betas
 from scoremle.likelihood.labels import ByLabels
 from scoremle.core.prediction import RangedNoise
 from scoremle.likelihood.steps import BySteps
+from scoremle.model import Origin
 from scoremle.zoo.families import PIXELS, published_model
 
 SCHEDULE = scoremle.Discrete.of_betas(betas("linear", 40, 0.002, 0.3))
@@ -196,10 +200,10 @@ def test_an_evaluation_takes_a_learned_range_and_records_it(score, tmp_path, bou
     by_ode, by_elbo = ByOde(solver=model.solver), ByElbo(4)
     evaluation = SimpleNamespace(
         dequantization="informed", label="", suite=False, enable_bpd=True, bound=bound,
-        enable_loss=False, bound_times="log_snr", bound_stratified=True,
+        enable_loss=False, bound_times="log_snr", bound_stratified=True, bound_steps=0,
     )  # fmt: skip
     experiment = SimpleNamespace(
-        evaluation=evaluation, by_ode=by_ode, by_elbo=by_elbo, chain=None, objective=None,
+        evaluation=evaluation, by_ode=by_ode, by_elbo=by_elbo, objective=None,
         exact=not bound, pilot=False, seed=0,
     )  # fmt: skip
     (found,) = Measurements(experiment, model, tmp_path, 1, IMAGES).measurements()
@@ -220,12 +224,11 @@ def measurements(score, tmp_path, unchecked):
     def found(model, flow=None, images=IMAGES, **fields):
         evaluation = dict(
             dequantization="uniform", label="", suite=False, enable_bpd=True, bound=True,
-            enable_loss=False, bound_times="time", bound_stratified=True,
+            enable_loss=False, bound_times="time", bound_stratified=True, bound_steps=0,
         )  # fmt: skip
-        points = SimpleNamespace(uniform_dequantization=False, bin_middles=False)
         experiment = SimpleNamespace(
             evaluation=SimpleNamespace(**evaluation | fields), by_ode=ByOde(), by_elbo=ByElbo(4),
-            chain=None, objective=SimpleNamespace(data=points), exact=False, pilot=False, seed=0,
+            objective=None, exact=False, pilot=False, seed=0,
             flow=SimpleNamespace(dequantizer=lambda params: params),
         )  # fmt: skip
         each = Measurements(experiment, model, tmp_path, 1, images, flow).measurements()
@@ -245,12 +248,45 @@ def test_the_suite_has_every_estimator(measurements, tmp_path):
     assert (by["exact_k10"].samples, by["exact"].samples) == (10, 1)
     assert by["exact_trace"].divergence == scoremle.Exact() != by["exact"].divergence
     assert (by["bound"].matching, by["bound_sliced"].matching) == ("denoising", "sliced")
-    grid = np.linspace(-256, 256, 256) / 255
-    np.testing.assert_allclose(by["bound_none"].decoder.points, grid, atol=1e-6)
+    points = np.linspace(-1, 1, 256)  # as the model declares them
+    np.testing.assert_allclose(by["bound_none"].decoder.points, points, atol=1e-6)
     large = measurements(dataclasses.replace(plain, shape=(8, 9, 1)), flow, suite=True)
     of_flow = {"exact_variational", "exact_variational_k10", "bound_variational"}
     assert large.keys() == found.keys() - {"exact_trace"} | of_flow
     assert all((one.dequantizer is flow) == (kind in of_flow) for kind, one in large.items())
+
+
+@pytest.mark.parametrize(
+    ("origin", "ends"), [({}, 16), ({"middles": True}, 16), ({"grid": True}, 17)]
+)
+def test_integers_lie_where_the_network_was_trained_on_them(measurements, origin, ends):
+    """In the middle of their bins; or on the grid, from end to end of the range."""
+    pixels, sde = scoremle.Pixels(17, -17, 17), scoremle.VP()
+    model = scoremle.ScoreModel(
+        lambda x, t: x, sde, 1e-3, (4, 4, 1), pixels, origin=Origin(**origin)
+    )
+    (none,) = measurements(model, dequantization="none").values()
+    (chain,) = measurements(model, dequantization="none", bound_steps=3).values()
+    for one in (none, chain):
+        points = np.linspace(-ends, ends, 17)
+        np.testing.assert_allclose(one.estimator.decoder.points, points, atol=1e-6)
+        np.testing.assert_allclose(one.estimator.decoder.encode(np.arange(17)), points, atol=1e-6)
+
+
+@pytest.mark.parametrize("ends", [(9.0, -7.0), (20.0, -6.0)])
+def test_a_chain_is_even_in_the_log_snr_that_was_learned(measurements, ends):
+    tiny = {
+        "data.dataset": "digits", "data.image_size": 8, "data.num_channels": 1, "model.nf": 32,
+        "model.num_res_blocks": 1,
+    }  # fmt: skip
+    experiment = build(published_config("vdm/cifar10", tiny), levels=17)
+    learned = {"b": np.array([-ends[0]]), "w": np.array([ends[0] - ends[1]])}
+    model = experiment.model_of({"score_model": {}, "gamma": learned})
+    (found,) = measurements(model, bound_steps=20).values()
+    times = found.estimator.times
+    assert float(times[0]) == pytest.approx(truncation_start(model.sde, model.eps, model.pixels))
+    gaps = np.diff(np.asarray(model.sde.log_snr(times)))
+    np.testing.assert_allclose(gaps, gaps.mean(), rtol=1e-3)
 
 
 def test_the_informed_decoder_is_for_levels_that_are_hidden(measurements, tmp_path):

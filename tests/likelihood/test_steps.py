@@ -236,6 +236,30 @@ def test_a_chain_is_near_log_p_where_the_network_was_trained_on_its_noise(middle
     assert least < scores.bpd.mean() - exact < most
 
 
+@pytest.mark.parametrize("origin", [Origin(grid=True), Origin(middles=True)])
+def test_a_chain_is_near_the_entropy_of_the_integers_that_a_network_knows(origin):
+    """Independent pixels of given frequencies, and the exact network of them without noise."""
+    sde, pixels = SDE("vp", schedules.LinearLogSNR(-8.0, 14.0), 1.0), Pixels(5)
+    frequencies = np.random.default_rng(2).dirichlet(np.full(5, 0.2), 6).T.reshape(5, 3, 2, 1)
+    frequencies = (frequencies + 1e-3) / (frequencies + 1e-3).sum(axis=0)
+    model = ScoreModel(lambda x, t: x, sde, 0.0, (3, 2, 1), pixels, origin=origin)
+    points = jnp.asarray(model.points, jnp.float32)[:, None, None, None]
+
+    def noise(x, t):
+        alpha, sigma = (f(t)[:, None, None, None] for f in (sde.alpha, sde.sigma))
+        distance = jnp.square(x[:, None] - alpha[:, None] * points)
+        logits = jnp.log(frequencies) - distance / (2 * sigma[:, None] ** 2)
+        shares = jax.nn.softmax(logits, axis=1)
+        return (x - alpha * (shares * points).sum(axis=1)) / sigma
+
+    drawn = np.random.default_rng(3).random((200, 1, 3, 2, 1)) > np.cumsum(frequencies, axis=0)
+    images = drawn.sum(axis=1).clip(max=4).astype(np.uint8)
+    exact = -np.log2(np.take_along_axis(frequencies, images, axis=0)).mean()
+    model = replace(model, noise=noise)
+    scores = model.score(images, estimator=replace(model.chain(1000), draws=100))
+    assert -0.03 < scores.bpd.mean() - exact < 0.06
+
+
 # --- as an estimator --------------------------------------------------------------------------
 
 
@@ -290,7 +314,8 @@ def test_fifty_steps_of_any_schedule_are_not_far_from_continuous_time(sde, eps):
 )  # fmt: skip
 def test_a_chain_ends_by_the_decoder_of_its_network(levels, middles, kind, noise):
     sde = SDE("vp", schedules.LinearLogSNR(-8.0, 6.0), 1.0)
-    chain = chain_of(10, sde, 0.0, Pixels(levels), middles=middles)
+    points = Pixels(levels).points if middles else None
+    chain = chain_of(10, sde, 0.0, Pixels(levels), points=points)
     assert isinstance(chain.decoder, kind) and not chain.clip
     begin = float(jnp.exp(-sde.log_snr(jnp.asarray(chain.times[0])) / 2)) * levels
     assert begin == pytest.approx(noise, rel=1e-4)
