@@ -103,8 +103,17 @@ def make_optimizer(
 
 
 def _no_biases(params: Params) -> Any:
-    """Whether each parameter is another than a bias."""
-    return jax.tree.map_with_path(lambda path, _: path[-1].key != "bias", params)
+    """Whether each parameter is another than a bias.
+
+    Biases of NIN are called b, and those of Flow++ end so. As published, the b of a schedule
+    (``gamma``) decays.
+    """
+
+    def decays(path: Any, _: Any) -> bool:
+        *above, name = (part.key for part in path)
+        return name != "bias" and not name.endswith("_b") and (name != "b" or "gamma" in above)
+
+    return jax.tree.map_with_path(decays, params)
 
 
 def _clip(limit: float) -> optax.GradientTransformation:

@@ -85,6 +85,21 @@ def test_weight_decay_is_decoupled():
     np.testing.assert_allclose(updates, -0.1 * 0.01 * 2, rtol=1e-6)
 
 
+def test_no_bias_decays_whatever_its_name():
+    """Those of NIN are b, and those of Flow++ end so; the b of a schedule is none."""
+    optimizer = make_optimizer(
+        lr=1.0, beta1=0.9, eps=1e-8, warmup=0, grad_clip=1.0, weight_decay=0.5,
+        decay_biases=False,
+    )  # fmt: skip
+    names = "kernel", "W", "scale", "bias", "b", "c1_b", "norm0_b"
+    params = {"layer": dict.fromkeys(names, jnp.ones(2)), "gamma": {"b": jnp.ones(1)}}
+    updates, _ = optimizer.update(
+        jax.tree.map(jnp.zeros_like, params), optimizer.init(params), params
+    )
+    decaying = {name for name, each in updates["layer"].items() if each.any()}
+    assert decaying == {"kernel", "W", "scale"} and updates["gamma"]["b"].any()
+
+
 @pytest.mark.parametrize("backend", ["cpu", "gpu"])
 def test_fused_steps_are_single_steps(backend, monkeypatch):
     # A CPU makes a call for each step; what other devices do, one scan, runs here as well.
