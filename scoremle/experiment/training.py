@@ -142,10 +142,12 @@ class Objective:
 
     def describe(self) -> dict[str, Any]:
         """The fields that results state beside a loss."""
-        names = ("likelihood_weighting", "importance_weighting", "reduce_mean")
+        names = ("likelihood_weighting", "importance_weighting", "time_density")
         found = {name: self.training[name] for name in names}
         found["uniform_dequantization"] = self.data.uniform_dequantization
-        return found | ({"bin_middles": True} if self.data.bin_middles else {})
+        if self.data.bin_middles:
+            return found | {"bin_middles": True}  # in bits/dim, whatever reduce_mean is
+        return found | {"reduce_mean": self.training.reduce_mean}
 
     @property
     def by_loss(self) -> ByLoss:
