@@ -160,7 +160,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.model.ema_rate = 0.9999  # EMA decay of the parameters
     config.model.dtype = "float32"  # of the computation in training: float32 or bfloat16
     config.model.remat = False  # compute residual blocks twice in training, to save memory
-    config.model.sigma_min = 0.01  # least noise of vesde and linearvesde
+    config.model.sigma_min = 0.01  # least noise of vesde
     config.model.sigma_max = 50.0  # greatest noise of vesde and linearvesde
     config.model.beta_min = 0.1  # beta(0) of vpsde and subvpsde
     config.model.beta_max = 20.0  # beta(1) of vpsde and subvpsde

@@ -54,10 +54,11 @@ RULES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
     ("at least 4", lambda v: v >= 4, ("eval.nodes",)),  # fewer give no error of the solver
     ("at most 65,536", lambda v: v <= 1 << 16, ("data.image_size", "data.num_channels")),
     ("0 or from 2 to 256", lambda v: v == 0 or 2 <= v <= 256, ("data.levels",)),
-    ("at least 0", lambda v: v >= 0, (
+    ("at least 0", lambda v: v is None or v >= 0, (
         "eval.num_images", "eval.bound_steps", "optim.warmup", "optim.weight_decay",
-        "training.rollbacks",
+        "training.rollbacks", "eval.begin_ckpt", "eval.end_ckpt", "eval.ckpt_id", "eval.deq_ckpt",
     )),
+    ("above 0, or below 0 for none", lambda v: v != 0, ("optim.grad_clip",)),
     ("a finite number above 0", lambda v: 0 < v < math.inf, (
         "eval.tolerance", "optim.lr", "optim.eps", "model.beta_min", "model.beta_max",
         "model.sigma_min", "model.sigma_max", "sampling.snr",
@@ -132,8 +133,8 @@ def _of_training(config: Any) -> Iterator[tuple[bool, str]]:
     yield (model.schedule == POLYNOMIAL and not takes_codes,
            f"model.schedule={POLYNOMIAL} is of model.name=vdm, whose input is the code, and of"
            " training.sde=vdm, without data.augment")  # fmt: skip
-    yield (model.schedule == POLYNOMIAL and training.smallest_time > 0,
-           f"model.schedule={POLYNOMIAL} has one log-SNR for all pixels at t = 0: set"
+    yield (model.schedule in (BETWEEN_ENDS, POLYNOMIAL) and training.smallest_time > 0,
+           f"model.schedule={model.schedule} has its ends at t = 0 and 1: set"
            " training.smallest_time=0")  # fmt: skip
     yield (model.latent_k > model.latent_size,
            f"model.latent_k={model.latent_k} is more than model.latent_size={model.latent_size}")

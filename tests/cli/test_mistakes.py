@@ -101,7 +101,8 @@ ONE += " eval.batch_size eval.num_samples eval.num_repeats eval.bound_draws eval
 ONE += " model.num_res_blocks model.num_scales model.latent_size model.latent_k"
 ONE += " model.encoder_blocks sampling.steps sampling.n_steps_each eval.importance_samples"
 ONE += " deq.n_iters deq.filters deq.components deq.blocks deq.couplings deq.heads"
-ZERO = "eval.num_images eval.bound_steps optim.warmup training.rollbacks"
+ZERO = "eval.num_images eval.bound_steps optim.warmup training.rollbacks eval.begin_ckpt"
+ZERO += " eval.end_ckpt eval.ckpt_id eval.deq_ckpt"
 SHARES = "model.dropout model.ema_rate optim.beta1 optim.beta2 deq.ema_rate"
 SHARES += " training.smallest_time sampling.smallest_time"
 SIZES = "eval.tolerance optim.lr optim.eps model.beta_min model.beta_max model.sigma_max"
@@ -116,7 +117,7 @@ RANGES |= {
 RANGES["model.sigma_max"] = ((60.0,), (0.0, math.inf, math.nan, 0.01, 1e-3))
 RANGES |= {
     "model.ch_mult": (((1,), (1, 2)), ((), (0,), (1, 0))),
-    "optim.weight_decay": ((0.0, 1.0), (-1e-9,)),
+    "optim.weight_decay": ((0.0, 1.0), (-1e-9,)), "optim.grad_clip": ((0.5, -1.0), (0.0,)),
     "model.sigma_min": ((1e-9, 49.0), (0.0, 50.0, 51.0)),
     "eval.nodes": ((4, 5), (3,)), "data.levels": ((0, 2, 256), (1, 257, -1)),
     "data.image_size": ((1, 65_536), (0, 65_537)), "data.num_channels": ((1, 65_536), (0, 65_537)),
@@ -175,6 +176,7 @@ TOGETHER = [
     (SCALAR | {"training.time_density": "learned"}, {"model.schedule": "least_variance"}),
     (LEAST, {"training.time_density": "alpha_squared"}),
     (LEAST, {"training.importance_weighting": True}),
+    (LEAST, {"training.smallest_time": 1e-3}),
     (LEAST | {"training.sde": "idode"}, {"model.schedule": "polynomial"}),
     (CODED, {"model.name": "ncsnpp"}),
     (CODED, {"training.sde": "idode"}),
