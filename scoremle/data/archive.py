@@ -12,6 +12,7 @@ import io
 import logging
 import lzma
 import os
+import re
 import tarfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
@@ -291,8 +292,8 @@ class _Xz:
 
 
 def _check_name(path: Path, name: str) -> None:
-    parts = PurePosixPath(name.replace("\\", "/"))
-    if parts.is_absolute() or ".." in parts.parts or ":" in name.split("/")[0]:
+    parts, drive = PurePosixPath(name.replace("\\", "/")), re.match(r"[A-Za-z]:([\\/]|$)", name)
+    if parts.is_absolute() or ".." in parts.parts or drive:
         raise UserError(f"{path}: refused: its member {name!r} points out of the archive")
 
 

@@ -633,6 +633,14 @@ def test_names_that_point_out_of_an_archive(name, suffix, tmp_path, prepare):
         prepare("images", path)
 
 
+@pytest.mark.parametrize("suffix", [".zip", ".tar"])
+def test_a_colon_in_a_name_is_no_drive(suffix, tmp_path, prepare):
+    files = {f"2024-01-01 12:{i}.png": encoded(each) for i, each in enumerate(pictures(40))}
+    files |= {"a:b/c.png": encoded(255 - X)}
+    found = prepare("images", write_archive(tmp_path / f"x{suffix}", files))
+    assert sum(found.meta["counts"].values()) == 41
+
+
 def test_links_are_not_followed_and_pipes_not_read(tmp_path, prepare, caplog):
     secret = write_tree(tmp_path / "secret", {"s.png": encoded(X), "d/t.png": encoded(X)})
     folder = one_and(tmp_path, encoded(X), "sub/b.png")
