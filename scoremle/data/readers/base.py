@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import UInt8
 
+from scoremle.bounded import LARGEST_SIDE
 from scoremle.core.arguments import check_count
 from scoremle.errors import UserError
 
@@ -35,7 +36,8 @@ class Options:
     skip_bad: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("size", "channels", "levels"):
+        check_count("size", self.size, 0, LARGEST_SIDE)
+        for name in ("channels", "levels"):
             check_count(name, getattr(self, name), least=0)
 
 
