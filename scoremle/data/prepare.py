@@ -126,7 +126,7 @@ class _Writer:
         self._ways: set[bool] = set()
         self._unusable: list[ImageReport] = []
         self._notes: Counter[str] = Counter()
-        self._constant = 0
+        self._constant, self._largest = 0, 0
 
     def add(self, chunk: Chunk) -> Iterator[float]:
         """Takes in a chunk, and yields the share of it that is done."""
@@ -139,6 +139,7 @@ class _Writer:
             yield min(block.stop / len(chunk.images), 1.0)
 
     def _add(self, images: np.ndarray, labels: np.ndarray | None, split: str | None) -> None:
+        self._largest = max(self._largest, int(images.max()))
         images = in_levels(images, self._levels, self._own_levels)
         words = _hashes(images)
         self._constant += int((images == images[:, :1, :1]).all(axis=(1, 2, 3)).sum())
@@ -175,6 +176,12 @@ class _Writer:
         for split in self._splits.values():
             split.finish()
         self._check_usable(source)
+        if self._largest < self._levels < self._own_levels:
+            raise UserError(
+                f"the values of {source} go to {self._largest}, so they seem to have"
+                f" {self._levels} levels already, of which fewer would be left; an .npz can state"
+                " its number of levels"
+            )
         with writing(self._folder):
             self._choose_test(source)
             label_hashes, classes = self._write_labels()

@@ -165,6 +165,12 @@ def test_a_set_that_is_not_whole_is_refused(tmp_path, monkeypatch):
     assert len(data.load("CIFAR10", path=str(files), image_size=32, num_channels=3).train) == 50
 
 
+def test_images_are_not_made_larger_than_a_model_takes():
+    assert Options(size=4096).size == 4096
+    with pytest.raises(UserError, match="size"):
+        Options(size=4097)
+
+
 # Grey levels
 
 
@@ -174,6 +180,16 @@ def test_a_pixel_is_below_the_number_of_levels(largest, code, tmp_path, capsys):
     np.savez(tmp_path / "x.npz", train=images, test=images // 2, levels=17)
     assert scoremle_data("prepare", tmp_path / "x.npz") == code
     assert ("pixel is 17" in capsys.readouterr().err) == (code == 2)
+
+
+@pytest.mark.parametrize(("stated", "code"), [({}, 2), ({"levels": 17}, 0)])
+def test_images_that_have_so_many_levels_already_are_not_reduced(stated, code, tmp_path, capsys):
+    images = np.arange(17, dtype=np.uint8).repeat(4).reshape(17, 2, 2)
+    np.savez(tmp_path / "x.npz", train=images, test=images, **stated)
+    into = tmp_path / "p"
+    assert scoremle_data("prepare", tmp_path / "x.npz", "--levels=17", f"--into={into}") == code
+    assert ("already" in capsys.readouterr().err) == (code == 2)
+    assert code or np.load(into / "train.npy").max() == 16
 
 
 @pytest.mark.parametrize("levels", [2, 4, 8, 16, 32, 64, 128, 256])

@@ -47,7 +47,8 @@ def arguments(parser: Parser) -> None:
             choices=(0, 1, 3))  # fmt: skip
         add("--fit", "bring other sizes to --size: crop the centre, resize the centred square, or"
             " pad with black", default="", choices=FITS)  # fmt: skip
-        add("--levels", "grey levels, 2 to 256; 0: as the images are", type=int, default=0)
+        add("--levels", "reduce to so many grey levels, 2 to 256; 0: as the images are",
+            type=int, default=0)  # fmt: skip
         add("--test-fraction", "share of the images to test on, where the source has no split"
             " (0.1)", type=checks.fraction, default=0.1)  # fmt: skip
         add("--skip-bad", "leave out images that can't be used, and count them",
