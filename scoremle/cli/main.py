@@ -24,10 +24,11 @@ from scoremle.terminal import Formatter, passing, say, say_mistake
 
 __all__ = ["main"]
 
-# What a user can do where memory does not suffice.
+# What a user can do where memory does not suffice, in commands with a config and in others.
 LESS_MEMORY = (
     "lower training.batch_size or eval.batch_size, data.image_size, eval.probes or model.nf"
 )
+LESS_AT_ONCE = "take fewer images or passes, or smaller images"
 
 # New objects from which Python looks for garbage, in place of 700. JAX makes millions while it
 # reads a program, and little garbage: looking took a tenth of the time of a short command.
@@ -72,11 +73,16 @@ def main(argv: list[str] | None = None) -> int:
         if not out_of_memory(error):
             raise
         words = ": ".join(filter(None, ["out of memory", str(error).strip()]))
-        return say_mistake(f"{words}; {LESS_MEMORY}")
+        return say_mistake(f"{words}; {_less_memory(arguments)}")
     except KeyboardInterrupt as interrupt:
         words = "; ".join(["scoremle: interrupted", *map(str, interrupt.args)])
         print(in_a_line(words), file=sys.stderr)
         return 130
+
+
+def _less_memory(arguments: list[str]) -> str:
+    name = _name_of(arguments)
+    return LESS_MEMORY if name in ("", "train", "train-deq", "eval", "plan") else LESS_AT_ONCE
 
 
 def _run(arguments: list[str]) -> int:
