@@ -95,6 +95,8 @@ class ConfigParser(Parser):
         inside = [name for name in MEANINGS if name.startswith(f"{match[1]}.")]
         if inside:
             return f"{match[1]} is a group of fields; set one of them, such as {inside[0]}"
+        if match[1] in MEANINGS:
+            return f"--noconfig. is for fields that are true or false, and {match[1]} is none"
         return f"unknown field {match[1]}{nearest_field(match[1], MEANINGS)}"
 
     def _set_config(self, options: Any) -> None:
