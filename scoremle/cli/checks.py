@@ -4,7 +4,8 @@ Nothing of JAX or NumPy is imported: mistakes in arguments are found at once.
 """
 
 import argparse
-import math
+import os
+import re
 import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -15,7 +16,7 @@ from scoremle.experiment.shipped import NAMES, place_of
 from scoremle.terminal import is_stream
 
 
-def at_least(least: int, below: float = math.inf) -> Callable[[str], int]:
+def at_least(least: int, below: int = 2**32) -> Callable[[str], int]:
     """The type of an integer that is not below ``least``, but below ``below``."""
 
     def integer(text: str) -> int:
@@ -36,7 +37,14 @@ def fraction(text: str) -> float:
 
 
 # The type of a seed. JAX takes 32 bits of it: a larger one would be another one.
-seed = at_least(0, below=2**32)
+seed = at_least(0)
+
+
+def below(text: str) -> str:
+    """The type of the name of a folder below another one."""
+    if os.path.normpath(text) == os.curdir:
+        raise argparse.ArgumentTypeError(f"{text!r} is no folder of its own in WORKDIR")
+    return text
 
 
 # Places ------------------------------------------------------------------------------------------
@@ -94,11 +102,21 @@ def writable(flag: str, place: Path, *, force: bool | None) -> None:
 
 
 def different(read: Iterable[str | Path | None], *written: Path | None) -> None:
-    """Raises UserError where a file to write is one to read, too, or another to write."""
-    known = [Path(place).resolve() for place in (*read, *written) if place]
+    """Raises UserError where a file to write is one to read, too, or another to write.
+
+    What is read may be ``FILE.py:function``, or a folder with pictures.
+    """
+    files = [Path(re.sub(r"(?<=\.py):.*", "", str(each))).resolve() for each in read if each]
+    known = [*files, *(place.resolve() for place in written if place)]
     for place in filter(None, written):
-        if known.count(place.resolve()) > 1 and not is_stream(place):
+        path = place.resolve()
+        if known.count(path) > 1 and not is_stream(place):
             raise UserError(f"{place} is named for two files: name another")
+        if path.exists() and any(folder in path.parents for folder in files):
+            from scoremle.data.readers.decoding import is_picture  # of NumPy, and seldom needed
+
+            if is_picture(path.name):
+                raise UserError(f"{place} is one of the pictures to read: name another file")
 
 
 def _takes_files(folder: Path) -> bool:

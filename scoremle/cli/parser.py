@@ -7,6 +7,7 @@ import argparse
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from scoremle.errors import UserError, nearest
@@ -19,6 +20,12 @@ MODEL = (
 UNDERSCORED = re.compile(r"^--[a-z]+(_[a-z]+)+(?==|$)")
 # A folder of a user behind a flag, which no shell finds there.
 HOME = re.compile(r"^(--[\w.-]+=)(~[^/]*)")
+
+
+def _place(text: str) -> Path:
+    if not text:
+        raise argparse.ArgumentTypeError("an empty name is no place")
+    return Path(text)
 
 
 class Parser(argparse.ArgumentParser):
@@ -52,7 +59,12 @@ class Parser(argparse.ArgumentParser):
         self.examples = [line.strip() for line in examples.splitlines() if line.strip()]
 
     def add(self, names: str, help: str, *, group: Any = None, **settings: Any) -> None:
-        """Adds an argument by its names, with a line about it, to a group if there is one."""
+        """Adds an argument by its names, with a line about it, to a group if there is one.
+
+        A path may not be empty, as of an unset variable: it would be the current folder.
+        """
+        if settings.get("type") is Path:
+            settings["type"] = _place
         (group or self).add_argument(*names.split(), help=help, **settings)
 
     def add_commands(

@@ -74,7 +74,7 @@ def check(options: Any) -> None:
         raise UserError("--size is for pictures of an --encoder: a model has a size of its own")
     if detector:
         checks.exists(detector)
-    checks.different((model, detector, options.images), options.out, page)
+    checks.different((model, options.encoder, detector, options.images), options.out, page)
     checks.writable("--out=", options.out, force=options.force)
     if page:
         checks.writable("--page=", page, force=options.force)

@@ -23,7 +23,8 @@ def arguments(parser: Parser) -> None:
     add("workdirs", "the folder of a training and its results; several are compared with the"
         " first", metavar="WORKDIR", nargs="+", type=Path)  # fmt: skip
     add("-o --out", "the page to write (WORKDIR/report/index.html)", type=Path, metavar="FILE")
-    add("--eval-folder", "folder in WORKDIR to read (eval)", metavar="NAME", default="eval")
+    add("--eval-folder", "folder in WORKDIR to read (eval)", metavar="NAME", default="eval",
+        type=checks.below)  # fmt: skip
 
 
 def check(options: Any) -> None:

@@ -71,7 +71,8 @@ def arguments(parser: Parser) -> None:
     add("--estimator", "the ODE, the variational bound, or the bound of the model's own steps as"
         " its authors report it (ode)", choices=ESTIMATORS, default="ode")  # fmt: skip
     add("--steps", "for --estimator=steps: number of steps, at most the model's own; a model"
-        " without steps of its own gets VDM's; unset: all of its own", type=int)  # fmt: skip
+        " without steps of its own gets VDM's; unset: all of its own",
+        type=checks.at_least(2))  # fmt: skip
     add("--label", "class of a class-conditional model: a number, or all for the mean over its"
         " classes", default="")  # fmt: skip
     add("--correct", "also correct the mean over images for the solver's error, by more steps on"

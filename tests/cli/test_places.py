@@ -1,0 +1,70 @@
+"""Places and numbers that commands refuse before any work, and what of the user's files stays."""
+
+import argparse
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from scoremle.cli import main as cli
+from scoremle.cli.commands import COMMANDS, parser_of
+
+
+def arguments(parser):
+    """All arguments, also those of the commands of a command."""
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for each in action.choices.values():
+                yield from arguments(each)
+        elif action.type:
+            yield action
+
+
+@pytest.mark.parametrize("name", ["", *COMMANDS])
+def test_no_place_is_empty_and_no_count_without_end(name):
+    for action in arguments(parser_of(name)):
+        if "path" in repr(action.type).lower() or "_place" in repr(action.type):
+            with pytest.raises(argparse.ArgumentTypeError, match="empty"):
+                action.type("")
+        if "at_least" in repr(action.type):
+            with pytest.raises(argparse.ArgumentTypeError, match="not below"):
+                action.type("9" * 20)
+
+
+@pytest.fixture
+def files(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text("import scoremle\n")
+    (tmp_path / "pictures").mkdir()
+    picture = io.BytesIO()
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(picture, "png")
+    (tmp_path / "pictures/a.png").write_bytes(picture.getvalue())
+    return tmp_path
+
+
+@pytest.mark.parametrize("out", ["mine.py", "pictures/a.png"])
+@pytest.mark.parametrize(
+    "words",
+    [
+        "score mine.py:model pictures", "compress mine.py:model pictures",
+        "anomaly fit gaussian pictures --encoder=mine.py:features",
+        "anomaly fit mine.py:m pictures",
+        "anomaly score detector pictures --model=mine.py:model",
+    ],
+)  # fmt: skip
+def test_force_writes_over_nothing_that_is_read(words, out, files, capsys):
+    (files / "detector").write_text("{}")
+    before = (files / out).read_bytes()
+    assert cli.main([*words.split(), "--force", f"--out={out}"]) == 2
+    told = capsys.readouterr().err
+    assert out in told and "name another" in told
+    assert (files / out).read_bytes() == before
+
+
+@pytest.mark.parametrize("folder", ["", ".", "x/.."])
+@pytest.mark.parametrize("words", ["eval w --eval-folder=", "train-deq w --deq-folder=",
+                                   "eval w --deq-folder=", "report w --eval-folder="])  # fmt: skip
+def test_a_folder_of_results_is_not_the_working_directory(words, folder, capsys):
+    assert cli.main([*words.split()[:-1], words.split()[-1] + folder]) == 2
+    assert "of its own" in capsys.readouterr().err
