@@ -62,7 +62,7 @@ def sum_of_gamma(draws: Float[Array, "terms b m"], k: int) -> Logits:
         k: how many bits will be on.
     """
     scales = k / jnp.arange(1, TERMS + 1, dtype=draws.dtype)
-    return TERMS / k * (jnp.tensordot(scales, draws, 1) - log(TERMS))
+    return TERMS / k * (jnp.tensordot(scales, draws, 1, precision="highest") - log(TERMS))
 
 
 @frozen_pytree(eq=False)

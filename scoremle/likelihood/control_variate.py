@@ -118,8 +118,8 @@ class FittedGaussian:
     def deviations(self, x: Data) -> Deviations:
         """x minus the mean."""
         whole = x.reshape(len(x), len(self.mean)) - self.mean
-        along = whole @ self.axes
-        return Deviations(along, whole - along @ self.axes.T)
+        along = jnp.matmul(whole, self.axes, precision="highest")
+        return Deviations(along, whole - jnp.matmul(along, self.axes.T, precision="highest"))
 
     def _factors(self, lam: Times) -> tuple[Float[Array, "b groups"], Float[Array, "b groups"]]:
         """a, and b for a deviation of one."""
@@ -148,7 +148,7 @@ class FittedGaussian:
         """
         a, b = self._factors(lam)
         z = z.reshape(len(z), len(self.mean))
-        noise = Deviations(z @ self.axes, z)
+        noise = Deviations(jnp.matmul(z, self.axes, precision="highest"), z)
         squares = jnp.square(noise.along)
         left = jnp.sum(jnp.square(z), axis=1) - jnp.sum(squares, axis=1)
         excess = jnp.append(squares, left[:, None], axis=1) - self._counts
@@ -254,7 +254,7 @@ class Controlled:
     def draw_at_data(self, z: Data) -> PerExample:
         """The control variate at t = eps, which is subtracted there: noise alone, of mean zero."""
         lam = jnp.full(len(z), self.control.edges[-1])
-        return self._noise(lam, z) @ self.control.slopes[-1]
+        return jnp.matmul(self._noise(lam, z), self.control.slopes[-1], precision="highest")
 
     def _noise(self, lam: Times, z: Data) -> Float[Array, "b features"]:
         return noise_features(self.control.gaussian, lam, self.x, self.deviations, z)

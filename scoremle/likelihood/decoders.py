@@ -262,6 +262,6 @@ def decoding_cost(
         # The exponent of level j beside that of the right one is -gap^2 / 2 - gap e.
         gap = (point - points)[:, None] * jnp.exp(log_snr / 2)
         exponents = -gap * (gap / 2 + jnp.asarray(e, points.dtype))
-        return jax.nn.logsumexp(exponents, axis=0) @ weights
+        return jnp.matmul(jax.nn.logsumexp(exponents, axis=0), weights, precision="highest")
 
     return jax.lax.map(cost, points)

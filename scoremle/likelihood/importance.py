@@ -88,9 +88,9 @@ def importance_bound(draw: DrawLikelihood, keys: Keys, samples: int) -> Importan
     log_weights, deviations, errors, evaluations = jax.lax.map(one, split(keys, samples))
     total = jax.nn.logsumexp(log_weights, axis=0)
     shares = jnp.exp(log_weights - total)
-    together = jnp.einsum("kb,kmb->mb", shares, deviations)
+    together = jnp.einsum("kb,kmb->mb", shares, deviations, precision="highest")
     probe_variance = jnp.sum(jnp.square(together), axis=0)
-    apart = jnp.einsum("kb,kmb->b", shares, jnp.square(deviations))
+    apart = jnp.einsum("kb,kmb->b", shares, jnp.square(deviations), precision="highest")
     return ImportanceBound(
         log_prob=total - math.log(samples),
         draw_stderr=jackknife(log_weights),

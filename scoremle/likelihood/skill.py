@@ -160,8 +160,8 @@ def _basis(
             lambda x: jnp.mean(x, axis=(0, 1, 2)),
         )
     return (
-        lambda x: jnp.reshape(x, (len(x), -1)) @ axes,
-        lambda y: jnp.reshape(y @ axes.T, (len(y), *shape)),
+        lambda x: jnp.matmul(jnp.reshape(x, (len(x), -1)), axes, precision="highest"),
+        lambda y: jnp.reshape(jnp.matmul(y, axes.T, precision="highest"), (len(y), *shape)),
         lambda x: jnp.mean(x, axis=0),
     )
 

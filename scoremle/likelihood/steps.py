@@ -315,7 +315,7 @@ def _variance_of_sum(samples: Float[Array, "T b"], shares: Float[Array, " T"]) -
         return jnp.full(samples.shape[1], jnp.nan, samples.dtype)
     gaps = jnp.square(jnp.diff(samples, axis=0)) / 2
     around = jnp.concatenate([gaps[:1], gaps]) + jnp.concatenate([gaps, gaps[-1:]])
-    return jnp.square(shares) @ around / 2
+    return jnp.matmul(jnp.square(shares), around, precision="highest") / 2
 
 
 def _check_chain(variance: str, times: Any, draws: int | None) -> None:

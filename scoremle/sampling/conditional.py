@@ -100,7 +100,8 @@ def _complete(
     rows = jnp.asarray(basis, x.dtype)
 
     def replace(new: Data, old: Data) -> Data:
-        return old + jnp.where(known, (new - old) @ rows.T, 0) @ rows
+        within = jnp.where(known, jnp.matmul(new - old, rows.T, precision="highest"), 0)
+        return old + jnp.matmul(within, rows, precision="highest")
 
     def constraint(keys: Keys, state: Data, t: Times) -> Data:
         return replace(sde.perturb(x, t, normal(keys, x)), state)

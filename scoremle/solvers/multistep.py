@@ -172,6 +172,11 @@ def _variance(effects: Data) -> Float[Array, " b"]:
     return factor * (squares - together / (dims + 2))
 
 
+def _combined(weights: Weights, values: Float[Array, "n b *d"]) -> Data:
+    """The sum of values times weights."""
+    return jnp.tensordot(weights, values, 1, precision="highest")
+
+
 class _Carry(NamedTuple):
     state: Data
     integrals: Float[Array, "m b"]
@@ -251,11 +256,11 @@ class Planned:
 
         def advance(n: Array, carry: _Carry) -> _Carry:
             w = StepTable(*(a[n] for a in weights))
-            guess = carry.state + span * jnp.tensordot(w.predictor, carry.history, 1)
+            guess = carry.state + span * _combined(w.predictor, carry.history)
             number = jnp.where(fresh, n, ONE_DRAW)
             rate, integral_rate, parts = field(clock(w.node), guess, number)
             history = jnp.concatenate([rate[None], carry.history])
-            state = carry.state + span * jnp.tensordot(w.corrector, history, 1)
+            state = carry.state + span * _combined(w.corrector, history)
             term = span * jnp.asarray(w.total) * integral_rate
             integrals, lost = compensated_add(carry.integrals, carry.lost, term)
             gradient = problem.sensitivity(clock(w.node), state, rate)
@@ -263,12 +268,12 @@ class Planned:
             # the corrector's error: the second step's, of the third order, is taken for both.
             milne = jnp.where(n < 2, 0, MILNE)
             effect = sum_data(gradient * milne * (state - guess))
-            rough = _variance(gradient * jnp.tensordot(w.contrast, history, 1))
+            rough = _variance(gradient * _combined(w.contrast, history))
             parts_history = jnp.concatenate([parts[:1], carry.parts_history])
             if several:
                 noise = sum_data(jnp.var(parts, axis=0, ddof=1)) / len(parts)
             elif random:
-                noise = sum_data(jnp.square(jnp.tensordot(w.contrast, parts_history, 1)))
+                noise = sum_data(jnp.square(_combined(w.contrast, parts_history)))
             else:
                 noise = none
             return _Carry(
