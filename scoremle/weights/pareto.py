@@ -31,16 +31,17 @@ LARGEST_K = 0.7
 def pareto_k(log_weights: Float[np.ndarray, " n"]) -> float:
     """The shape of the tail of weights: infinite where too few are in it.
 
-    It is minus infinite where the largest weights are all the same.
+    It is minus infinite where the tail ends at once: all its weights but fewer than five are the
+    same, and none is more than twice that. A quarter of Pareto's tail is, if k is 1/2.
     """
     n = len(log_weights)
     size = int(min(n / 5, 3 * math.sqrt(n)))
     weights = np.sort(np.exp(log_weights - np.max(log_weights)))
     cutoff = weights[-size - 1]
     exceedances = weights[weights > cutoff] - cutoff
-    if size >= FEWEST and not len(exceedances):
-        return -math.inf
-    return math.inf if len(exceedances) < FEWEST else _fit(exceedances)
+    if len(exceedances) >= FEWEST:
+        return _fit(exceedances)
+    return -math.inf if size >= FEWEST and weights[-1] <= 2 * cutoff else math.inf
 
 
 def largest_trusted(n: int) -> float:

@@ -177,6 +177,17 @@ def test_five_weights_beyond_the_cutoff_have_a_shape(n, known):
     assert (pareto_k(few) < np.inf) == known
 
 
+@pytest.mark.parametrize(
+    ("larger", "by", "k"),
+    [(0, 0.01, -np.inf), (60, 0.01, -5.1), *((m, 0.01, -np.inf) for m in range(1, 5)),
+     (4, 0.69, -np.inf), (4, 0.7, np.inf), (1, 5.0, np.inf)],
+)  # fmt: skip
+def test_a_tail_that_ends_at_once_is_no_heavy_one(larger, by, k):
+    """All weights are equal but for a few that are a little larger."""
+    log_weights = np.where(np.arange(1000) < larger, by, 0)
+    assert pareto_k(log_weights) == pytest.approx(k, abs=0.05)
+
+
 def test_two_samples_are_weighed_and_one_is_not():
     two = samples(np.array([[0.0], [1.0]]), np.zeros(2))
     with pytest.warns(UserWarning, match="Pareto k"):
