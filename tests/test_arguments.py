@@ -194,7 +194,7 @@ SHAPE_OF_SEVERAL = (*SHAPE, ())
 IMAGES_OF_INTEGERS = (*NO_ARRAY, IMAGES.astype(float), IMAGES[0])
 INDEX = (*NO_ARRAY[:3], [0.0, 1.0, 2.0, 3.0], [0, 1, 2, -1], [0, 1, 2, 2**64], [0, 1], 3)
 CONDITION = (*NO_ARRAY[::2], np.nan * np.ones((1, 2)), np.zeros((9, 2)))
-NO_TARGETS = (*NO_NUMBER, X, np.full(8, np.inf), np.full(8, -np.inf))
+NO_TARGETS = (*NO_NUMBER, X, X[:, 0] + 1j, np.full(8, np.inf), np.full(8, -np.inf))
 NO_TIMES = (*WORD, None, scoremle.UniformTime)
 NO_SOLVER = (*WORD, None, scoremle.Multistep, PublishedRK45())
 

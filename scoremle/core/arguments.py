@@ -12,15 +12,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike, DTypeLike
-from jaxtyping import Array, Shaped, UInt64
+from jaxtyping import Array, Float, Shaped, UInt64
 
 from scoremle.core.pytree import as_part, known
 from scoremle.errors import UserError
 from scoremle.types import Data
 
 __all__ = [
-    "as_array", "as_data", "as_index", "as_shape", "check_choice", "check_count", "check_examples",
-    "check_kind", "check_number", "check_part", "check_seed", "shown",
+    "as_array", "as_data", "as_index", "as_reals", "as_shape", "check_choice", "check_count",
+    "check_examples", "check_kind", "check_number", "check_part", "check_seed", "shown",
 ]  # fmt: skip
 
 
@@ -158,6 +158,21 @@ def as_array(x: Any, name: str) -> Shaped[Array | np.ndarray, "..."]:
     if not (array.dtype.kind in "biuc" or jnp.issubdtype(array.dtype, jnp.floating)):
         raise UserError(f"{name} is no array of numbers, but of {array.dtype}")
     return array.astype(array.dtype.newbyteorder("="), copy=False)
+
+
+def as_reals(x: Any, name: str) -> Float[np.ndarray, "..."]:
+    """Reals as an array of numpy in float64.
+
+    Args:
+        x: an array, a list of numbers, or a number.
+        name: of the argument, for the error.
+
+    Raises UserError as ``as_array``, and for complex numbers.
+    """
+    array = np.asarray(as_array(x, name))
+    if array.dtype.kind == "c":
+        raise UserError(f"{name} has complex numbers: give real and imaginary parts apart")
+    return np.asarray(array, np.float64)
 
 
 def as_data(x: ArrayLike, dtype: DTypeLike | None = None, name: str = "x") -> Data:

@@ -22,7 +22,7 @@ import numpy as np
 from jaxtyping import Float
 from scipy.special import log_softmax, logsumexp
 
-from scoremle.core.arguments import as_array, check_count
+from scoremle.core.arguments import as_reals, check_count
 from scoremle.errors import UserError
 
 __all__ = ["class_score", "frechet_distance", "kernel_distance", "precision_recall"]
@@ -57,7 +57,7 @@ class PrecisionRecall(NamedTuple):
 
 def _rows(*sets: FeatureRows, least: int) -> list[FeatureRows]:
     """Sets of features in float64, all of one size, with so many images at least."""
-    found = [np.asarray(as_array(each, "features"), np.float64) for each in sets]
+    found = [as_reals(each, "features") for each in sets]
     shapes = [each.shape for each in found]
     if {shape[1:] for shape in shapes} != {shapes[0][1:2]} or min(map(len, found)) < least:
         raise UserError(f"features must be [n d] of {least} images or more, not {shapes}")

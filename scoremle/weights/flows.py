@@ -20,8 +20,8 @@ from jaxtyping import Array, Float, Integer, Key
 from scipy.special import logsumexp, softmax
 
 from scoremle.core.arguments import (
-    as_array,
     as_data,
+    as_reals,
     as_shape,
     check_count,
     check_kind,
@@ -227,4 +227,4 @@ class ByLogProb:
 def _numbers(found: Any, name: str) -> np.ndarray:
     """Converts what a function of another library gives to an array of numpy."""
     found = found.detach().cpu() if hasattr(found, "detach") else found
-    return np.asarray(as_array(found, f"what {name} gives"), np.float64)
+    return as_reals(found, f"what {name} gives")

@@ -24,7 +24,7 @@ import numpy as np
 from jaxtyping import Float
 from scipy.special import logsumexp, softmax
 
-from scoremle.core.arguments import as_array, check_examples
+from scoremle.core.arguments import as_reals, check_examples
 from scoremle.errors import UserError
 from scoremle.sampling.samples import Samples
 from scoremle.weights.pareto import largest_trusted, pareto_k
@@ -84,10 +84,10 @@ class Reweighted:
         Args:
             values: of the function at each sample, of any shape.
 
-        Raises UserError for another number of values than samples, and what are not finite where
-        the weight is above 0.
+        Raises UserError for another number of values than samples, what are no reals, and what are
+        not finite where the weight is above 0.
         """
-        values, weights = np.asarray(values, np.float64), self.weights
+        values, weights = as_reals(values, "values"), self.weights
         if values.shape[:1] != weights.shape:
             raise UserError(f"values must have a row for each of {len(weights)} samples")
         here = weights > 0
@@ -175,7 +175,7 @@ def reweigh(
 
 def _checked(log_target: Any, n: int) -> Float[np.ndarray, " n"]:
     """Raises UserError for what is no log-density of each of ``n`` samples."""
-    found = np.asarray(as_array(log_target, "what log_target gives"), np.float64)
+    found = as_reals(log_target, "what log_target gives")
     if found.shape != (n,):
         raise UserError(f"log_target must give {n} numbers for {n} samples, not {found.shape}")
     if (bad := np.isnan(found) | np.isposinf(found)).any():

@@ -123,6 +123,14 @@ def test_a_target_that_is_none_is_refused(target, words):
         reweigh(samples(np.arange(30.0)[:, None], np.zeros(30)), target)
 
 
+@pytest.mark.parametrize("bad", [np.ones(30) + 1j, ["a"] * 30, [None] * 30, "ab"])
+def test_values_that_are_no_reals_are_refused(bad, unchecked):
+    found = reweigh(samples(np.zeros((30, 1)), np.zeros(30)), lambda x: x[:, 0])
+    with pytest.raises(UserError, match="values") as error:
+        found.expectation(bad)
+    assert "\n" not in str(error.value)
+
+
 def test_probes_whose_variance_is_not_known_are_refused():
     with pytest.raises(UserError, match="variance"):
         reweigh(samples(np.zeros((30, 1)), np.zeros(30), np.nan), lambda x: x[:, 0])
