@@ -23,6 +23,7 @@ from scoremle.nn.ddpmpp import _check_fields as ddpmpp_check
 from scoremle.nn.flowpp import FlowPP
 from scoremle.nn.flowpp import _check as flowpp_check
 from scoremle.nn.vdm import VDMNet
+from scoremle.quality.metrics import frechet_distance, kernel_distance, precision_recall
 from scoremle.sampling.conditional import colourise, inpaint
 from scoremle.sampling.ode import denoise, ode_draw
 from scoremle.zoo.adm import ADM
@@ -172,6 +173,11 @@ CALLS = {
     "Affine": (scoremle.Affine, {"shift": 0.0, "scale": 1.0}),
     "standardizing": (scoremle.Affine.standardizing, {"x": X}),
     "Bounded": (scoremle.Bounded, {}),
+    "Chain": (scoremle.Chain, {"maps": (scoremle.Affine(0.0, 1.0),)}),
+    # Samples
+    "features": (lambda features: frechet_distance(features, X), {"features": X}),
+    "kernel_distance": (kernel_distance, {"a": X, "b": X}),
+    "precision_recall": (precision_recall, {"samples": X, "reference": X}),
 }  # fmt: skip
 
 NO_NUMBER = ("3", None, [1.0, 2.0])
@@ -196,10 +202,13 @@ INDEX = (*NO_ARRAY[:3], [0.0, 1.0, 2.0, 3.0], [0, 1, 2, -1], [0, 1, 2, 2**64], [
 CONDITION = (*NO_ARRAY[::2], np.nan * np.ones((1, 2)), np.zeros((9, 2)))
 NO_TARGETS = (*NO_NUMBER, X, X[:, 0] + 1j, np.full(8, np.inf), np.full(8, -np.inf))
 NO_TIMES = (*WORD, None, scoremle.UniformTime)
+NO_SDE = ("vp", None, 3, scoremle.VP)
+NO_PART = ("informed", 3, scoremle.Affine)
+NO_FEATURES = (*NO_ARRAY, NOT_FINITE, X + 1j)
 NO_SOLVER = (*WORD, None, scoremle.Multistep, PublishedRK45())
 
 TABLE = [
-    ("ScoreModel", {"noise": NO_FUNCTION, "eps": WITHIN_ONE, "shape": SHAPE,
+    ("ScoreModel", {"noise": NO_FUNCTION, "sde": NO_SDE, "eps": WITHIN_ONE, "shape": SHAPE,
                     "decoder_scale": POSITIVE[:1]}),
     ("log_prob", {"x": DATA_OF_REALS, "key": NO_KEY, "condition": CONDITION, "dtype": WORD,
                   "tolerance": POSITIVE[:1]}),
@@ -220,7 +229,7 @@ TABLE = [
                 "condition": CONDITION, "sampler": (*WORD, scoremle.PredictorCorrector())}),
     ("load", {"checkpoint": ("3", 2.5, -1)}),
     ("Scorer", {"passes": COUNT, "seed": SEED, "batch_size": COUNT}),
-    ("noise_fn", {"network": NO_FUNCTION, "prediction": WORD, "time_input": WORD,
+    ("noise_fn", {"network": NO_FUNCTION, "sde": NO_SDE, "prediction": WORD, "time_input": WORD,
                   "sigma_data": POSITIVE}),
     ("Pixels", {"levels": (*COUNT, 1, 2**16 + 1), "low": (*NUMBER, 1.0), "high": (*NUMBER, -1.0)}),
     ("bits_per_dim", {"dims": COUNT}),
@@ -229,25 +238,25 @@ TABLE = [
                    "num_channels": NO_COUNT, "levels": NO_COUNT}),
     ("reweigh", {"samples": (X, None, 3, ONE_SAMPLE),
                  "log_target": tuple((lambda x, bad=bad: bad) for bad in NO_TARGETS)}),
-    ("ode_log_likelihood", {"x": DATA_OF_REALS, "key": NO_KEY, "eps": WITHIN_ONE,
+    ("ode_log_likelihood", {"sde": NO_SDE, "x": DATA_OF_REALS, "key": NO_KEY, "eps": WITHIN_ONE,
                             "condition": CONDITION, "dtype": WORD}),
-    ("elbo", {"x": DATA_OF_REALS, "key": NO_KEY, "eps": WITHIN_ONE, "draws": COUNT,
+    ("elbo", {"sde": NO_SDE, "x": DATA_OF_REALS, "key": NO_KEY, "eps": WITHIN_ONE, "draws": COUNT,
                           "matching": WORD, "times": NO_TIMES}),
     ("importance_bound", {"keys": NO_KEY, "samples": COUNT}),
-    ("choose_within", {"x": DATA_OF_REALS, "tolerance": POSITIVE, "eps": WITHIN_ONE, "seed": SEED,
-                       "condition": CONDITION}),
+    ("choose_within", {"sde": NO_SDE, "x": DATA_OF_REALS, "tolerance": POSITIVE,
+                       "eps": WITHIN_ONE, "seed": SEED, "condition": CONDITION}),
     ("Pilot", {"finest": (*(bad for bad in COUNT if bad is not None), 127)}),
-    ("denoising_loss", {"x": DATA_OF_REALS, "key": NO_KEY, "weighting": WORD,
+    ("denoising_loss", {"sde": NO_SDE, "x": DATA_OF_REALS, "key": NO_KEY, "weighting": WORD,
                         "times": NO_TIMES}),
-    ("ode_sample", {"z": DATA_OF_REALS, "eps": WITHIN_ONE, "solver": NO_SOLVER}),
-    ("ode_encode", {"x": DATA_OF_REALS, "eps": WITHIN_ONE, "solver": NO_SOLVER}),
+    ("ode_sample", {"sde": NO_SDE, "z": DATA_OF_REALS, "eps": WITHIN_ONE, "solver": NO_SOLVER}),
+    ("ode_encode", {"sde": NO_SDE, "x": DATA_OF_REALS, "eps": WITHIN_ONE, "solver": NO_SOLVER}),
     ("ode_draw", {"key": NO_KEY, "shape": SHAPE_OF_SEVERAL, "eps": WITHIN_ONE}),
-    ("ddim_sample", {"z": DATA_OF_REALS, "eps": WITHIN_ONE, "steps": COUNT}),
-    ("dpm_solver_sample", {"z": DATA_OF_REALS, "eps": WITHIN_ONE, "steps": COUNT}),
-    ("euler_sample", {"key": NO_KEY, "shape": SHAPE_OF_SEVERAL, "eps": WITHIN_ONE,
+    ("ddim_sample", {"sde": NO_SDE, "z": DATA_OF_REALS, "eps": WITHIN_ONE, "steps": COUNT}),
+    ("dpm_solver_sample", {"sde": NO_SDE, "z": DATA_OF_REALS, "eps": WITHIN_ONE, "steps": COUNT}),
+    ("euler_sample", {"sde": NO_SDE, "key": NO_KEY, "shape": SHAPE_OF_SEVERAL, "eps": WITHIN_ONE,
                       "steps": COUNT}),
     ("fit", {"steps": COUNT, "every": COUNT, "ema_rate": WITHIN_ONE, "seed": SEED}),
-    ("pc_sample", {"key": NO_KEY, "shape": SHAPE_OF_SEVERAL, "eps": WITHIN_ONE}),
+    ("pc_sample", {"sde": NO_SDE, "key": NO_KEY, "shape": SHAPE_OF_SEVERAL, "eps": WITHIN_ONE}),
     ("PredictorCorrector", {"steps": COUNT, "corrector_steps": COUNT, "snr": POSITIVE}),
     ("inpaint", {"x": DATA_OF_REALS[:-1], "key": NO_KEY, "eps": WITHIN_ONE, "known": NO_ARRAY}),
     ("colourise", {"grey": DATA_OF_REALS, "key": NO_KEY, "eps": WITHIN_ONE}),
@@ -260,16 +269,19 @@ TABLE = [
     ("FixedProbe", {"vectors": NO_ARRAY}),
     ("UniformTime", {"eps": WITHIN_ONE_OR_ZERO}),
     ("UniformTime(...)", {"key": NO_KEY, "n": NO_COUNT}),
-    ("UniformLogSNR", {"eps": WITHIN_ONE}),
-    ("AlphaSquared", {"eps": WITHIN_ONE}),
-    ("BinnedLogSNR", {"eps": WITHIN_ONE, "shares": (*NO_ARRAY, 2 * SHARES, 1 - SHARES, "a")}),
-    ("ByOde", {"samples": COUNT}),
-    ("ByElbo", {"draws": COUNT, "matching": WORD, "start": WITHIN_ONE[:1]}),
+    ("UniformLogSNR", {"sde": NO_SDE, "eps": WITHIN_ONE}),
+    ("AlphaSquared", {"sde": NO_SDE, "eps": WITHIN_ONE}),
+    ("BinnedLogSNR", {"sde": NO_SDE, "eps": WITHIN_ONE,
+                      "shares": (*NO_ARRAY, 2 * SHARES, 1 - SHARES, "a")}),
+    ("ByOde", {"samples": COUNT, "decoder": NO_PART}),
+    ("ByElbo", {"draws": COUNT, "matching": WORD, "start": WITHIN_ONE[:1],
+                "decoder": (*NO_PART, None), "control": NO_PART}),
     ("BySteps", {"draws": COUNT[:1], "variance": WORD,
                  "times": (*NO_ARRAY, 0.5, [0.5], [0.5, 0.4], [0.5, 0.5], [0.5, np.nan],
                            [0.5, 2.0])}),
     ("ByLabels", {"labels": COUNT}),
-    ("TruncatedNormal", {"start": WITHIN_ONE}),
+    ("TruncatedNormal", {"sde": NO_SDE, "start": WITHIN_ONE,
+                         "pixels": (256, None, scoremle.Pixels)}),
     ("Uniform(...)", {"key": NO_KEY}),
     ("SDE", {"kernel": WORD, "prior_std": POSITIVE}),
     ("VP", {"beta_min": (*NUMBER, -1.0), "beta_max": POSITIVE}),
@@ -288,6 +300,10 @@ TABLE = [
     ("Affine", {"shift": NO_NUMBER[:2], "scale": (*NO_NUMBER[:2], 0.0, np.nan, [1.0, 0.0])}),
     ("standardizing", {"x": DATA_OF_REALS}),
     ("Bounded", {"low": (*NO_NUMBER[:2], np.nan), "high": (*NO_NUMBER[:2], np.nan)}),
+    ("Chain", {"maps": (scoremle.Affine(1, 2), None, "ab", [scoremle.Affine], (None,))}),
+    ("kernel_distance", {"subset": (*COUNT, 1)}),
+    ("precision_recall", {"neighbours": COUNT}),
+    ("features", {"features": NO_FEATURES}),
 ]  # fmt: skip
 CASES = [
     pytest.param(name, argument, bad, id=f"{name}-{argument}-{i}")
@@ -387,7 +403,7 @@ def test_an_eps_outside_its_range_is_refused_by_the_default_solver_too(name, unc
 def test_each_public_name_with_numbers_has_a_row():
     """But for protocols, and what takes models and records alone."""
     others = {
-        "__version__", "Chain", "DDPMpp", "PerDimension", "Samples", "Schedule", "Scores",
+        "__version__", "DDPMpp", "PerDimension", "Samples", "Schedule", "Scores",
         "Uniform", "UserError",
     }  # fmt: skip
     missing = {*scoremle.__all__} - {name for name, _ in TABLE} - others

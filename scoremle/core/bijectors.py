@@ -15,7 +15,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from scoremle.core.arguments import as_array, as_data
+from scoremle.core.arguments import as_array, as_data, check_kind
 from scoremle.core.pytree import frozen_pytree, require
 from scoremle.core.sde import SDE
 from scoremle.errors import UserError
@@ -172,6 +172,8 @@ class Chain:
     Args:
         maps: the first is that of the data.
 
+    Raises UserError for what are no maps.
+
     Example:
         >>> chain = scoremle.Chain((scoremle.Bounded(low=0.0), scoremle.Affine(1.0, 2.0)))
         >>> z, _ = chain.forward(jnp.asarray([[jnp.e, jnp.e**3]]))
@@ -180,6 +182,12 @@ class Chain:
     """
 
     maps: tuple[Bijector, ...]
+
+    def __post_init__(self) -> None:
+        such = "scoremle.Affine(1.0, 2.0)"
+        check_kind("maps", self.maps, tuple | list, f"({such},)")
+        for each in self.maps:
+            check_kind("each of maps", each, Bijector, such)
 
     def forward(self, x: Data) -> tuple[Data, PerExample]:
         log_det = jnp.zeros(len(x), jnp.asarray(x).dtype)

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from scoremle.core.arguments import check_kind
 from scoremle.core.keys import example_keys, per_example
 from scoremle.core.pixels import Pixels
 from scoremle.core.pytree import frozen_pytree, frozen_static, static
@@ -94,6 +95,7 @@ class TruncatedNormal:
 
     def __post_init__(self) -> None:
         check_eps(self.sde, self.start, "start")
+        check_kind("pixels", self.pixels, Pixels, "scoremle.Pixels(256)")
 
     def __call__(self, key: Keys, x: IntImages) -> tuple[Data, PerExample]:
         kappa = half_bin(self.sde, self.start, self.pixels)

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from scoremle.core.arguments import as_data, check_choice, check_kind
 from scoremle.core.keys import as_keys, example_keys, normal, split
-from scoremle.core.sde import SDE
+from scoremle.core.sde import SDE, check_sde
 from scoremle.core.times import TIME_SAMPLER, TimeSampler
 from scoremle.numerics import predict, sum_data
 from scoremle.types import Data, Keys, NoiseFn, PerExample, Times
@@ -60,6 +60,7 @@ def denoising_loss(
         >>> print(f"{loss.mean():.1f}")  # E 1/2 ||z||^2 of two dimensions
         1.0
     """
+    check_sde(sde)
     return drawn_loss(noise, sde, x, key, times=times, weighting=weighting)[0]
 
 

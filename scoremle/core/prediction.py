@@ -35,7 +35,7 @@ from jaxtyping import Float
 
 from scoremle.core.arguments import as_array, check_choice, check_examples, check_number
 from scoremle.core.pytree import frozen_pytree, static
-from scoremle.core.sde import SDE
+from scoremle.core.sde import SDE, check_sde
 from scoremle.errors import UserError
 from scoremle.numerics import as_pytree, check_call, expand, output_of, predict
 from scoremle.types import AnyArray, Data, NoiseFn, ScoreFn, Times
@@ -240,6 +240,7 @@ def noise_fn(
         >>> print(f"{noise(x, t)[0, 0] / sde.sigma(0.3):.4f}")
         1.0000
     """
+    check_sde(sde)
     check_choice("prediction", prediction, (*PREDICTIONS, "edm"))
     if not callable(time_input):
         check_choice("time_input", time_input, TIME_INPUTS)

@@ -26,7 +26,13 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from scoremle.core import schedules
-from scoremle.core.arguments import as_shape, check_choice, check_number, check_part
+from scoremle.core.arguments import (
+    as_shape,
+    check_choice,
+    check_kind,
+    check_number,
+    check_part,
+)
 from scoremle.core.kernels import KERNELS
 from scoremle.core.keys import example_keys, per_example
 from scoremle.core.pytree import describe, frozen_pytree, known, pytree
@@ -34,7 +40,7 @@ from scoremle.errors import UserError
 from scoremle.numerics import expand, floating, sum_data
 from scoremle.types import Data, Keys, PerExample, Scalar, Times
 
-__all__ = ["SDE", "VE", "VP", "LinearVE", "SubVP", "check_eps"]
+__all__ = ["SDE", "VE", "VP", "LinearVE", "SubVP", "check_eps", "check_time"]
 
 
 # In place of t = 0, where factors of f and g^2 may be zero or infinite and only their product is
@@ -214,21 +220,41 @@ def with_schedule(tree: Any, schedule: schedules.Schedule) -> Any:
     return jax.tree.map(moved, tree, is_leaf=lambda node: isinstance(node, SDE))
 
 
-def check_eps(sde: SDE | None, eps: Any, name: str = "eps") -> None:
-    """Raises UserError unless ``eps`` is a time from 0 to below 1 where the log-SNR is finite.
-
-    An SDE that is not known (None) may be finite at 0. A schedule of steps begins with its first.
+def check_sde(sde: Any) -> None:
+    """Raises UserError for what is no SDE.
 
     Args:
-        sde: None if it is not known.
+        sde: the argument of that name.
+    """
+    check_kind("sde", sde, SDE, "scoremle.VP()")
+
+
+def check_time(eps: Any, name: str = "eps", at_zero: Callable[[], bool] = lambda: True) -> None:
+    """Raises UserError unless ``eps`` is a time from 0 to below 1.
+
+    Args:
+        eps: the smallest time.
+        name: of the argument, for the error.
+        at_zero: gives whether it may be 0.
+    """
+    # By numpy: within a trace JAX gives no truth of its own comparison.
+    if not (known(eps) and np.ndim(eps) == 0 and np.asarray(eps) == 0 and at_zero()):
+        check_number(name, eps, 0, 1)
+
+
+def check_eps(sde: SDE, eps: Any, name: str = "eps") -> None:
+    """Raises UserError unless ``eps`` is a time from 0 to below 1 where the log-SNR is finite.
+
+    A schedule of steps begins with its first. What is no SDE is refused, too.
+
+    Args:
+        sde: the noise at each time.
         eps: the smallest time.
         name: of the argument, for the error.
     """
-    # By numpy: within a trace JAX gives no truth of its own comparison.
-    at_zero = known(eps) and np.ndim(eps) == 0 and np.asarray(eps) == 0
-    if not (at_zero and (sde is None or _is_finite_at_zero(sde))):
-        check_number(name, eps, 0, 1)
-    schedule = sde and sde.schedule
+    check_sde(sde)
+    check_time(eps, name, lambda: _is_finite_at_zero(sde))
+    schedule = sde.schedule
     if isinstance(schedule, schedules.Discrete) and known(eps) and np.ndim(eps) == 0:
         first = schedule.eps
         if np.asarray(eps) < first * (1 - ROUNDING):

@@ -21,7 +21,7 @@ from scoremle.core.arguments import as_array, check_count
 from scoremle.core.kernels import KERNELS
 from scoremle.core.keys import as_keys
 from scoremle.core.pytree import frozen_pytree, require, static
-from scoremle.core.sde import SDE, check_eps
+from scoremle.core.sde import SDE, check_eps, check_time
 from scoremle.numerics import log1mexp
 from scoremle.types import AnyArray, PRNGKey, Scalar, Times
 
@@ -147,7 +147,7 @@ class UniformTime:
     stratified: bool = static(default=False)
 
     def __post_init__(self) -> None:
-        check_eps(None, self.eps)
+        check_time(self.eps)
 
     def __call__(self, key: PRNGKey, n: int) -> tuple[Times, Times]:
         u = unit_draws(key, n, self.stratified)

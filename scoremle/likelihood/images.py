@@ -33,7 +33,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
-from scoremle.core.arguments import check_choice, check_count, check_part
+from scoremle.core.arguments import check_choice, check_count, check_kind, check_part
 from scoremle.core.bijectors import AtTime
 from scoremle.core.dequantize import Dequantizer
 from scoremle.core.divergence import DivergenceEstimator, Hutchinson
@@ -41,7 +41,7 @@ from scoremle.core.keys import normal, split
 from scoremle.core.pixels import bits_per_dim
 from scoremle.core.prediction import conditioned
 from scoremle.core.pytree import describe, frozen_pytree, static
-from scoremle.core.sde import check_eps
+from scoremle.core.sde import check_time
 from scoremle.core.times import TIME_SAMPLER, TimeSampler, evenly
 from scoremle.errors import UserError
 from scoremle.likelihood.control_variate import Control
@@ -109,7 +109,7 @@ class ByOde:
         decoder: from the model's smallest time to the integers, in place of a dequantizer; the
             draws are then of the noise there.
 
-    Raises UserError for no draws, and what is no divergence or solver.
+    Raises UserError for no draws, and what is no divergence, solver or informed decoder.
 
     Values: ``bpd``, its ``probe_stderr`` and ``solver_error``, ``nfe``; of one sample also two
     tests that its latent is white noise: the mean square of its elements over that of the prior
@@ -137,6 +137,7 @@ class ByOde:
         check_part("divergence", self.divergence, *DIVERGENCE)
         check_part("solver", self.solver, *SOLVER)
         check_count("samples", self.samples)
+        check_kind("decoder", self.decoder, InformedDecoder | None, "InformedDecoder.at(...)")
 
     @property
     def on_host(self) -> bool:
@@ -308,8 +309,8 @@ class ByElbo:
         control: a control variate fitted on other images.
         start: the smallest time; None: the model's.
 
-    Raises UserError for no draws, another matching, what are no times or no decoder, and a start
-    outside [0, 1).
+    Raises UserError for no draws, another matching, what are no times, decoder or control, and a
+    start outside [0, 1).
 
     Values: ``bpd``, its ``draw_stderr``, ``nfe``, and its terms: ``dequantization`` (log q of the
     noise), ``prior``, ``diffusion`` and ``reconstruction``, which add up to it with the constant
@@ -342,8 +343,9 @@ class ByElbo:
         if self.times is not None:
             check_part("times", self.times, *TIME_SAMPLER)
         check_part("decoder", self.decoder, Decoder, "scoremle.likelihood.decoders.Entropy()")
+        check_kind("control", self.control, Control | None, "fit_control(...)")
         if self.start is not None:
-            check_eps(None, self.start, "start")
+            check_time(self.start, "start")
 
     @property
     def dequantizes(self) -> bool:

@@ -22,7 +22,7 @@ import numpy as np
 from jaxtyping import Float
 from scipy.special import log_softmax, logsumexp
 
-from scoremle.core.arguments import as_reals, check_count
+from scoremle.core.arguments import as_reals, check_count, check_examples
 from scoremle.errors import UserError
 
 __all__ = ["class_score", "frechet_distance", "kernel_distance", "precision_recall"]
@@ -61,6 +61,8 @@ def _rows(*sets: FeatureRows, least: int) -> list[FeatureRows]:
     shapes = [each.shape for each in found]
     if {shape[1:] for shape in shapes} != {shapes[0][1:2]} or min(map(len, found)) < least:
         raise UserError(f"features must be [n d] of {least} images or more, not {shapes}")
+    for each in found:
+        check_examples(each, "features")
     return found
 
 
@@ -108,10 +110,11 @@ def kernel_distance(a: FeatureRows, b: FeatureRows, *, subset: int = SUBSET) -> 
     Args:
         a: [n d] features.
         b: [m d] features.
-        subset: images of each set in a subset.
+        subset: images of each set in a subset, two or more.
 
-    Raises UserError for fewer than four images, and for features of two sizes.
+    Raises UserError for fewer than four images, features of two sizes, and a smaller subset.
     """
+    check_count("subset", subset, 2)
     a, b = _rows(a, b, least=4)
     fewer = min(len(a), len(b))
     subset = max(2, min(subset, fewer // FEWEST_SUBSETS))
@@ -174,8 +177,10 @@ def precision_recall(
         reference: [m d] features.
         neighbours: the place of the neighbour whose distance is a point's radius.
 
-    Raises UserError unless each set has more images than that, and for features of two sizes.
+    Raises UserError unless each set has more images than that, which is one or more, and for
+    features of two sizes.
     """
+    check_count("neighbours", neighbours)
     samples, reference = map(_thinned, _rows(samples, reference, least=neighbours + 1))
     return PrecisionRecall(
         _covered(samples, reference, neighbours),
