@@ -232,9 +232,11 @@ def test_no_script_hides_a_module_of_python():
 CHANGING = {"Loop", "Page", "_Type"}
 # Those with arrays, of which each equals itself alone.
 BY_IDENTITY = {
-    "Affine", "BetweenEnds", "BinnedLogSNR", "Bounded", "BySteps", "CodedPolynomial", "Coder",
-    "Discrete", "DiscreteDecoder", "FixedProbe", "ImageSet", "InformedDecoder", "MonotoneLogSNR",
-    "Polynomial", "ScaleOfOthers", "Tangent", "TimesOf", "_Translated",
+    "Affine", "Anomalies", "BetweenEnds", "BinnedLogSNR", "Bounded", "BySteps",
+    "CodedPolynomial", "Coder", "Control", "Controlled", "Discrete", "DiscreteDecoder",
+    "FittedGaussian", "FixedProbe", "ImageSet", "ImportanceBound", "InformedDecoder",
+    "Likelihood", "MonotoneLogSNR", "Polynomial", "Profile", "Reference", "Reweighted",
+    "Samples", "ScaleOfOthers", "Scores", "Tangent", "TimesOf", "_Translated",
 }  # fmt: skip
 # Those that say in words of their own what they are.
 WITH_WORDS = {

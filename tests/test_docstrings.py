@@ -16,7 +16,9 @@ import pytest
 import scoremle
 from scoremle import anomaly, weights
 from scoremle.core.prediction import NetworkNoise
+from scoremle.likelihood.control_variate import Control, FittedGaussian
 from scoremle.likelihood.elbo import ELBO
+from scoremle.likelihood.importance import ImportanceBound
 from scoremle.likelihood.pilot import Pilot, choose_within
 from scoremle.likelihood.profile import Profile
 from scoremle.likelihood.published_rk45 import PublishedRK45
@@ -27,6 +29,7 @@ from scoremle.model import Origin
 from scoremle.nn.flowpp import FlowPP
 from scoremle.nn.vdm import MuLANEncoder, VDMNet
 from scoremle.quality import metrics
+from scoremle.quality.features import Reference
 from scoremle.training.step import make_optimizer
 from scoremle.weights.flows import FlowModel
 from scoremle.zoo.adm import ADM
@@ -224,3 +227,20 @@ def test_a_record_has_its_structure_and_says_what_is_short(record):
     fields = dataclasses.fields(record)
     assert {f.name for f in fields if f.metadata.get("static")} == STRUCTURE.get(record, set())
     assert {f.name for f in fields if not f.repr} == UNSAID.get(record, set())
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        scoremle.Scores, scoremle.Samples, Likelihood, ImportanceBound, Profile,
+        weights.reweighting.Reweighted, anomaly.Anomalies, FittedGaussian, Control, Reference,
+        scoremle.Affine, scoremle.Bounded, scoremle.Discrete, scoremle.BinnedLogSNR,
+    ],
+)  # fmt: skip
+def test_a_record_of_arrays_equals_itself_alone(record):
+    """Of others numpy would ask which of the numbers are equal."""
+    names = [f.name for f in dataclasses.fields(record)]
+    one, other = (object.__new__(record) for _ in range(2))
+    for each in (one, other):
+        vars(each).update({name: np.ones(3) for name in names})
+    assert one == one and one != other and len({one, other}) == 2

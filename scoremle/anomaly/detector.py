@@ -45,7 +45,7 @@ FEWEST = 40
 SPLIT, TIES = 1, 2
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Anomalies:
     """Scores of examples and their p-values.
 

@@ -61,7 +61,7 @@ class Deviations(NamedTuple):
     rest: Float[Array, "b D"]
 
 
-@frozen_pytree
+@frozen_pytree(eq=False)
 class FittedGaussian:
     """A Gaussian of data as vectors: its ``variances`` along the ``axes``, and one for all the
     ``rest``, the directions that are orthogonal to these.
@@ -209,7 +209,7 @@ def _variances(x: Matrix) -> tuple[Float[np.ndarray, " k"], float]:
     return np.mean([along[:count] for along in found], axis=0), total
 
 
-@frozen_pytree
+@frozen_pytree(eq=False)
 class Control:
     """k(lambda, x, z), and the density over the bins that suits what it leaves.
 
@@ -235,7 +235,7 @@ class Control:
         return Controlled(self, x, self.gaussian.deviations(x))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Controlled:
     """A control, and the examples it is used for with their deviations along its axes."""
 

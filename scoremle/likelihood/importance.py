@@ -34,7 +34,7 @@ __all__ = ["importance_bound", "jackknife"]
 DrawLikelihood = Callable[[Keys], tuple[Likelihood, PerExample]]
 
 
-@frozen_pytree
+@frozen_pytree(eq=False)
 class ImportanceBound:
     """log 1/K sum w of each example in nats, with what makes it uncertain.
 

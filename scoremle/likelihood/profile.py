@@ -48,7 +48,7 @@ EXACT_DIMS = 16
 OfBins = Float[np.ndarray, "n bins"]
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Profile:
     """Profiles of examples over noise levels, in bits, with standard errors.
 

@@ -16,7 +16,7 @@ __all__ = ["Likelihood"]
 HIDDEN = 0.25
 
 
-@frozen_pytree(repr=False)
+@frozen_pytree(eq=False, repr=False)
 class Likelihood:
     """Log-likelihood of each example, in nats, with the evidence beside it.
 

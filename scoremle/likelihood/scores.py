@@ -27,7 +27,7 @@ SHOWN = 5
 LARGE = 0.01
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Scores:
     """Scores of each image: log P(x) of its integers in nats, bits/dim, and errors in bits/dim.
 

@@ -155,7 +155,7 @@ class _Record(TypedDict, total=False):
     shape: list[Size]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Reference:
     """Features of the images that samples are compared with, and what is known of them.
 

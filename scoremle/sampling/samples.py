@@ -10,7 +10,7 @@ from scoremle.numerics import typical
 __all__ = ["Samples"]
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Samples:
     """Samples with log p of each in nats, found by the solution of the ODE that drew them.
 

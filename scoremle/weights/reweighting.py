@@ -38,7 +38,7 @@ class Expectation(NamedTuple):
     solver_error: Float[np.ndarray, "*m"]
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Reweighted:
     """Samples as those of a target: log Z in nats, and what may be wrong with it.
 
