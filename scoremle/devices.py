@@ -149,20 +149,23 @@ def within_memory(program: Any) -> Callable[..., Any]:
     process. Other devices raise an error of their own.
     """
     known: set[Any] = set()
-    needed = NEEDED.setdefault(program, {})
+    # Functions of models (`core/programs.py`) have a program for each model that is a function.
+    parted = getattr(program, "parted", lambda *arguments, **static: (program, arguments, static))
 
     def call(*arguments: Any, **static: Any) -> Any:
+        one, arguments, static = parted(*arguments, **static)
         leaves, structure = jax.tree.flatten(arguments)
         shapes = structure, *map(np.shape, leaves), *static.items()
-        if shapes not in known and jax.default_backend() == "cpu":
+        if (one, shapes) not in known and jax.default_backend() == "cpu":
+            needed = NEEDED.setdefault(one, {})
             if shapes not in needed:
-                needed[shapes] = needs(program.lower(*arguments, **static))
+                needed[shapes] = needs(one.lower(*arguments, **static))
             wanted, there = needed[shapes], memory()
             if there and wanted and wanted.work > there.free:
                 text = f"{in_gib(wanted.work)} are needed, {in_gib(there.free)} are free"
                 raise MemoryError(text)
-            known.add(shapes)
-        return program(*arguments, **static)
+            known.add((one, shapes))
+        return one(*arguments, **static)
 
     return call
 

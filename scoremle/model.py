@@ -37,7 +37,7 @@ from scoremle.core.divergence import DivergenceEstimator, Hutchinson
 from scoremle.core.keys import fold_in, image_keys, one_or_each
 from scoremle.core.pixels import Pixels
 from scoremle.core.prediction import as_condition, check_classes, conditioned, parted, rows_of
-from scoremle.core.programs import Programs
+from scoremle.core.programs import OfModels, Programs
 from scoremle.core.pytree import frozen_pytree, known, static
 from scoremle.core.sde import SDE, check_eps, with_schedule
 from scoremle.core.times import evenly, log_snr_range
@@ -76,7 +76,6 @@ from scoremle.solvers.base import Solver
 from scoremle.solvers.multistep import Multistep
 from scoremle.terminal import html_table
 from scoremle.types import Data, Keys, NoiseFn, PerExample, PRNGKey, Scalar
-from scoremle.xla import compiled
 
 if TYPE_CHECKING:
     from scoremle.core.codes import Coder  # which few models have
@@ -970,7 +969,7 @@ def _elbo(rows: Reals, model: ScoreModel, draws: int) -> ELBO:
     )
 
 
-@partial(compiled, static_argnames=("bins", "draws", "dequantized"))
+@OfModels
 def _profile(
     model: ScoreModel,
     x: Any,
@@ -1038,7 +1037,7 @@ def draw_samples(
 Columns = dict[str, Array]
 
 
-@partial(compiled, static_argnames="sampler")
+@OfModels
 def _draw(
     model: ScoreModel, keys: Key[Array, " b"], condition: Condition, *, sampler: Sampler | None
 ) -> tuple[Columns, Bool[Array, " b"]]:

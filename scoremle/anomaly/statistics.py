@@ -26,6 +26,7 @@ from jaxtyping import Array, Float, UInt64
 from scoremle.anomaly.normality import Density, Normality, Ranks
 from scoremle.core.bijectors import in_all_digits
 from scoremle.core.keys import image_keys
+from scoremle.core.programs import OfModels
 from scoremle.core.times import log_snr_range
 from scoremle.devices import within_memory
 from scoremle.errors import UserError
@@ -35,7 +36,6 @@ from scoremle.model import BATCH_SIZE, ScoreModel
 from scoremle.numerics import check_finite_values, dims_of, expand, predict, sum_data
 from scoremle.resumable import resumable_map
 from scoremle.types import Data, Keys
-from scoremle.xla import compiled
 
 __all__ = ["numbers_of"]
 
@@ -146,12 +146,12 @@ def _even(count: int, model: ScoreModel) -> Float[Array, " levels"]:
     return jnp.linspace(high, low, count)
 
 
-@compiled
+@OfModels
 def _norms(model: ScoreModel, x: Data, keys: Keys, levels: Array) -> Float[Array, "b levels"]:
     return score_norms(model.noise, model.sde, x, levels, eps=model.eps)
 
 
-@compiled
+@OfModels
 def _ratios(model: ScoreModel, x: Data, keys: Keys, levels: Array) -> Float[Array, "b levels"]:
     def ratio(lam: Array) -> Array:
         found = square_and_trace(
@@ -163,7 +163,7 @@ def _ratios(model: ScoreModel, x: Data, keys: Keys, levels: Array) -> Float[Arra
     return jax.lax.map(ratio, levels).T
 
 
-@compiled
+@OfModels
 def _path(model: ScoreModel, x: Data, keys: Keys, levels: Array) -> Float[Array, "b features"]:
     """Sums of powers of dy/ds and of its changes, along Euler steps of dy/ds = eps, y = x/alpha.
 

@@ -1,9 +1,9 @@
-"""Functions with a row for each example, compiled once: their programs are found again.
+"""Functions of models, or with a row for each example, compiled once: programs are found again.
 
 A program belongs to the shapes and types of its arrays, and to what else its arguments are made
-of. Rows are filled up to a power of two, or a quarter of one where they are many, by copies of the
-last one; what was found for the copies is cut off. So shapes that differ in rows alone share
-programs. A row is computed from itself alone: its values stay as they are, up to rounding.
+of. ``Programs`` fill rows up to a power of two, or a quarter of one where they are many, by copies
+of the last one; what was found for the copies is cut off. So shapes that differ in rows alone
+share programs. A row is computed from itself alone: its values stay as they are, up to rounding.
 
 A function, such as a noise prediction that is no pytree, is part of a program by its identity,
 with all that it closes over. Its programs end when it does: they keep no model alive.
@@ -28,7 +28,7 @@ from jax.tree_util import Partial, PyTreeDef
 from scoremle.core.pytree import known
 from scoremle.xla import compiled
 
-__all__ = ["Programs"]
+__all__ = ["OfModels", "Programs"]
 
 logger = logging.getLogger(__name__)
 
@@ -48,8 +48,40 @@ def _first_rows(found: Tree, n: int) -> Tree:
     return jax.tree.map(lambda leaf: leaf[:n], found)
 
 
-class Programs:
-    """``function(rows, *others)``, compiled. The attribute ``function`` is not.
+class OfModels:
+    """``function``, compiled. The attribute ``function`` is not.
+
+    Args:
+        function: of models, arrays, and of anything else. It gives a tree of arrays.
+    """
+
+    def __init__(self, function: Callable[..., Tree]) -> None:
+        update_wrapper(self, function)
+        self.function = function
+        self._programs: dict[tuple[Any, ...], _Program] = {}
+
+    def __call__(self, *arguments: Any, **named: Any) -> Tree:
+        program, given, structure = self.parted(*arguments, **named)
+        return program(*given, **structure)
+
+    def parted(self, *arguments: Any, **named: Any) -> tuple["_Program", tuple[Any], dict]:
+        """The program for such ``arguments`` and ``named`` ones, its arrays, and their structure.
+
+        The structure holds no model.
+        """
+        structure, arrays, things = _parts((arguments, named))
+        return self._program(things), (arrays,), {"structure": structure}
+
+    def _program(self, things: list[Any]) -> "_Program":
+        key = tuple(map(_identity, things))
+        if key not in self._programs:
+            held = [_held(thing, partial(self._programs.pop, key, None)) for thing in things]
+            self._programs[key] = _Program(self.function, held)
+        return self._programs[key]
+
+
+class Programs(OfModels):
+    """``function(rows, *others)``, compiled, whose rows are filled up.
 
     Args:
         function: of a tree of arrays, the first of which has a row for each example, as others may
@@ -58,24 +90,23 @@ class Programs:
     """
 
     def __init__(self, function: Callable[..., Tree], *, cut: Cut = _first_rows) -> None:
-        update_wrapper(self, function)
-        self.function, self._cut = function, cut
-        self._programs: dict[tuple[Any, ...], _Program] = {}
+        super().__init__(function)
+        self._cut = cut
 
     def __call__(self, rows: Tree, *others: Any) -> Tree:
-        structure, arrays, things = _parts((rows, others))
+        structure, arrays, things = _parts(((rows, *others), {}))
         if not (all(map(_has_numbers, arrays)) and _is_hashable(structure)):
             return self.function(rows, *others)
         program, n, size = self._program(things), len(arrays[0]), _size(arrays[0])
 
         def filled() -> Tree:
-            _, more, _ = _parts((_filled(rows, n, size), others))
-            return _of_first(self._cut, program(structure, more), n)
+            _, more, _ = _parts(((_filled(rows, n, size), *others), {}))
+            return _of_first(self._cut, program(more, structure=structure), n)
 
         # What a function closes over may have rows of its own, and it may need the
         # numbers of its parameters: the next way is without. The last raises a mistake as it is.
         ways = {"filled": filled} if size > n and self.takes_any_rows(rows, *others) else {}
-        ways["compiled"] = lambda: program(structure, arrays)
+        ways["compiled"] = lambda: program(arrays, structure=structure)
         failed: set[str] = set()
         for name in [name for name in ways if name not in program.failed[structure]]:
             try:
@@ -99,7 +130,7 @@ class Programs:
             rows: as the function takes them.
             others: what it takes after them.
         """
-        structure, arrays, things = _parts((rows, others))
+        structure, arrays, things = _parts(((rows, *others), {}))
         n, size = len(arrays[0]), _size(arrays[0])
         found = self._program(things).takes_any_rows
         case = structure, size, tuple(map(np.shape, _parts(others)[1]))
@@ -112,13 +143,6 @@ class Programs:
                 found[case] = False
         return found[case]
 
-    def _program(self, things: list[Any]) -> "_Program":
-        key = tuple(map(_identity, things))
-        if key not in self._programs:
-            held = [_held(thing, partial(self._programs.pop, key, None)) for thing in things]
-            self._programs[key] = _Program(self.function, held)
-        return self._programs[key]
-
 
 class _Program:
     """That with some things in it, for each structure.
@@ -128,18 +152,19 @@ class _Program:
     """
 
     def __init__(self, function: Callable[..., Tree], held: list[Callable[[], Any]]) -> None:
-        def run(structure: Structure, arrays: list[Any]) -> Tree:
-            rows, others = _whole(structure, arrays, [thing() for thing in held])
-            return function(rows, *others)
+        def run(arrays: list[Any], structure: Structure) -> Tree:
+            arguments, named = _whole(structure, arrays, [thing() for thing in held])
+            return function(*arguments, **named)
 
         # Derivatives are traced around the second.
-        self._alone = compiled(run, static_argnums=0)
-        self._within = jax.jit(run, static_argnums=0)
+        self._alone = compiled(run, static_argnames="structure")
+        self._within = jax.jit(run, static_argnames="structure")
+        self.lower = self._alone.lower
         self.failed: defaultdict[Structure, set[str]] = defaultdict(set)
         self.takes_any_rows: dict[tuple[Any, ...], bool] = {}
 
-    def __call__(self, structure: Structure, arrays: list[Any]) -> Tree:
-        return (self._alone if known(arrays) else self._within)(structure, arrays)
+    def __call__(self, arrays: list[Any], *, structure: Structure) -> Tree:
+        return (self._alone if known(arrays) else self._within)(arrays, structure=structure)
 
 
 class _Partial(NamedTuple):

@@ -13,7 +13,6 @@ without a control variate, the bound takes none. The draws are not those of the 
 therefore stays unbiased.
 """
 
-from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -23,6 +22,7 @@ from jaxtyping import Array, Float, Integer, Key
 
 from scoremle.core.arguments import as_data
 from scoremle.core.keys import example_keys, normal, split
+from scoremle.core.programs import OfModels
 from scoremle.core.sde import SDE
 from scoremle.core.times import log_snr_edges
 from scoremle.likelihood.control_variate import Control, FittedGaussian, noise_features
@@ -30,7 +30,6 @@ from scoremle.likelihood.elbo import MATCHINGS
 from scoremle.numerics import as_pytree, dims_of, sum_data
 from scoremle.progress import progress
 from scoremle.types import Data, NoiseFn, PerExample, PRNGKey, Scalar, Times
-from scoremle.xla import compiled
 
 __all__ = ["fit_control"]
 
@@ -139,7 +138,7 @@ def _none(sde: SDE, x: Data, eps: Scalar) -> Control:
     )
 
 
-@partial(compiled, static_argnames="matching")
+@OfModels
 def _pair(
     noise: NoiseFn, sde: SDE, gaussian: FittedGaussian, x: Data, eps: Scalar, lam: Times,
     keys: Key[Array, "2"], matching: str,

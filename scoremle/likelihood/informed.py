@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Integer, Key, Shaped
 
 from scoremle.core.keys import image_keys, normal
 from scoremle.core.prediction import conditioned, parted, rows_of
+from scoremle.core.programs import OfModels
 from scoremle.core.sde import SDE
 from scoremle.likelihood.decoders import InformedDecoder, decoding_cost
 from scoremle.likelihood.image_model import ImageModel, pixels_of
@@ -21,7 +22,6 @@ from scoremle.likelihood.scales import ScaleOfOthers
 from scoremle.numerics import as_pytree, predict_ranged
 from scoremle.resumable import Arrays, resumable_map
 from scoremle.types import IntImages, NoiseFn, PRNGKey, Scalar
-from scoremle.xla import compiled
 
 __all__ = ["decoder_worth", "fitted_scale", "scale_of_others"]
 
@@ -137,7 +137,7 @@ def _predicted(
     return jnp.asarray(found["error"][0]), jnp.asarray(found["v"][0]) if "v" in found else None
 
 
-@compiled
+@OfModels
 def _at_the_end(
     noise: NoiseFn, sde: SDE, eps: Scalar, points: Float[Array, " levels"], x: IntImages,
     keys: Key[Array, " b"],

@@ -12,13 +12,13 @@ import numpy as np
 from jaxtyping import Float
 
 from scoremle.core.arguments import check_number
+from scoremle.core.programs import OfModels
 from scoremle.core.pytree import frozen_static
 from scoremle.core.sde import SDE, check_eps
 from scoremle.errors import UserError
 from scoremle.likelihood.record import Likelihood
 from scoremle.numerics import as_pytree, expand, predict, sum_data
 from scoremle.types import Data, NoiseFn, PerExample, Scalar, Times
-from scoremle.xla import compiled
 
 __all__ = ["PublishedRK45"]
 
@@ -36,7 +36,7 @@ def published_rates(
     return value, sum_data(pull(probe)[0] * probe)
 
 
-_rates = compiled(published_rates)
+_rates = OfModels(published_rates)
 
 
 @frozen_static

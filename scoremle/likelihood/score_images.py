@@ -26,6 +26,7 @@ from scoremle.core.dequantize import Dequantizer, Uniform
 from scoremle.core.divergence import DivergenceEstimator, Hutchinson
 from scoremle.core.keys import image_keys
 from scoremle.core.prediction import rows_of
+from scoremle.core.programs import OfModels
 from scoremle.devices import replicate, round_up, split_rows, to_numpy, within_memory
 from scoremle.errors import UserError
 from scoremle.likelihood.image_model import ImageModel
@@ -36,7 +37,6 @@ from scoremle.likelihood.pilot import FINEST, NOISE_SHARE, PILOT_IMAGES, Choice,
 from scoremle.numerics import permutation
 from scoremle.resumable import Arrays, resumable_map
 from scoremle.solvers.multistep import Multistep, Planned
-from scoremle.xla import compiled
 
 __all__ = ["DIFFERENCES", "Scored", "choose_for_images", "example_numbers", "score_images"]
 
@@ -316,4 +316,4 @@ def _mean_so_far(rows: Arrays, done: Bool[np.ndarray, "passes n"]) -> str:
     return f"{name} {images.mean():.4f}{error}"
 
 
-_compiled_measure = compiled(measure)
+_compiled_measure = OfModels(measure)

@@ -28,9 +28,9 @@ from scipy.special import stdtrit
 
 from scoremle.core.keys import example_keys, fold_in, normal
 from scoremle.core.prediction import PREDICTIONS
+from scoremle.core.programs import OfModels
 from scoremle.numerics import mean_square
 from scoremle.types import AnyArray, Data, NoiseFn, PerExample, Scalar
-from scoremle.xla import compiled
 
 # How sure is certain, and by how much an error then exceeds the Gaussian's.
 CERTAIN, WORSE = 0.994, 0.02
@@ -109,7 +109,7 @@ def certain(values: Float[np.ndarray, "*k b"]) -> Float[np.ndarray, "*k"] | np.f
     return values.mean(axis=-1) - stdtrit(others, CERTAIN) * error
 
 
-@compiled
+@OfModels
 def _errors(
     network: NoiseFn, measured: Data, others: Others, axes: Float[Array, "d d"] | None,
     nodes: Node, sigma_data: Scalar,

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from helpers.marks import some
 
-from scoremle import VP, FixedProbe, Multistep, ScoreModel, UserError
+from scoremle import VP, FixedProbe, Multistep, Pixels, ScoreModel, UserError
 from scoremle import model as models
+from scoremle.anomaly import Detector
 from scoremle.core import programs
 
 SDE, KEY = VP(), jax.random.key(0)
@@ -254,6 +255,38 @@ def test_programs_keep_no_model_alive(kind):
     gc.collect()
     assert end() is None
     assert len(models._log_prob._programs) == before
+
+
+DATA = np.random.default_rng(2).normal(size=(64, 2)).astype(np.float32)
+USES = {
+    "log_prob": lambda model: model.log_prob(X, KEY),
+    "elbo": lambda model: model.elbo(X, KEY, draws=2),
+    "within": lambda model: model.within(0.5, X),
+    "decode": lambda model: model.decode(X),
+    "check": lambda model: model.check(DATA),
+    "profile": lambda model: model.profile(X, bins=1, draws=2),
+    "sample": lambda model: model.sample(2, KEY),
+    "samples with log p": lambda model: model.sample(2, KEY, log_prob=True),
+    "score": lambda model: replace(model, shape=(1, 2, 1), pixels=Pixels(8)).score(
+        np.zeros((2, 1, 2, 1), np.uint8)
+    ),
+    **{
+        name: lambda model, name=name: Detector.fit(model, DATA, statistic=name).score(model, X)
+        for name in ("msma", "scoped", "path")
+    },
+}
+
+
+@some("name", USES, quick=["check", "profile", "sample", "score", "msma"])
+def test_no_method_keeps_a_model_alive(name):
+    def used():
+        big = np.ones((1000, 2), np.float32)
+        USES[name](of(lambda x, t: jnp.asarray(big)[0, 0] * x))
+        return weakref.ref(big)
+
+    end = used()
+    gc.collect()
+    assert end() is None
 
 
 class Slotted:
