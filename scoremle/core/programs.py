@@ -6,7 +6,8 @@ of the last one; what was found for the copies is cut off. So shapes that differ
 share programs. A row is computed from itself alone: its values stay as they are, up to rounding.
 
 A function, such as a noise prediction that is no pytree, is part of a program by its identity,
-with all that it closes over. Its programs end when it does: they keep no model alive.
+with all that it closes over. Its programs end when it does: they keep no model alive. A
+``functools.partial`` is by its function and its options, as far as these have a hash.
 
 Within a program of the caller, where there are no numbers yet, a function is called as it is. A
 derivative that is taken outside of one has programs, which are found again as well.
@@ -17,6 +18,7 @@ import logging
 import weakref
 from collections import defaultdict
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial, update_wrapper
 from typing import Any, NamedTuple
 
@@ -42,6 +44,8 @@ Structure = tuple[PyTreeDef, tuple[Any, ...]]
 # Above so many rows, whose work is little, a step is a quarter of a power of two.
 FEW = 1024
 ARRAYS = jax.Array | np.ndarray | np.generic | float | complex
+# What JAX puts around a functools.partial in its own.
+SHIM: Any = type(Partial(partial(print)).func)
 
 
 def _first_rows(found: Tree, n: int) -> Tree:
@@ -175,6 +179,18 @@ class _Partial(NamedTuple):
     keywords: Tree
 
 
+class _Bound(_Partial):
+    """A ``functools.partial``: its options are parts of a program by their values."""
+
+
+@dataclass(frozen=True)
+class _Option:
+    """A number among these, and of which type it is."""
+
+    value: Any
+    kind: type
+
+
 def _parts(tree: Tree) -> tuple[Structure, list[Any], list[Any]]:
     """The structure of a tree, its arrays, and its things."""
     leaves, treedef = jax.tree.flatten(_opened(tree))
@@ -195,18 +211,29 @@ def _whole(structure: Structure, arrays: list[Any], things: list[Any]) -> Tree:
 
 def _opened(tree: Tree) -> Tree:
     def opened(node: Any) -> Any:
-        if not isinstance(node, Partial):
-            return node
-        return _Partial(node.func, _opened(node.args), _opened(node.keywords))
+        if not isinstance(node, partial):
+            return _opened(node.fun) if isinstance(node, SHIM) else node
+        parts = _opened((node.func, node.args, node.keywords))
+        if isinstance(node, Partial):
+            return _Partial(*parts)
+        if any(isinstance(leaf, jax.Array | np.ndarray) for leaf in jax.tree.leaves(parts)):
+            return node  # by its identity: arrays have no hash
+        return _Bound(*jax.tree.map(_option, parts))
 
-    return jax.tree.map(opened, tree, is_leaf=lambda node: isinstance(node, Partial))
+    return jax.tree.map(opened, tree, is_leaf=lambda node: isinstance(node, partial))
+
+
+def _option(leaf: Any) -> Any:
+    return _Option(leaf, type(leaf)) if isinstance(leaf, int | ARRAYS) else leaf
 
 
 def _closed(tree: Tree) -> Tree:
     def closed(node: Any) -> Any:
         if not isinstance(node, _Partial):
-            return node
-        return Partial(node.function, *_closed(node.arguments), **_closed(node.keywords))
+            return node.value if isinstance(node, _Option) else node
+        function, arguments, keywords = _closed(tuple(node))
+        kind = partial if isinstance(node, _Bound) else Partial
+        return kind(function, *arguments, **keywords)
 
     return jax.tree.map(closed, tree, is_leaf=lambda node: isinstance(node, _Partial))
 

@@ -3,6 +3,7 @@
 import gc
 import weakref
 from dataclasses import dataclass, replace
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,10 @@ from scoremle import VP, FixedProbe, Multistep, Pixels, ScoreModel, UserError
 from scoremle import model as models
 from scoremle.anomaly import Detector
 from scoremle.core import programs
+from scoremle.numerics import predict
+from scoremle.sampling.exponential import ddim_sample
+from scoremle.sampling.ode import euler_sample, ode_draw
+from scoremle.sampling.predictor_corrector import PredictorCorrector, pc_sample
 
 SDE, KEY = VP(), jax.random.key(0)
 X = np.random.default_rng(0).normal(size=(8, 2)).astype(np.float32)
@@ -255,6 +260,54 @@ def test_programs_keep_no_model_alive(kind):
     gc.collect()
     assert end() is None
     assert len(models._log_prob._programs) == before
+
+
+SAMPLERS = {
+    "options": lambda: partial(euler_sample, steps=3),
+    "nested": lambda: partial(ode_draw, transport=partial(ddim_sample, steps=3)),
+    "of reals": lambda: partial(pc_sample, method=PredictorCorrector(30, snr=0.1)),
+}
+
+
+@some("name", SAMPLERS, quick=["options", "nested"])
+def test_equal_samplers_are_one_program(name):
+    model, sampler = with_leaves(), SAMPLERS[name]()
+    first, rows = traced(lambda: model.sample(2, KEY, sampler=sampler))
+    assert rows == {2}
+    found, rows = traced(lambda: model.sample(2, KEY, sampler=SAMPLERS[name]()))
+    assert rows == set()
+    np.testing.assert_array_equal(found, first)
+
+
+def test_samplers_are_told_apart_by_their_options():
+    def scaled(noise, sde, key, shape, *, eps, by):
+        return by * predict(noise, sde.prior_sample(key, shape), jnp.full(shape[0], eps))
+
+    model, by = with_leaves(), np.float32(2)
+    one, *others = (
+        traced(lambda by=by: model.sample(2, KEY, sampler=partial(scaled, by=by)))
+        for by in (by, 2, 3.0, np.full(1, 2, np.float32), np.full(1, 3, np.float32))
+    )
+    assert all(rows == {2} for _, rows in others)
+    for (found, _), times in zip(others, (1, 1.5, 1, 1.5), strict=True):
+        np.testing.assert_allclose(found, times * one[0], rtol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["numbers", "arrays"])
+def test_a_noise_prediction_may_be_a_partial(kind):
+    def used():
+        w = {"numbers": 0.3, "arrays": np.full(1, 0.3, np.float32)}[kind]
+        function = partial(lambda w, x, t: network({"w": jnp.eye(2), "scale": w}, x, t), w)
+        first, rows = traced(CALLS["encode"], of(function), X)
+        assert rows == {8}
+        again, rows = traced(CALLS["encode"], of(function), X)
+        assert rows == set()
+        np.testing.assert_array_equal(again, first)
+        return weakref.ref(function.func)
+
+    end = used()
+    gc.collect()
+    assert end() is None
 
 
 DATA = np.random.default_rng(2).normal(size=(64, 2)).astype(np.float32)
