@@ -69,7 +69,7 @@ from scoremle.numerics import (
     sum_data,
 )  # fmt: skip
 from scoremle.resumable import Arrays, resumable_map
-from scoremle.sampling.ends import end_of
+from scoremle.sampling.ends import check_sampler, end_of
 from scoremle.sampling.ode import ode_draw, ode_encode, ode_sample
 from scoremle.sampling.samples import Samples
 from scoremle.solvers.base import Solver
@@ -781,8 +781,9 @@ class ScoreModel:
                 same solution of the ODE, by the model's own solver and divergence. The default of
                 either is that of the method ``log_prob``.
 
-        Raises UserError for numbers of samples below 0, what is no sampler, samples that are not
-        finite, ``log_prob`` of a sampler other than the ODE's, and where it is traced.
+        Raises UserError for numbers of samples below 0, what is no sampler or none for this SDE,
+        samples that are not finite, ``log_prob`` of a sampler other than the ODE's, and where it
+        is traced.
 
         Example:
             >>> sde = scoremle.VP()
@@ -798,6 +799,8 @@ class ScoreModel:
         if sampler is not None:
             check_kind("sampler", sampler, Sampler, "scoremle.pc_sample")
             check_call(sampler, self.noise, self.sde, key, self.shape, eps=self.eps)
+            if not self.coder:  # by which each sample has a schedule of its own
+                check_sampler(sampler, self.sde)
         model, condition = self._apart(condition, n)
         rows, devices = rows_of(condition, n), devices or jax.devices()[:1]
         model = replicate(model, devices)

@@ -299,7 +299,10 @@ def unconstrained(keys: Keys, x: Data, t: Times) -> Data:
     return x
 
 
-@ends(lambda eps, method=PredictorCorrector(), **options: method.end(eps))
+@ends(
+    lambda eps, method=PredictorCorrector(), **options: method.end(eps),
+    lambda sde, method=PredictorCorrector(), **options: method.check(sde),
+)
 def pc_sample(
     noise: NoiseFn,
     sde: SDE,

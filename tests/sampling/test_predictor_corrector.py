@@ -24,6 +24,7 @@ from scoremle.core.keys import example_keys, split
 from scoremle.core.schedules import LinearBeta
 from scoremle.core.sde import SDE
 from scoremle.errors import UserError
+from scoremle.model import ScoreModel
 from scoremle.numerics import expand
 from scoremle.sampling.predictor_corrector import (
     PredictorCorrector,
@@ -376,3 +377,27 @@ def test_what_is_not_defined_is_refused(name, method, words):
     sde, key = SDES[name], jax.random.key(0)
     with pytest.raises(UserError, match=words):
         pc_sample(DATA.noise(sde), sde, key, (2, 2), eps=0.1, method=method)
+
+
+@pytest.mark.parametrize(
+    ("sde", "options"),
+    [
+        ("vp", {"predictor": reverse_diffusion}),
+        ("vp", {"corrector": langevin}),
+        ("subvp", {"predictor": ancestral_sampling}),
+        ("vp", {"predictor": ancestral_sampling, "probability_flow": True}),
+    ],
+)
+def test_a_model_refuses_what_the_sampler_does(sde, options):
+    """Where it samples, numbers of the SDE are data of the program."""
+    model = ScoreModel(lambda x, t: x, SDES[sde], 1e-2, (2,))
+    method, words = PredictorCorrector(steps=10, **options), set()
+    sampler = partial(pc_sample, method=method)
+    for draw in (
+        lambda: sampler(model.noise, model.sde, jax.random.key(0), (4, 2), eps=1e-2),
+        lambda: model.sample(4, jax.random.key(0), sampler=partial(sampler)),
+    ):
+        with pytest.raises(UserError) as found:
+            draw()
+        words.add(str(found.value))
+    assert len(words) == 1
