@@ -136,7 +136,7 @@ def images_of_arrays(
     names = [str(i) for i in range(len(chunks[0].images))]
     if len(chunks) > 1:
         words = ", ".join(f"{len(chunk.images)} of {chunk.split}" for chunk in chunks)
-        say(f"{path} holds several splits, which are scored one after the other: {words}")
+        say(f"{path} holds several splits, which are taken one after the other: {words}")
         names = [f"{chunk.split} {i}" for chunk in chunks for i in range(len(chunk.images))]
     for chunk in chunks:
         own, wanted = chunk.images.shape[1:], shape or chunks[0].images.shape[1:]
