@@ -233,10 +233,10 @@ CHANGING = {"Loop", "Page", "_Type"}
 # Those with arrays, of which each equals itself alone.
 BY_IDENTITY = {
     "Affine", "Anomalies", "BetweenEnds", "BinnedLogSNR", "Bounded", "BySteps",
-    "CodedPolynomial", "Coder", "Control", "Controlled", "Discrete", "DiscreteDecoder",
+    "CodedPolynomial", "Coder", "Control", "Controlled", "Discrete", "DiscreteDecoder", "ELBO",
     "FittedGaussian", "FixedProbe", "ImageSet", "ImportanceBound", "InformedDecoder",
     "Likelihood", "MonotoneLogSNR", "Polynomial", "Profile", "Reference", "Reweighted",
-    "Samples", "ScaleOfOthers", "Scores", "Tangent", "TimesOf", "_Translated",
+    "Samples", "ScaleOfOthers", "Scored", "Scores", "Tangent", "TimesOf", "_Translated",
 }  # fmt: skip
 # Those that say in words of their own what they are.
 WITH_WORDS = {

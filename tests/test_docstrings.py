@@ -232,7 +232,7 @@ def test_a_record_has_its_structure_and_says_what_is_short(record):
 @pytest.mark.parametrize(
     "record",
     [
-        scoremle.Scores, scoremle.Samples, Likelihood, ImportanceBound, Profile,
+        scoremle.Scores, scoremle.Samples, ELBO, Scored, Likelihood, ImportanceBound, Profile,
         weights.reweighting.Reweighted, anomaly.Anomalies, FittedGaussian, Control, Reference,
         scoremle.Affine, scoremle.Bounded, scoremle.Discrete, scoremle.BinnedLogSNR,
     ],

@@ -45,7 +45,7 @@ LAST_SHARE = 32
 MIN_LAST_DRAWS = 4
 
 
-@frozen_pytree
+@frozen_pytree(eq=False)
 class ELBO:
     """The ELBO of each example, a lower bound on log p(x) in nats, and the terms it is made of.
 
