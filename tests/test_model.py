@@ -403,10 +403,10 @@ def test_calibration_gives_another_model_and_changes_none():
     np.testing.assert_array_equal(model.score(IMAGES).bpd, before.bpd)
 
 
-def test_scores_by_a_pilot_state_their_solvers_error_whatever_was_scored_before():
+def test_scores_by_a_pilot_state_their_solvers_error_whatever_was_scored_before(unchecked):
     """Beside those at eight times the steps, with the same noise: of independent pixels each probe
     of signs gives the exact trace. The pilot's images are not those that are scored."""
-    model, choice = images().calibrated(IMAGES[:8])
+    model, choice = images().calibrated(IMAGES[:8], seed=np.int32(0))
     others = np.arange(8, 24)
     found = model.score(IMAGES[others], index=others)
     finer = replace(model, solver=Multistep(8 * choice.solver.steps))

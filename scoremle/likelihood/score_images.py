@@ -51,7 +51,7 @@ DIFFERENCES = 2**32 - 4
 PILOT = 2**32 - 5
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Scored:
     """Values of images by an estimator, and their mean.
 
@@ -170,7 +170,7 @@ def score_images(
         folder = parts and parts / f"{words}, {'halved' if halved else 'alone'}"
         found, _ = measure(
             OdeDifference(estimator, coarse, fine, halved), images[chosen], np.arange(size),
-            jax.tree.map(lambda row: row[chosen], rows), seed=seed ^ DIFFERENCES,
+            jax.tree.map(lambda row: row[chosen], rows), seed=int(seed) ^ DIFFERENCES,
             parts=folder, label=label and f"{label} {words}",
         )  # fmt: skip
         if not _finite(found).all():
@@ -233,7 +233,7 @@ def choose_for_images(
         found, _ = _measured(
             model, ByOde(divergence, Planned.of(steps, room, held=held)), few,
             np.arange(len(few)), rows, dequantizer=Uniform(), devices=devices, batch_size=None,
-            seed=seed ^ PILOT,
+            seed=int(seed) ^ PILOT,
         )  # fmt: skip
         return Solved(*(found[name][0] for name in Solved._fields))
 
