@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from scoremle.core.arguments import as_shape, check_count, check_number
+from scoremle.core.arguments import as_shape, check_count, check_kind, check_number
 from scoremle.core.keys import example_keys, fold_in, normal, split
 from scoremle.core.prediction import score_of
 from scoremle.core.pytree import known
@@ -189,7 +189,7 @@ class PredictorCorrector:
         probability_flow: the predictor solves the ODE in place of the SDE.
         denoise: the last step adds no noise.
 
-    Raises UserError for no steps, and an snr that is not above 0.
+    Raises UserError for no steps, an snr that is not above 0, and the name of a step.
 
     Example:
         >>> corrector = scoremle.sampling.predictor_corrector.ald
@@ -209,6 +209,9 @@ class PredictorCorrector:
         check_count("steps", self.steps)
         check_count("corrector_steps", self.corrector_steps)
         check_number("snr", self.snr, above=0)
+        for name in ("predictor", "corrector"):
+            such = f"a function of this module, or None for no {name}"
+            check_kind(name, getattr(self, name), Callable | None, such)
 
     @property
     def evaluations(self) -> int:
@@ -338,6 +341,7 @@ def pc_sample(
     """
     check_eps(sde, eps)
     n, *_ = shape = as_shape(shape, of_batch=True)
+    check_kind("method", method, PredictorCorrector, "scoremle.PredictorCorrector(100)")
     method.check(sde)
     corrections = 0 if method.corrector is None else method.corrector_steps
     key_prior, key_steps = split(example_keys(key, n))
