@@ -273,6 +273,16 @@ def test_integers_lie_where_the_network_was_trained_on_them(measurements, origin
         np.testing.assert_allclose(one.estimator.decoder.encode(np.arange(17)), points, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("fields", "origin"),
+    [({"data.uniform_dequantization": False}, Origin(grid=True)), ({}, Origin()),
+     ({"data.uniform_dequantization": False, "data.bin_middles": True}, Origin(middles=True))],
+)  # fmt: skip
+def test_the_origin_of_a_model_is_where_integers_lay_in_training(fields, origin):
+    experiment = build(published_config("digits", fields), levels=17)
+    assert experiment.model_of({}).origin == origin
+
+
 @pytest.mark.parametrize("ends", [(9.0, -7.0), (20.0, -6.0)])
 def test_a_chain_is_even_in_the_log_snr_that_was_learned(measurements, ends):
     tiny = {
