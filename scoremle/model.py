@@ -139,6 +139,11 @@ class Origin:
     middles: bool = static(default=False)
     grid: bool = static(default=False)
 
+    @property
+    def without_noise(self) -> bool:
+        """Whether it was trained on integers that had no noise."""
+        return self.middles or self.grid
+
 
 @frozen_pytree(repr=False)
 class ScoreModel:
@@ -254,9 +259,9 @@ class ScoreModel:
         if self.coder or not levels_are_hidden(self.sde, self.eps, pixels):
             return None
         if self.decoder_scale is not None:
-            return InformedDecoder(pixels.points, self.decoder_scale)
-        learned = learned_decoder(self.noise, self.sde, self.eps, pixels.points)
-        return learned or InformedDecoder.at(self.sde, self.eps, pixels.points)
+            return InformedDecoder(self.points, self.decoder_scale)
+        learned = learned_decoder(self.noise, self.sde, self.eps, self.points)
+        return learned or InformedDecoder.at(self.sde, self.eps, self.points)
 
     @property
     def default_estimator(self) -> Estimator:
@@ -282,17 +287,15 @@ class ScoreModel:
         return TruncatedNormal(self.sde, truncation_start(self.sde, self.eps, pixels), pixels)
 
     @property
-    def points(self) -> Float[np.ndarray, " levels"] | None:
-        """The reals of the integers that it was trained on without noise; None: on dequantized.
+    def points(self) -> Float[np.ndarray, " levels"]:
+        """The reals of the integers without noise: on the grid of its training, or bins' middles.
 
         Example:
-            >>> print(scoremle.load("digits").points)
-            None
+            >>> print(scoremle.load("digits").points[8])  # the middle of 17 levels on [-1, 1)
+            0.0
         """
         pixels = pixels_of(self)
-        if self.origin.grid:
-            return np.asarray(pixels.encode_grid(jnp.arange(pixels.levels)))
-        return pixels.points if self.origin.middles else None
+        return pixels.grid if self.origin.grid else pixels.points
 
     def chain(self, steps: int) -> BySteps:
         """Estimator by the bound of a chain of so many steps on the probability of integers.
@@ -307,8 +310,9 @@ class ScoreModel:
             >>> print(scoremle.load("digits").chain(100).title)
             variational bound of a chain of 100 steps, fixed small variance, informed decoder
         """
-        pixels, own = pixels_of(self), self.origin.chain
-        return chain_of(steps, self.sde, self.eps, pixels, own, points=self.points)
+        pixels, origin = pixels_of(self), self.origin
+        points = self.points if origin.without_noise else None
+        return chain_of(steps, self.sde, self.eps, pixels, origin.chain, points=points)
 
     def condition_on(self, condition: Condition) -> "ScoreModel":
         """The model under a condition, which its noise prediction takes as a third argument.

@@ -104,6 +104,11 @@ class Pixels:
         """The middles of the bins, which integers without noise are."""
         return self.low + (self.high - self.low) * (np.arange(self.levels) + 0.5) / self.levels
 
+    @property
+    def grid(self) -> Float[np.ndarray, " levels"]:
+        """The reals from ``low`` to ``high`` that published training has for the integers."""
+        return np.linspace(self.low, self.high, self.levels)
+
     def decode(self, y: Data) -> IntImages:
         """Reals to the integers of their bins; what lies outside goes to the end bins.
 

@@ -126,12 +126,14 @@ class Experiment:
         Args:
             params: of the network; of an imported model that itself.
         """
-        if self.imported:
-            return params
+        return params if self.imported else replace(self.model.model(params), origin=self.origin)
+
+    @property
+    def origin(self) -> Origin:
+        """The origin of a model of the config: how it sees integers."""
         data = self.objective.data
         grid = not (data.uniform_dequantization or data.bin_middles)
-        origin = Origin(middles=data.bin_middles, grid=grid)
-        return replace(self.model.model(params), origin=origin)
+        return Origin(middles=data.bin_middles, grid=grid)
 
     def identity(self) -> dict[str, Any]:
         """Facts that distinguish the model from others, but for its parameters."""

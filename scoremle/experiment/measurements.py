@@ -204,7 +204,6 @@ class Measurements:
     @property
     def _discrete(self) -> DiscreteDecoder:
         """The decoder at the points of training: on its grid, or in the middle of its noise."""
-        points = self.model.points
-        return DiscreteDecoder(pixels_of(self.model).points if points is None else points)
+        return DiscreteDecoder(self.model.points)
 
 

@@ -19,7 +19,6 @@ from scoremle.experiment.labels import ALL, check_label, measured_under, under
 from scoremle.experiment.measurement import Measurement
 from scoremle.likelihood.check import fewest
 from scoremle.likelihood.decoders import DiscreteDecoder, GaussianDecoder, InformedDecoder
-from scoremle.likelihood.image_model import pixels_of
 from scoremle.likelihood.images import ByElbo
 from scoremle.likelihood.informed import decoder_worth, scale_of_others
 from scoremle.likelihood.pilot import PILOT_IMAGES
@@ -91,7 +90,7 @@ def prepared(
     found = chain or model.default_estimator
     if estimator == "bound":
         middles = model.origin.middles
-        flat = DiscreteDecoder(pixels_of(model).points) if middles else GaussianDecoder()
+        flat = DiscreteDecoder(model.points) if middles else GaussianDecoder()
         found = ByElbo(decoder=model.decoder or flat)
     return Measurement(
         *measured_under(model, found, label), model.default_dequantizer, choice, label,

@@ -22,8 +22,8 @@ from scoremle.devices import memory as memory_here
 from scoremle.errors import UserError
 from scoremle.experiment.build import Experiment
 from scoremle.experiment.networks import Params
+from scoremle.likelihood.decoders import InformedDecoder
 from scoremle.likelihood.elbo import decoder_draws
-from scoremle.likelihood.steps import chain_of
 from scoremle.solvers.multistep import Multistep
 from scoremle.training.program import Program, largest_batch, make_program
 from scoremle.training.saving import bytes_of_copy
@@ -199,9 +199,8 @@ class Plan:
         """Seconds an image of what eval measures, and the evaluations of the network for it."""
         how = self.experiment
         if evaluations := how.evaluation.bound_steps:
-            points, spec = how.model_of(how.training.template.params).points, how.model
-            chain = chain_of(evaluations, spec.sde, spec.eps, spec.pixels, points=points)
-            evaluations += decoder_draws(chain.decoder, evaluations) if chain.decoder else 0
+            if not how.origin.without_noise:
+                evaluations += decoder_draws(InformedDecoder, evaluations)
             return evaluations * self.forward.seconds, evaluations
         if how.evaluation.bound:
             one = self.forward if how.by_elbo.matching == "denoising" else self.derivative

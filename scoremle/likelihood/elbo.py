@@ -121,7 +121,7 @@ def variance_of_mean(samples: Float[Array, "k b"], stratified: bool) -> PerExamp
     return noise + jnp.square((samples[-1] - samples[0]) / k) / 12
 
 
-def decoder_draws(decoder: Decoder, draws: int) -> int:
+def decoder_draws(decoder: Decoder | type[Decoder], draws: int) -> int:
     """Number of draws of the decoder beside ``draws`` of the diffusion term."""
     return max(MIN_LAST_DRAWS, draws // LAST_SHARE) if decoder.random else 0
 

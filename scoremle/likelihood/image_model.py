@@ -2,6 +2,9 @@
 
 from typing import Protocol, runtime_checkable
 
+import numpy as np
+from jaxtyping import Float
+
 from scoremle.core.pixels import Pixels
 from scoremle.core.sde import SDE
 from scoremle.errors import UserError
@@ -30,6 +33,9 @@ class ImageModel(HasPixels, Protocol):
 
     @property
     def eps(self) -> float: ...
+
+    @property
+    def points(self) -> Float[np.ndarray, " levels"]: ...
 
 
 def pixels_of(model: HasPixels) -> Pixels:

@@ -89,7 +89,7 @@ def decoder_worth(
     """
     (error, v), t = _predicted(model, images, key), jnp.full(len(images), model.eps)
     informed = -decoder.log_prob(error, model.sde, jnp.asarray(images), t, v)
-    points = jnp.asarray(pixels_of(model).points, float)
+    points = jnp.asarray(model.points, float)
     flat = decoding_cost(points, model.sde.log_snr(jnp.asarray(model.eps)))[images]
     bits = math.log(2)
     return float(jnp.mean(informed)) / (images[0].size * bits), float(jnp.mean(flat)) / bits
@@ -102,7 +102,7 @@ def _likeliest(
     pixels, t = pixels_of(model), jnp.full(len(images), model.eps)
     from scipy.optimize import minimize_scalar  # slow to import, and seldom needed
 
-    points, x = jnp.asarray(pixels.points, float), jnp.asarray(images)
+    points, x = jnp.asarray(model.points, float), jnp.asarray(images)
     width = pixels.high - pixels.low
     ends = math.log(SMALLEST * width / pixels.levels), math.log(width)
     found = minimize_scalar(
@@ -130,7 +130,7 @@ def _predicted(
         error, v = _at_the_end(under, model.sde, model.eps, points, images[place], keys)
         return {"error": np.asarray(error)} | ({} if v is None else {"v": np.asarray(v)})
 
-    points = jnp.asarray(pixels_of(model).points, float)
+    points = jnp.asarray(model.points, float)
     noise, condition = parted(model.noise)
     rows = rows_of(condition, len(images))
     found = resumable_map(work, len(images), size=BATCH_SIZE)

@@ -62,7 +62,7 @@ from scoremle.likelihood.elbo import (
     prior_divergence,
     variance_of_mean,
 )
-from scoremle.likelihood.image_model import ImageModel, pixels_of
+from scoremle.likelihood.image_model import ImageModel
 from scoremle.likelihood.images import ImageValues, of_bound
 from scoremle.likelihood.scales import LearnedScale
 from scoremle.numerics import dims_of, expand, predict_ranged, sum_data
@@ -393,12 +393,12 @@ class BySteps:
         return {"bpd": -found.log_prob / bits, **of_bound(found, bits)}
 
     def points_of(self, model: ImageModel) -> Float[Array | np.ndarray, " levels"]:
-        """The reals of the integers: those of the decoder, if it has any, or of the pixels.
+        """The reals of the integers: those of the decoder, if it has any, or of the model.
 
         Args:
             model: one of images.
         """
-        return getattr(self.decoder, "points", pixels_of(model).points)
+        return getattr(self.decoder, "points", model.points)
 
     def first(self, sde: SDE) -> float:
         """The time where the chain ends at the integers.
