@@ -40,7 +40,7 @@ def fraction(text: str) -> float:
 seed = at_least(0)
 
 
-def below(text: str) -> str:
+def folder_name(text: str) -> str:
     """The type of the name of a folder below another one."""
     if os.path.normpath(text) == os.curdir:
         raise argparse.ArgumentTypeError(f"{text!r} is no folder of its own in WORKDIR")

@@ -36,10 +36,10 @@ def arguments(parser: ConfigParser) -> None:
     if mode:
         parser.describe(MODES[mode].__doc__)
     folder = "folder in WORKDIR to write (eval)" if mode == "eval" else SUPPRESS
-    parser.add("--eval-folder", folder, metavar="NAME", default="eval", type=checks.below)
+    parser.add("--eval-folder", folder, metavar="NAME", default="eval", type=checks.folder_name)
     flow = f"folder in WORKDIR of the flow dequantizer ({FLOW_FOLDER})" * (mode != "train")
     parser.add("--deq-folder", flow or SUPPRESS, metavar="NAME", default=FLOW_FOLDER,
-               type=checks.below)  # fmt: skip
+               type=checks.folder_name)  # fmt: skip
     parser.add("--distributed", "run as one of several processes, numbered by the cluster, or by"
                " --coordinator=HOST:PORT --processes=N --process=I",
                action="store_true")  # fmt: skip

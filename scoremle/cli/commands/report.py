@@ -24,7 +24,7 @@ def arguments(parser: Parser) -> None:
         " first", metavar="WORKDIR", nargs="+", type=Path)  # fmt: skip
     add("-o --out", "the page to write (WORKDIR/report/index.html)", type=Path, metavar="FILE")
     add("--eval-folder", "folder in WORKDIR to read (eval)", metavar="NAME", default="eval",
-        type=checks.below)  # fmt: skip
+        type=checks.folder_name)  # fmt: skip
 
 
 def check(options: Any) -> None:
