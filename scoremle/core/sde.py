@@ -26,13 +26,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from scoremle.core import schedules
-from scoremle.core.arguments import (
-    as_shape,
-    check_choice,
-    check_kind,
-    check_number,
-    check_part,
-)
+from scoremle.core.arguments import as_shape, check_choice, check_kind, check_number, check_part
 from scoremle.core.kernels import KERNELS
 from scoremle.core.keys import example_keys, per_example
 from scoremle.core.pytree import describe, frozen_pytree, known, pytree
