@@ -45,7 +45,7 @@ Arrays = Mapping[str, np.ndarray]
 
 
 class Draws:
-    """What a step draws of its key: the times, the noise, and the keys of dropout.
+    """Draws of a step by its key: the times, the noise, and the keys of dropout.
 
     Args:
         objective: of the training.
@@ -165,7 +165,7 @@ def norm(arrays: Iterable[np.ndarray]) -> float:
 
 
 def apart(first: Arrays, ours: Arrays, theirs: Mapping[str, torch.Tensor]) -> tuple[float, float]:
-    """How far parameters were moved, and the distance of torch's from ours relative to that."""
+    """The distance that parameters moved, and that of torch's from ours relative to it."""
     moved = norm(ours[name] - first[name] for name in theirs)
     return moved, norm(ours[name] - a.detach().numpy() for name, a in theirs.items()) / moved
 

@@ -238,7 +238,7 @@ def test_a_record_has_its_structure_and_says_what_is_short(record):
     ],
 )  # fmt: skip
 def test_a_record_of_arrays_equals_itself_alone(record):
-    """Of others numpy would ask which of the numbers are equal."""
+    """Records of arrays have no single truth value, so each is equal to itself alone."""
     names = [f.name for f in dataclasses.fields(record)]
     one, other = (object.__new__(record) for _ in range(2))
     for each in (one, other):

@@ -12,7 +12,7 @@ from scoremle.cli.commands import COMMANDS, parser_of
 
 
 def arguments(parser):
-    """All arguments, also those of the commands of a command."""
+    """Yields all arguments, also those of the commands of a command."""
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
             for each in action.choices.values():

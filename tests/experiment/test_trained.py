@@ -24,7 +24,7 @@ def model(tiny):
 
 
 def compilations():
-    """How many programs of scores there are."""
+    """The number of programs of scores."""
     return sum(each._alone.jitted._cache_size() for each in _compiled_measure._programs.values())
 
 

@@ -389,7 +389,7 @@ def test_what_is_not_defined_is_refused(name, method, words):
     ],
 )
 def test_a_model_refuses_what_the_sampler_does(sde, options):
-    """Where it samples, numbers of the SDE are data of the program."""
+    """Numbers of the SDE are data of the program that samples."""
     model = ScoreModel(lambda x, t: x, SDES[sde], 1e-2, (2,))
     method, words = PredictorCorrector(steps=10, **options), set()
     sampler = partial(pc_sample, method=method)
