@@ -69,7 +69,7 @@ def model(options: Any) -> None:
     own, are refused for a model that was trained here: it has none.
     """
     place = place_of(options.model)
-    if not (place.exists() or ":" in options.model):
+    if not ((options.model and place.exists()) or ":" in options.model):
         raise no_model(options.model, NAMES)
     if (place / "config.json").is_file() and not (place / "published.json").exists():
         if getattr(options, "label", ""):

@@ -79,7 +79,7 @@ def load_to_score(place: str | Path, checkpoint: int | None = None) -> "ScoreMod
 
 def _loaded(place: str | Path, checkpoint: int | None) -> "ScoreModel | FlowModel":
     path = Path(place)
-    if not path.exists():
+    if not (place and path.exists()):  # an empty name is not the current folder
         if is_own(str(place)):
             return _own(str(place))
         if str(place).startswith(HUB):

@@ -68,3 +68,13 @@ def test_force_writes_over_nothing_that_is_read(words, out, files, capsys):
 def test_a_folder_of_results_is_not_the_working_directory(words, folder, capsys):
     assert cli.main([*words.split()[:-1], words.split()[-1] + folder]) == 2
     assert "of its own" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words", [("score", "", "pictures"), ("sample", ""), ("compress", "", "pictures", "-o", "x"),
+              ("anomaly", "fit", "", "pictures", "-o", "x")],
+)  # fmt: skip
+def test_no_model_is_the_current_folder(words, files, capsys):
+    (files / "config.json").write_text("{}")
+    assert cli.main([*words]) == 2
+    assert "no model of that name" in capsys.readouterr().err
