@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from scoremle.bounded import LARGEST_SIDE
 from scoremle.core.learned_schedules import BETWEEN_ENDS, LEARNED_SCHEDULES, POLYNOMIAL
 from scoremle.core.prediction import PREDICTIONS
 from scoremle.errors import UserError
@@ -52,7 +53,8 @@ RULES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
         "deq.blocks", "deq.couplings", "deq.heads",
     )),
     ("at least 4", lambda v: v >= 4, ("eval.nodes",)),  # fewer give no error of the solver
-    ("at most 65,536", lambda v: v <= 1 << 16, ("data.image_size", "data.num_channels")),
+    (f"at most {LARGEST_SIDE:,}", lambda v: v <= LARGEST_SIDE, ("data.image_size",)),
+    ("at most 65,536", lambda v: v <= 1 << 16, ("data.num_channels",)),
     ("0 or from 2 to 256", lambda v: v == 0 or 2 <= v <= 256, ("data.levels",)),
     ("at least 0", lambda v: v is None or v >= 0, (
         "eval.num_images", "eval.bound_steps", "optim.warmup", "optim.weight_decay",

@@ -120,7 +120,7 @@ RANGES |= {
     "optim.weight_decay": ((0.0, 1.0), (-1e-9,)), "optim.grad_clip": ((0.5, -1.0), (0.0,)),
     "model.sigma_min": ((1e-9, 49.0), (0.0, 50.0, 51.0)),
     "eval.nodes": ((4, 5), (3,)), "data.levels": ((0, 2, 256), (1, 257, -1)),
-    "data.image_size": ((1, 65_536), (0, 65_537)), "data.num_channels": ((1, 65_536), (0, 65_537)),
+    "data.image_size": ((1, 4096), (0, 4097)), "data.num_channels": ((1, 65_536), (0, 65_537)),
     "seed": ((0, 2**32 - 2), (-1, 2**32 - 1)), "training.accumulate": ((1, 2), (0, 3)),
     "model.latent_k": ((1, 50), (0, 51)), "model.latent_size": ((15,), (14, 0)),
     # One value alone, as published.
