@@ -49,9 +49,12 @@ def run_in_child(process: int | None) -> Iterator[Callable[[], None]]:
     ours, theirs = socket.socketpair()
     sys.stdout.flush()
     sys.stderr.flush()
+    # One that comes before this process answers it is answered then.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ANSWERED)
     if child := os.fork():
         theirs.close()
         raise SystemExit(_wait(child, ours, "" if process is None else f"process {process}: "))
+    signal.pthread_sigmask(signal.SIG_SETMASK, before)
     ours.close()
     os.setsid()  # Ctrl-C is for the parent
     threading.Thread(target=_end_with_parent, args=(theirs,), daemon=True).start()
@@ -102,6 +105,7 @@ def _wait(child: int, ours: socket.socket, whose: str) -> int:
 
     for number in ANSWERED:
         signal.signal(number, hand_on)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, ANSWERED)
     # A signal that comes just before a call that blocks is answered after it: so none blocks long.
     while not (ended := os.waitpid(child, os.WNOHANG))[0]:
         time.sleep(PAUSE)

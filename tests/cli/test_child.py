@@ -13,6 +13,8 @@ SCRIPT = """
 import os, signal, sys, time
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup has it ignored
 from scoremle.cli.child import run_in_child
+fork = os.fork
+os.fork = lambda: (child := fork()) and (time.sleep({}), child)[1]  # the parent is late
 with run_in_child(3) as has_met:
     {}
 print("done")
@@ -20,8 +22,8 @@ print("done")
 WAITS = "print(os.getpid(), flush=True); time.sleep(60)"
 
 
-def start(block):
-    command = [sys.executable, "-c", SCRIPT.format(block)]
+def start(block, late=0.0):
+    command = [sys.executable, "-c", SCRIPT.format(late, block)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     return subprocess.Popen(command, cwd=ROOT, text=True, **pipes)
 
@@ -47,8 +49,9 @@ def test_what_ends_well_says_nothing():
     assert process.communicate() == ("done\n", "") and process.returncode == 0
 
 
-def test_sigterm_is_handed_on():
-    process = start(f"signal.signal(signal.SIGTERM, lambda *_: os._exit(143)); {WAITS}")
+@pytest.mark.parametrize("late", [0.0, 0.5])
+def test_sigterm_is_handed_on(late):
+    process = start(f"signal.signal(signal.SIGTERM, lambda *_: os._exit(143)); {WAITS}", late)
     assert int(process.stdout.readline()) != process.pid
     process.terminate()
     said, errors = process.communicate()
