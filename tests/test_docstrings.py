@@ -81,14 +81,14 @@ def test_each_argument_has_its_line(name):
 
 
 # What an argument is that nobody names; a change of one changes everybody's numbers.
-MULTISTEP = "Multistep(steps=32)"
+MULTISTEP = "Multistep(steps=40)"
 HUTCHINSON = "Hutchinson(probes=1, distribution='rademacher')"
 GAUSSIAN = "GaussianDecoder()"
 DEFAULTS = {
     scoremle.Hutchinson: {"probes": 1, "distribution": "rademacher"},
     scoremle.Orthogonal: {"probes": 2},
     scoremle.Exact: {"block": 64},
-    scoremle.Multistep: {"steps": 32, "calibration": 1.0, "typical": 0.0},
+    scoremle.Multistep: {"steps": 40, "calibration": 1.0, "typical": 0.0},
     scoremle.Doubling: {"tolerance": 1e-3, "fewest": 16, "most": 1024},
     PublishedRK45: {"rtol": 1e-5, "atol": 1e-5},
     scoremle.Pixels: {"levels": 256, "low": -1.0, "high": 1.0},

@@ -523,7 +523,7 @@ def test_what_it_is_in_a_line():
     table = images()._repr_html_()
     assert "<caption>ScoreModel</caption>" in table and "<td>grey levels</td>" in table
     assert "<td>SDE</td><td>VP(beta_min=0.1, beta_max=20.0)</td>" in table
-    assert "<td>solver</td><td>Multistep(steps=32)</td>" in table
+    assert "<td>solver</td><td>Multistep(steps=40)</td>" in table
 
 
 # What is passed on

@@ -125,17 +125,17 @@ def test_the_stated_error_of_many_steps_is_no_less_than_rounding(name, data):
 
 def test_rounding_is_no_reason_for_more_steps():
     """Normal data in many dimensions, whose log p is rounded to more than 0.01 nats."""
-    sde, x = VP(), jax.random.normal(KEY, (1, 1200))
+    sde, x = VP(), jax.random.normal(KEY, (1, 2000))
     with pytest.warns(UserWarning, match="rounded"):
         result = ode_log_likelihood(
             lambda x, t: sde.sigma(t)[:, None] * x, sde, x, KEY, eps=1e-3, divergence=Exact()
         )
-    # 32 steps are few for such a sum, and 64 leave rounding alone.
-    assert result.solver_error[0] > 0.01 and result.evaluations[0] == 33 + 65
+    # 40 steps are few for such a sum, and 80 leave rounding alone.
+    assert result.solver_error[0] > 0.01 and result.evaluations[0] == 41 + 81
 
 
 # Rows of N(mean, std^2 I), of which the last needs more steps than the default takes at first.
-ROWS = jnp.asarray([[0.0, 0.0, 1.0], [1.0, 1.0, 1.0], [-30.0, 20.0, 0.05]])
+ROWS = jnp.asarray([[0.0, 0.0, 1.0], [1.0, 1.0, 1.0], [-60.0, 40.0, 0.05]])
 
 
 def of_rows(x, t, rows):
@@ -156,7 +156,7 @@ def test_rows_that_are_solved_again_keep_what_the_noise_has_of_each(bound, copie
         ode_log_likelihood(noise, SDES["vp"], x, keys, eps=1e-3, condition=condition)
         for noise, condition in [(bound(rows), None), (of_rows, rows)]
     )
-    assert (found.evaluations > 33).sum() == copies
+    assert (found.evaluations > 41).sum() == copies
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4), found, expected)
 
 
@@ -174,7 +174,7 @@ def test_rows_that_are_solved_again_keep_their_probes():
         )
         for solver in (None, Multistep(256))
     )
-    assert (found.evaluations > 33).tolist() == [False, True, True]
+    assert (found.evaluations > 41).tolist() == [False, True, True]
     np.testing.assert_allclose(found.log_prob, expected.log_prob, atol=0.02)
 
 
