@@ -68,9 +68,10 @@ def refined(
     if not known(found):  # the noise prediction closes over what is traced
         return end, found
     found = replace(found, solver_error=stated(solver, found.solver_error), refined=True)
-    steps, unit = 2 * solver.steps, float(jnp.finfo(start.dtype).eps)
+    steps, unit = solver.steps, float(jnp.finfo(start.dtype).eps)
     least = max(tolerance, ROUNDING * unit * dims_of(start))
-    while steps <= MOST:
+    while steps < MOST:
+        steps = min(2 * steps, MOST)
         large = too_large(found.solver_error, found.probe_stderr, least)
         if not (few := np.flatnonzero(large)).size:
             break
@@ -82,7 +83,6 @@ def refined(
             place, kept = np.arange(len(start)), few
         again = solved(_taken(given, place), *model, planned)
         end, found = _with_rows((end, found), place, again, kept, solver)
-        steps *= 2
     return end, found
 
 
