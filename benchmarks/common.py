@@ -45,6 +45,17 @@ NETWORKS = {
     "fashion14_subvp": (*FASHION, SUB_VP),
     "fashion14_vp_log_snr": (*FASHION, LOG_SNR),
 }
+# Hours of training. The photographs are uint8 arrays train and test [n 32 32 3] in photos.npz.
+LARGE = {
+    "fashion_mnist": ("--config=configs/fashion_mnist.py",),
+    "photos": (
+        "--config=configs/fashion_mnist.py", "--config.data.dataset=images",
+        "--config.data.path=photos.npz", "--config.data.image_size=32",
+        "--config.data.num_channels=3", "--config.data.random_flip",
+        "--config.model.attn_resolutions=(8,)", "--config.optim.lr=2e-3",
+        "--config.training.n_iters=9000", "--config.training.snapshot_freq=3000",
+    ),
+}  # fmt: skip
 
 
 SDE = scoremle.VP()

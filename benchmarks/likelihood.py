@@ -11,6 +11,7 @@ line of JSON for each network.
 
     python benchmarks/likelihood.py --quick
     python benchmarks/likelihood.py --networks digits_vp digits_vp_log_snr
+    python benchmarks/likelihood.py --networks fashion_mnist photos --images=6   # hours
 
 "Total error" is what solver and probes leave of one image, root mean square. Cost ratios compare
 the published algorithm with the cheapest of ours that is at least as good.
@@ -24,7 +25,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from common import KEY, NETWORKS, TRAINED, answer, least, parser_of, reals, timed, train
+from common import KEY, LARGE, NETWORKS, TRAINED, answer, least, parser_of, reals, timed, train
 
 from scoremle.core.divergence import FixedProbe, Hutchinson
 from scoremle.experiment.build import build
@@ -36,7 +37,7 @@ from scoremle.likelihood.published_rk45 import PublishedRK45, published_rates
 from scoremle.solvers.doubling import Doubling
 from scoremle.solvers.multistep import Planned, stated
 
-QUICK = "digits_vp"
+QUICK, ALL = "digits_vp", NETWORKS | LARGE
 
 NODES = (6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 144, 160, 192, 224, 256, 384)
 TOLERANCES = (1e-3, 1e-4, 1e-5)
@@ -296,13 +297,13 @@ def draw(path: Path, curves: dict[str, list[Row]]) -> None:
 def main() -> None:
     parser = parser_of(__doc__)
     parser.add_argument("--workdir", type=Path, default=TRAINED)
-    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
+    parser.add_argument("--networks", nargs="+", choices=ALL, default=list(NETWORKS))
     parser.add_argument("--images", type=int, default=16)
     parser.add_argument("--quick", action="store_true", help=f"{QUICK} alone, with 8 images")
     options = parser.parse_args()
     names, images = ([QUICK], 8) if options.quick else (options.networks, options.images)
     for name in names:
-        train(NETWORKS[name], options.workdir / name)
+        train(ALL[name], options.workdir / name)
     records = {}
     for name in names:
         print(f"\n{name}")
@@ -310,7 +311,7 @@ def main() -> None:
         answer(HEADER, list(map(in_words, rows)))
         write_json(options.workdir / name / MEASURED, {"rows": rows, **records[name]})
     picture = options.workdir / "likelihood.png"
-    files = {name: options.workdir / name / MEASURED for name in NETWORKS}
+    files = {name: options.workdir / name / MEASURED for name in ALL}
     draw(picture, {name: read_json(file)["rows"] for name, file in files.items() if file.exists()})
     print(f"picture: {picture}")
     for name, record in records.items():
