@@ -4,6 +4,7 @@
     python benchmarks/coverage.py default --networks digits
     python benchmarks/coverage.py default                  # and four networks, which it trains
     python benchmarks/coverage.py default --networks digits_vp --seed=1          # trained anew
+    python benchmarks/coverage.py default --networks fashion_mnist photos --images=16    # hours
     python benchmarks/coverage.py passes
 
 ``means`` takes densities that are known: a Gaussian whose noise prediction oscillates in time, in
@@ -42,7 +43,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from common import NETWORKS, TRAINED, answer, parser_of, reals, train
+from common import LARGE, NETWORKS, TRAINED, answer, parser_of, reals, train
 
 import scoremle
 from scoremle.core.divergence import (
@@ -190,7 +191,7 @@ def network(
     else:
         other = () if seed is None else (f"--config.seed={seed}",)
         folder = workdir / (name if seed is None else f"{name}_{seed}")
-        model = scoremle.load(train((*NETWORKS[name], *other), folder))
+        model = scoremle.load(train((*(NETWORKS | LARGE)[name], *other), folder))
         test = build(Workdir(folder).config()).data.test
     return of_model(model, test), reals(model.pixels, test[:images])
 
@@ -391,7 +392,7 @@ def main() -> None:
     of.add_argument("--subjects", nargs="+", default=list(SUBJECTS), choices=SUBJECTS)
     of = part(default)
     of.add_argument("--workdir", type=Path, default=TRAINED)
-    of.add_argument("--networks", nargs="+", choices=ROUGH, default=ROUGH)
+    of.add_argument("--networks", nargs="+", choices=(*ROUGH, *LARGE), default=ROUGH)
     of.add_argument("--images", type=int, default=96)
     of.add_argument("--seed", type=int, help="of the trainings; else that of their configs")
     of = part(passes)

@@ -54,7 +54,7 @@ MILNE = (BLEND * 3 / 8 - (1 - BLEND) / 24) / ((1 - BLEND) * (3 / 8 + 1 / 24))
 # (benchmarks/README.md).
 COVERING_FACTOR = 2.0
 # By so many steps, and those about it, the stated error covers the true one of 90 % of images or
-# more, to a per cent, on five networks; by 32 of 79 % of one (benchmarks/README.md).
+# more, to a per cent, on seven networks; by 32 of 79 % on one (benchmarks/README.md).
 DEFAULT_STEPS = 40
 # A difference of quadratures counts as an error from so many standard deviations of its noise.
 NOISE = 2.0
