@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from scoremle.errors import UserError, as_flag, no_chain, no_labels, no_model
+from scoremle.experiment.folders import WRITTEN
 from scoremle.experiment.shipped import NAMES, place_of
 from scoremle.terminal import is_stream
 
@@ -41,8 +42,9 @@ seed = at_least(0)
 
 
 def folder_name(text: str) -> str:
-    """The type of the name of a folder below another one."""
-    if os.path.normpath(text) == os.curdir:
+    """The type of the name of a folder below WORKDIR, to which no training writes."""
+    path = Path(os.path.normpath(text))
+    if path.is_absolute() or not path.parts or path.parts[0] in (os.pardir, *WRITTEN):
         raise argparse.ArgumentTypeError(f"{text!r} is no folder of its own in WORKDIR")
     return text
 

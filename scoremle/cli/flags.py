@@ -27,8 +27,8 @@ from scoremle.experiment.config import (
     recorded_config,
 )
 from scoremle.experiment.configs import NAMED_CONFIGS
+from scoremle.experiment.folders import FLOW_FOLDER
 
-FLOW_FOLDER = "flowpp_dequantizer"
 # One line of experiment/defaults.py: config.<field> = <value>  # <meaning>
 FIELD_LINE = re.compile(r"^    config\.([\w.]+) = .*?  # (.*)$", re.MULTILINE)
 MEANINGS = dict(FIELD_LINE.findall(Path(defaults.__file__).read_text(encoding="utf-8")))

@@ -19,10 +19,11 @@ from scoremle.errors import UserError, by
 from scoremle.evaluation import pictures, tables
 from scoremle.experiment.build import Experiment, logged_by
 from scoremle.experiment.config import as_fields
+from scoremle.experiment.folders import LOG_FILE, SAMPLES_FOLDER
 from scoremle.experiment.networks import Params
 from scoremle.experiment.record import CONFIG, record_of
 from scoremle.experiment.training import Training
-from scoremle.experiment.workdir import LOG_FILE, SAMPLES_FOLDER, Workdir
+from scoremle.experiment.workdir import Workdir
 from scoremle.files import is_writer, read_sealed, write_sealed
 from scoremle.records import check_record
 from scoremle.terminal import say

@@ -33,6 +33,7 @@ from ml_collections import ConfigDict
 from scoremle.errors import UserError, in_short
 from scoremle.experiment import record
 from scoremle.experiment.config import CONFIG_RECORD, REMEDY, flat, recorded_config
+from scoremle.experiment.folders import PREEMPTION, SNAPSHOTS, WRITTEN
 from scoremle.experiment.imported import Imported, ImportedCheckpoints
 from scoremle.experiment.lock import locked
 from scoremle.experiment.record import DataFacts, Recorded, data_facts, of_the_network
@@ -45,15 +46,11 @@ from scoremle.terminal import say
 from scoremle.training.checkpoints import Checkpoints, Restored
 from scoremle.training.step import TrainState
 
-__all__ = ["LOG_FILE", "SAMPLES_FOLDER", "Workdir"]
+__all__ = ["Workdir"]
 
 logger = logging.getLogger(__name__)
 
 PREEMPTION_KEEP = 2
-SNAPSHOTS, PREEMPTION = "checkpoints", "checkpoints-meta"
-SAMPLES_FOLDER, LOG_FILE = "samples", "metrics.jsonl"
-# What a training writes, beside its records: folders of its own, and of libraries.
-WRITTEN = (SNAPSHOTS, PREEMPTION, SAMPLES_FOLDER, LOG_FILE, "tensorboard", "wandb")
 DIFFERENCES_SHOWN = 4
 # Seconds between two checks whether there is a new checkpoint.
 WAIT_SECONDS = 10.0

@@ -17,9 +17,10 @@ from scoremle.errors import UserError, in_a_line
 from scoremle.evaluation.result import Result
 from scoremle.evaluation.statistics import Difference, paired_difference
 from scoremle.experiment import build, config
+from scoremle.experiment.folders import LOG_FILE, SAMPLES_FOLDER
 from scoremle.experiment.results import RESULTS, measured, read_results
 from scoremle.experiment.rules import check_config
-from scoremle.experiment.workdir import LOG_FILE, SAMPLES_FOLDER, Workdir
+from scoremle.experiment.workdir import Workdir
 from scoremle.files import read_json
 from scoremle.records import check_record
 from scoremle.resumable import content_hash

@@ -62,10 +62,13 @@ def test_force_writes_over_nothing_that_is_read(words, out, files, capsys):
     assert (files / out).read_bytes() == before
 
 
-@pytest.mark.parametrize("folder", ["", ".", "x/.."])
+@pytest.mark.parametrize(
+    "folder",
+    ["", ".", "x/..", "..", "../w", "/w", "//w", "checkpoints", "checkpoints-meta/x", "samples"],
+)
 @pytest.mark.parametrize("words", ["eval w --eval-folder=", "train-deq w --deq-folder=",
                                    "eval w --deq-folder=", "report w --eval-folder="])  # fmt: skip
-def test_a_folder_of_results_is_not_the_working_directory(words, folder, capsys):
+def test_a_folder_of_results_is_one_of_its_own_in_the_working_directory(words, folder, capsys):
     assert cli.main([*words.split()[:-1], words.split()[-1] + folder]) == 2
     assert "of its own" in capsys.readouterr().err
 

@@ -11,9 +11,10 @@ from typing import Any
 
 from scoremle.cli import checks
 from scoremle.cli.child import run_in_child
-from scoremle.cli.flags import FLOW_FOLDER, ConfigParser
+from scoremle.cli.flags import ConfigParser
 from scoremle.cli.signals import answered, going_on
 from scoremle.errors import UserError, as_flag, named_as
+from scoremle.experiment.folders import FLOW_FOLDER
 from scoremle.terminal import passing
 
 PARSER = ConfigParser

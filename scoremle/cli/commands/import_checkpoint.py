@@ -24,11 +24,11 @@ import scoremle
 from scoremle.cli import checks
 from scoremle.cli.commands.data import name_of
 from scoremle.cli.commands.sample import SMALLEST_TIME
-from scoremle.cli.flags import FLOW_FOLDER
 from scoremle.cli.parser import Parser
 from scoremle.errors import UserError
 from scoremle.experiment import defaults
 from scoremle.experiment.config import CONFIG_RECORD, flat, published_config
+from scoremle.experiment.folders import FLOW_FOLDER, SNAPSHOTS
 from scoremle.terminal import say
 
 if TYPE_CHECKING:
@@ -163,8 +163,8 @@ def _import_checkpoint(path: Path, name: str | None, place: "Workdir") -> None:
 
     score = to_save(place.snapshots, number, file, found, experiment.training.template)
     score[-1] = record_of(experiment, "training") | score[-1]
-    store, flows = PublishedCheckpoints(place.folder / FLOW_FOLDER / "checkpoints", keep=None), []
-    for count, flow in sorted(checkpoint_files(path / FLOW_FOLDER / "checkpoints").items()):
+    store, flows = PublishedCheckpoints(place.folder / FLOW_FOLDER / SNAPSHOTS, keep=None), []
+    for count, flow in sorted(checkpoint_files(path / FLOW_FOLDER / SNAPSHOTS).items()):
         of_flow, _ = _read(flow, "dequantizer")
         template = init_state(of_flow.params, experiment.training.optimizer)
         flows.append(to_save(store, count, flow, of_flow, template))
@@ -187,7 +187,7 @@ def _newest(path: Path) -> tuple[int, Path]:
     if path.is_file():
         number = path.name.removeprefix("checkpoint_").removesuffix(".pth")
         return int(number) if number.isdecimal() else 0, path
-    for folder in (path / "checkpoints", path):
+    for folder in (path / SNAPSHOTS, path):
         if there := scoremle.published.checkpoint_files(folder):
             return max(there.items())
     if (path / CONFIG_RECORD).exists():
