@@ -191,7 +191,7 @@ def test_five_weights_beyond_the_cutoff_have_a_shape(n, known):
      (4, 0.69, -np.inf), (4, 0.7, np.inf), (1, 5.0, np.inf)],
 )  # fmt: skip
 def test_a_tail_that_ends_at_once_is_no_heavy_one(larger, by, k):
-    """All weights are equal but for a few that are a little larger."""
+    """Takes weights that are equal, but for a few that are a little larger."""
     log_weights = np.where(np.arange(1000) < larger, by, 0)
     assert pareto_k(log_weights) == pytest.approx(k, abs=0.05)
 
