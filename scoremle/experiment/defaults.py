@@ -115,7 +115,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.eval.divergence = "rademacher"  # rademacher, gaussian or orthogonal probes, or exact
     config.eval.probes = 1  # probes per image; multistep draws new ones at each step
     config.eval.solver = "auto"  # auto (steps by a pilot), multistep, doubling or rk45_reference
-    config.eval.nodes = 32  # steps of the multistep solver
+    config.eval.nodes = 32  # steps of solver=multistep
     # Of auto, what the solver adds to the mean's standard error; of doubling, an image's error.
     config.eval.tolerance = placeholder(float)  # allowed error, bits/dim; unset: by eval.solver
 

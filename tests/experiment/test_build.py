@@ -254,10 +254,10 @@ def test_estimators_and_solvers():
         return digits(*fields)
 
     default = estimators("eval.nodes=9", "eval.probes=3")
-    assert default.by_ode == ByOde(Hutchinson(3), Multistep(9))
+    assert default.by_ode == ByOde(Hutchinson(3), Multistep())
     assert default.pilot
-    fixed = estimators("eval.solver=multistep")
-    assert fixed.by_ode.solver == Multistep(32) and not fixed.pilot
+    fixed = estimators("eval.solver=multistep", "eval.nodes=9")
+    assert fixed.by_ode.solver == Multistep(9) and not fixed.pilot
     assert estimators("eval.divergence=orthogonal").by_ode.divergence == Orthogonal(2)
     published = estimators("eval.solver=rk45_reference", "eval.probes=1")
     assert published.by_ode.solver == PublishedRK45(1e-5, 1e-5)
@@ -460,7 +460,7 @@ REACHES = {
     **{f"deq.{name}": (16, f"flow.network.{name}")
        for name in ("filters", "components", "blocks", "couplings", "heads")},
     "deq.variant": ("imagenet32", "flow.network.variant"),
-    "eval.nodes": (9, "by_ode.solver.steps"), "eval.probes": (3, "by_ode.divergence.probes"),
+    "eval.probes": (3, "by_ode.divergence.probes"),
     "eval.importance_samples": (4, "by_ode.samples"),
     "eval.bound_draws": (5, "by_elbo.draws"), "eval.num_repeats": (6, "evaluation.num_repeats"),
     "sampling.smallest_time": (0.01, "sampler.eps"), "sampling.steps": (33, "sampler.evaluations"),
@@ -491,6 +491,7 @@ REACHES_OF_OTHERS = {
     "model.fourier_features": (OF_VDM, False, "model.network.fourier_features"),
     "model.remat": (OF_VDM, True, "model.network.remat"),
     "sampling.steps": (("digits", "sampling.method=euler"), 12, "sampler.evaluations"),
+    "eval.nodes": (("digits", "eval.solver=multistep"), 9, "by_ode.solver.steps"),
 }  # fmt: skip
 
 
