@@ -365,14 +365,26 @@ def write_sealed(path: str | Path, content: Mapping[str, Any]) -> None:
     write_json(path, {**as_read, SEAL: seal(as_read)})
 
 
+def unsealed(content: Mapping[str, Any], *names: str) -> dict[str, Any] | None:
+    """The content without its seal, if it has one; None if it is not as it was sealed.
+
+    The seal is that of the rest, and of ``names`` before it. One whose own name was damaged is
+    found by its value.
+    """
+    for key in [SEAL] if SEAL in content else content:
+        rest = {other: value for other, value in content.items() if other != key}
+        if content[key] == seal([*names, rest] if names else rest):
+            return rest if key == SEAL else None
+    return None if SEAL in content else dict(content)
+
+
 def read_sealed(path: Path, remedy: str) -> dict[str, Any]:
     """The object in a JSON file, without its seal, if it has one.
 
     Raises UserError if there is none, or with the ``remedy`` if the seal is not that of the rest.
     """
-    content = read_json(path)
-    stated = content.pop(SEAL, None)
-    if stated not in (None, seal(content)):
+    content = unsealed(read_json(path))
+    if content is None:
         raise UserError(f"{path} is not as it was written: {remedy}")
     return content
 

@@ -9,7 +9,7 @@ from scoremle.errors import UserError
 from scoremle.evaluation.result import Result, check_facts
 from scoremle.experiment.consistency import Verdict
 from scoremle.experiment.lock import locked
-from scoremle.files import SEAL, inside, read_json, seal, write_json
+from scoremle.files import SEAL, inside, read_json, seal, unsealed, write_json
 from scoremle.records import Name, check_record
 
 __all__ = ["RESULTS", "are_sealed", "measured", "read_results"]
@@ -33,8 +33,7 @@ def read_results(path: Path) -> dict[str, Any]:
     check_record(results, dict[Name, Any], path)
     for name, result in results.items():
         for label, facts in _facts(name, result):
-            rest = {key: value for key, value in facts.items() if key != SEAL}
-            if facts.get(SEAL) not in (None, seal([label, rest])):
+            if unsealed(facts, label) is None:
                 raise UserError(
                     f"{path}: {name} is not as it was written: move the file away and evaluate"
                     " again; finished parts are kept"

@@ -124,6 +124,22 @@ def test_no_damage_changes_a_number_without_a_word(pristine, tmp_path, caplog):
     assert counts.total() >= 300 and min(counts.values()) > 20
 
 
+def test_no_flipped_bit_of_results_changes_one(pristine, tmp_path):
+    """Not in the name of the seal, either."""
+    place = "workdir/eval/results.json"
+    truth, content = READERS[place](pristine), (pristine / place).read_bytes()
+    file = tmp_path / place
+    file.parent.mkdir(parents=True)
+    for bit in range(8 * len(content)):
+        changed = bytearray(content)
+        changed[bit // 8] ^= 1 << bit % 8
+        file.write_bytes(changed)
+        try:
+            assert READERS[place](tmp_path) == truth, bit
+        except UserError as error:
+            assert one_line(error), bit
+
+
 def test_files_without_a_checksum_are_read_or_refused_in_a_line(pristine, tmp_path):
     counts = Counter()
     for place, name, what in damages(pristine, tmp_path / "copy", UNSEALED):
