@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.extend.core import jaxprs_in_params
+from helpers.products import HIGHEST, precisions
 
 import scoremle
 from scoremle.core.codes import sum_of_gamma
@@ -77,18 +77,8 @@ CASES = {
 }  # fmt: skip
 
 
-def products(jaxpr):
-    """The precision of each matrix product in a program, and in those within it."""
-    for equation in jaxpr.eqns:
-        if equation.primitive.name == "dot_general":
-            yield equation.params["precision"]
-        for inner in jaxprs_in_params(equation.params):
-            yield from products(inner)
-
-
 @pytest.mark.parametrize("name", CASES)
 def test_products_outside_of_networks_are_of_the_highest_precision(name):
     function, least = CASES[name]
-    found = list(products(jax.make_jaxpr(function)(X).jaxpr))
-    highest = jax.lax.Precision.HIGHEST
-    assert len(found) >= least and set(found) <= {(highest, highest)}
+    found = precisions(function, X)
+    assert len(found) >= least and set(found) <= {HIGHEST}

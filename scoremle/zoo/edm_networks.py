@@ -21,7 +21,7 @@ from jax.tree_util import Partial
 from scoremle.devices import placed
 from scoremle.errors import UserError
 from scoremle.nn import DDPMpp
-from scoremle.nn.applied import Applied
+from scoremle.nn.applied import Applied, matmul_precision
 from scoremle.published.pytorch import network_parameters
 from scoremle.training.checkpoints import Damaged
 from scoremle.zoo.adm import ADM, adm_params
@@ -239,7 +239,9 @@ class Labelled:
         check_labels(label, "rows" in params)
         rows = params.get("rows", ())
         shift = None if label is None else jnp.take(rows, class_rows(label, len(rows)), axis=0)
-        return self.network.apply({"params": params["network"]}, x, noise_label, shift=shift)
+        given = {"params": params["network"]}
+        with jax.default_matmul_precision(matmul_precision()):
+            return self.network.apply(given, x, noise_label, shift=shift)
 
 
 def song(fields: Mapping[str, Any], state: Arrays, ranged: bool) -> Partial:

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers.marks import some
+from helpers.products import HIGHEST, precisions
 from helpers.weights import drawn
 
 import scoremle
@@ -42,6 +43,7 @@ def test_the_denoiser_is_theirs(name, golden, tmp_path):
     labels = arrays.get("labels")
     noise = model.condition_on(labels).noise
     eps = jax.jit(lambda x, t: noise(x, t))(jnp.asarray(alpha * y), t)
+    assert set(precisions(noise, jnp.asarray(alpha * y), t)) == {HIGHEST}
     expected = (y - arrays["denoised"]) / sigma[:, None, None, None]
     error = np.abs(eps - expected).max(axis=(1, 2, 3)) / np.abs(expected).max(axis=(1, 2, 3))
     # Their own number has lost digits where little noise is: it is the data less its noise. And
