@@ -104,7 +104,7 @@ class Subject:
     def checks(self) -> list[Mapping[str, Any]]:
         """Verdicts on what must hold between the estimators of the main result's images."""
         main = self.main_result
-        name = f"checks_{main.split}_ckpt_{main.checkpoint}" if main else ""
+        name = f"checks{main.name.removeprefix(main.kind)}" if main else ""
         found = read_results(self.place.inside(self.eval_folder, RESULTS)).get(name)
         return found if isinstance(found, list) else []
 

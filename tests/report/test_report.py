@@ -21,7 +21,7 @@ from scoremle.evaluation.result import Result
 from scoremle.evaluation.statistics import Difference
 from scoremle.experiment.configs import NAMED_CONFIGS
 from scoremle.experiment.workdir import Workdir
-from scoremle.files import write_json, write_npz
+from scoremle.files import read_json, write_json, write_npz
 from scoremle.report import charts, sections
 from scoremle.report.page import Page
 from scoremle.report.sections import _again, _samples
@@ -591,3 +591,16 @@ def test_a_browser_shows_it(reported, tmp_path, width):
         assert (np.abs(shown.astype(int) - rgb).max(axis=2) < 8).sum() > 100
     margin = shown[:, -4:].reshape(-1, 3)
     assert (margin == margin[0]).all()
+
+
+def test_the_checks_are_those_of_the_images_of_the_main_result(tmp_path):
+    make(tmp_path)
+    path = tmp_path / "eval" / "results.json"
+    results = read_json(path)
+    for kind in ("exact", "checks"):
+        results[f"{kind}_test_of_12345678_ckpt_3"] = results[f"{kind}_test_ckpt_2"]
+    results["exact_test_of_12345678_ckpt_3"]["checkpoint"] = 3
+    results["checks_test_ckpt_3"] = results["checks_test_ckpt_1"]
+    write_json(path, results)
+    (check,) = Subject(Workdir(tmp_path), "eval").checks
+    assert check["words"] == "exact <= bound"
