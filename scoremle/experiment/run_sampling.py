@@ -179,8 +179,6 @@ class SamplingRun:
             "levels": data.levels,
             "sde": model.sde.describe(),
             "sampling": config["sampling"],
-            "nodes": config["eval"]["nodes"],
-            "num_scales": config["model"]["num_scales"],
             "precision": self.experiment.precision,
             "seed": self.experiment.seed,
             **of_round,

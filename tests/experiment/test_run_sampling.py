@@ -165,10 +165,11 @@ def test_a_killed_run_goes_on_where_it_was(tiny, judged, finished, monkeypatch):
 
 
 def test_samples_do_not_depend_on_the_size_of_a_round(tiny, judged, monkeypatch, capfd):
-    """Which is halved where memory does not suffice."""
+    """Which is halved where memory does not suffice; nor on the steps of another sampler."""
     free = chain([0], repeat(2**40))
     monkeypatch.setattr(devices, "memory", lambda: devices.Memory(2**40, next(free)))
-    flags = ("--eval_folder=rounds_of_9", "--config.eval.batch_size=18")
+    flags = ("--eval_folder=rounds_of_9", "--config.eval.batch_size=18",
+             "--config.model.num_scales=77")  # fmt: skip
     assert run(tiny.workdir, *flags) == 0
     assert "18 samples" in capfd.readouterr().err
     parts = tiny.workdir / "rounds_of_9/parts"
