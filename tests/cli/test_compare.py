@@ -63,6 +63,13 @@ def test_the_difference_is_that_of_each_image(both, capsys):
                         f"{error:.4f}", "50"]  # fmt: skip
 
 
+def test_the_newest_checkpoint_alone_is_compared(both, capsys):
+    for place, number in (("a", 1), ("b", 9)):
+        evaluated(both / place / "eval", A, kind="bound", checkpoint=number)
+    _, out, _ = compare(capsys, both / "a", both / "b", "--json")
+    assert [*json.loads(out)] == ["exact_test"]
+
+
 def test_single_files(both, capsys, tmp_path):
     files = both / "a/eval/exact_test_ckpt_1.npz", both / "b/eval/exact_test_ckpt_2.npz"
     code, out, _ = compare(capsys, *files, "--json")
