@@ -16,7 +16,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from scoremle.core.pytree import describe
 from scoremle.devices import Needs, bytes_of_each, needs
 from scoremle.devices import memory as memory_here
 from scoremle.errors import UserError
@@ -204,10 +203,11 @@ class Plan:
             return evaluations * self.forward.seconds, evaluations
         if how.evaluation.bound:
             one = self.forward if how.by_elbo.matching == "denoising" else self.derivative
-            return how.by_elbo.draws * one.seconds, how.by_elbo.draws
+            evaluations = how.by_elbo.draws + decoder_draws(how.by_elbo.decoder, how.by_elbo.draws)
+            return evaluations * one.seconds, evaluations
         if not isinstance(how.by_ode.solver, Multistep):
             return None, None  # it takes as many as an image needs
-        evaluations = (int(describe(how.by_ode.solver)["nodes"]) + 1) * how.by_ode.samples
+        evaluations = (how.by_ode.solver.steps + 1) * how.by_ode.samples
         return evaluations * self.derivative.seconds, evaluations
 
     # Time

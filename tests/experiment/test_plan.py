@@ -221,7 +221,7 @@ def test_a_plan_of_a_tiny_network():
     assert images.shape == (50, 8, 8, 1) and {*np.unique(images)} == {*range(17)}
     bound = Plan(tiny("--config.eval.bound"), memory=2**30)
     vars(bound).update(step=pace(1.0), forward=pace(1.0))
-    assert bound._likelihood() == (4.0, 4)
+    assert bound._likelihood() == (4.0 + MIN_LAST_DRAWS, 4 + MIN_LAST_DRAWS)
     chain = Plan(tiny("--config.eval.bound_steps=6"), memory=2**30)
     vars(chain).update(step=pace(1.0), forward=pace(1.0))
     steps = 6 + MIN_LAST_DRAWS  # and draws of its informed decoder
