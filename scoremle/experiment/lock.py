@@ -49,10 +49,9 @@ def locked(path: Path, doing: str, *, wait: float = 0.0) -> Iterator[None]:
     with writing(path):
         make_folder(path.parent)
         handle = _acquire(path, time.monotonic() + wait)
-    ended = threading.Event()
+    ended, since = threading.Event(), time.strftime("%Y-%m-%d %H:%M:%S %Z")
+    owner = {"doing": doing, "machine": machine(), "process": os.getpid(), "since": since}
     try:
-        since = time.strftime("%Y-%m-%d %H:%M:%S %Z")
-        owner = {"doing": doing, "machine": machine(), "process": os.getpid(), "since": since}
         with writing(path):
             os.truncate(handle, 0)
             os.pwrite(handle, json.dumps(owner).encode(), 0)
@@ -61,8 +60,10 @@ def locked(path: Path, doing: str, *, wait: float = 0.0) -> Iterator[None]:
     finally:
         ended.set()
         try:
-            with writing(path):
-                path.unlink(missing_ok=True)
+            # After a long pause another may have taken this process for dead, and have the file.
+            if _is_at(path, handle) and _owner(handle) in ({}, owner):
+                with writing(path):
+                    path.unlink(missing_ok=True)
         finally:
             os.close(handle)
 

@@ -80,6 +80,12 @@ def test_the_file_is_there_for_as_long_as_its_owner_works(path):
     assert not path.exists()
 
 
+def test_the_file_is_left_to_another_that_took_it_over(path):
+    with locked(path, "training there"):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"machine": "another-1"}))
+    assert path.exists()
+
+
 def test_the_second_is_refused_in_a_line_that_says_who_is_there(path, owner):
     line = (
         rf"\S*run is in use: process {owner.pid} on {machine()} is training there since "
