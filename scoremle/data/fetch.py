@@ -139,7 +139,8 @@ def _append(url: str, file: IO[bytes], size: int, come: Callable[[int], None]) -
             if not answer.ok:
                 raise UserError(f"{url} can't be fetched: {answer.status_code} {answer.reason}")
             if answer.status_code != requests.codes.partial_content:
-                file.truncate(0)
+                file.seek(0)
+                file.truncate()
             for chunk in answer.raw.stream(CHUNK, decode_content=False):
                 file.write(chunk)
                 come(file.tell())
