@@ -79,9 +79,9 @@ def strips_of(profiles: Sequence[Profile]) -> list[Strip]:
     bits = np.concatenate([profile.bits for profile in profiles])
     where = np.concatenate([profile.where for profile in profiles]).mean(axis=-1, keepdims=True)
     low, median, high = np.quantile(bits, [0.25, 0.5, 0.75], axis=0)
-    unit = (high - low) / 2
+    unit, most = (high - low) / 2, np.quantile(where, 0.99) or 1.0
     bars = np.divide(bits - median, unit, out=np.zeros_like(bits), where=unit > 0) / LONGEST_BAR
-    grey = (np.clip(where / np.quantile(where, 0.99), 0, 1) * 255).astype(np.uint8)
+    grey = (np.clip(where / most, 0, 1) * 255).astype(np.uint8)
     pictures = [Picture(as_png(image, 256), "", "where the bits lie") for image in grey]
     return [
         Strip(np.clip(row, -1, 1).tolist(), _in_words(row), picture)

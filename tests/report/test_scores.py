@@ -83,6 +83,12 @@ def test_a_strip_has_bars_beside_the_median_and_where_the_bits_lie():
     assert 'y="0.000" width=".9" height="1.000"' in strips[3].html()
 
 
+def test_a_strip_of_images_that_hold_no_bits_anywhere_is_black():
+    profile = Mock(spec=Profile, bits=np.zeros((1, 2)), where=np.zeros((1, 2, 2, 3)))
+    (strip,) = strips_of([profile])
+    assert not np.asarray(Image.open(io.BytesIO(strip.picture.png))).any()
+
+
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser")
 FOUND = """
 const box = document.querySelector('input[type=search]');
