@@ -14,7 +14,7 @@ from jaxtyping import UInt8
 from scoremle.core.dequantize import Uniform
 from scoremle.data import ImageSet
 from scoremle.errors import UserError
-from scoremle.files import read_npz, write_npz
+from scoremle.files import SEAL, read_npz, write_npz
 from scoremle.likelihood.control_variate import Control, FittedGaussian, most_examples
 from scoremle.likelihood.control_variate_fit import fit_control
 from scoremle.likelihood.image_model import pixels_of
@@ -86,7 +86,8 @@ class ControlRun:
         own = {"matching": self.matching, "seed": self.seed, "params": tree_hash(self.model)}
         facts = {**self.describe(), **own, "model": identity}
         path = folder / f"control_{fingerprint(facts)}.npz"
-        if (found := read_npz(path)) is None:
+        found = read_npz(path)
+        if found is None or str(found.pop(SEAL, "")) != tree_hash(found):
             control = self.fit()
             fitted = {**vars(control.gaussian), **vars(control)}
             del fitted["gaussian"]
@@ -96,7 +97,7 @@ class ControlRun:
                     "the network's output is not finite on training images, to which the bound's"
                     " control variate is fitted"
                 )
-            write_npz(path, found)
+            write_npz(path, {**found, SEAL: np.asarray(tree_hash(found))})
         arrays = {name: jnp.asarray(array) for name, array in of_the_first(found).items()}
         gaussian = FittedGaussian(**{name: arrays.pop(name) for name in GAUSSIAN})
         return Control(gaussian, **arrays)
