@@ -179,7 +179,7 @@ class Pilot:
         finest: int | None = FINEST,
     ) -> None:
         if finest is not None:
-            check_count("finest", finest, least=STEPS[-1])
+            check_count("finest", finest, least=STEPS[-1] + 1)
         self.divergence, self.bits, self._finest = divergence, bits, finest or FINEST
         self._solved, self._scatter = cache(partial(solve, self._finest)), 0.0
         if divergence.random:
@@ -292,7 +292,7 @@ class Pilot:
         choice = self.fewest()
         if self.examples < FEWEST or images < 2:
             return choice
-        values = {steps: self.bpd(steps) for steps in (*STEPS, FINEST)}
+        values = {steps: self.bpd(steps) for steps in (*STEPS, self._finest)}
         if not all(np.isfinite(bpd).all() for bpd in values.values()):
             return choice
         noise = choice.probe_stderr / math.sqrt(images * passes)
@@ -301,7 +301,7 @@ class Pilot:
             tolerance=max(tolerance, NOISE_SHARE * noise),
         )  # fmt: skip
         choice = self.measure(levels.steps[0])
-        return replace(choice, levels=levels, tried=self._tried((*STEPS, FINEST)))
+        return replace(choice, levels=levels, tried=self._tried((*STEPS, self._finest)))
 
     def within(self, tolerance: float, dims: int) -> Choice:
         """The cheapest solver and trace for errors of so many nats together.

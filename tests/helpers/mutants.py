@@ -599,7 +599,7 @@ CHANGES: list[tuple[str, ...]] = [
      "raise UserError(f'the field {name} is missing')", "pass", "zoo/test_edm.py"),
     ("cli/commands/stats.py", "run", "shlex.join(flags)", "shlex.join(flags[:1])",
      "quality/test_features.py"),
-    ("likelihood/pilot.py", "Pilot.for_mean", "tried=self._tried((*STEPS, FINEST))",
+    ("likelihood/pilot.py", "Pilot.for_mean", "tried=self._tried((*STEPS, self._finest))",
      "tried=self._tried(STEPS)"),
     ("experiment/scorer.py", "Scorer.__call__", "**names, ", "", "experiment/test_scorer.py"),
     ("data/readers/decoding.py", "_recoloured", "(part == part[..., :1]).all()",
