@@ -65,6 +65,7 @@ from scoremle.numerics import (
     check_call,
     check_finite_values,
     expand,
+    power_of_two,
     predict,
     sum_data,
 )  # fmt: skip
@@ -534,7 +535,7 @@ class ScoreModel:
             check_finite_values(finite, numbers[place], "the profile of example")
             return to_numpy(found)
 
-        size = min(batch_size, 1 << (n - 1).bit_length())
+        size = min(batch_size, power_of_two(n))
         parts = resumable_map(work, n, size=size, label=label, unit="profile")
         found = {name: column[0] for name, column in parts.items()}
         low, high = map(float, log_snr_range(self.sde, self.eps))

@@ -21,6 +21,11 @@ def floating(t: ArrayLike) -> Times:
     return t if jnp.issubdtype(t.dtype, jnp.floating) else t.astype(float)
 
 
+def power_of_two(n: int) -> int:
+    """The least power of two that is not below ``n``, at least 1."""
+    return 1 << max(n - 1, 0).bit_length()
+
+
 def log1mexp(x: Float[Array, "*n"]) -> Float[Array, "*n"]:
     """log(1 - e^-x) for x > 0, without the loss of digits of 1 - e^-x near x = 0."""
     return jnp.log(-jnp.expm1(-x))

@@ -33,7 +33,14 @@ from scoremle.errors import UserError
 from scoremle.evaluation.baselines import png_bpd
 from scoremle.likelihood.profile import msma_levels, score_norms, square_and_trace
 from scoremle.model import BATCH_SIZE, ScoreModel
-from scoremle.numerics import check_finite_values, dims_of, expand, predict, sum_data
+from scoremle.numerics import (
+    check_finite_values,
+    dims_of,
+    expand,
+    power_of_two,
+    predict,
+    sum_data,
+)
 from scoremle.resumable import resumable_map
 from scoremle.types import Data, Keys
 
@@ -123,7 +130,7 @@ def _in_batches(work: Callable[[np.ndarray, Keys], Array], of: Examples) -> Feat
         return {"features": found}
 
     n = len(of.numbers)
-    size = min(BATCH_SIZE, 1 << (n - 1).bit_length())
+    size = min(BATCH_SIZE, power_of_two(n))
     return resumable_map(checked, n, size=size, label=of.label, unit="example")["features"][0]
 
 

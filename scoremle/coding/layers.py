@@ -18,7 +18,7 @@ from scoremle.errors import UserError
 from scoremle.likelihood.decoders import FAR, Decoder, DiscreteDecoder, InformedDecoder
 from scoremle.likelihood.image_model import ImageModel
 from scoremle.likelihood.steps import BySteps, ReverseChain
-from scoremle.numerics import as_pytree, expand
+from scoremle.numerics import as_pytree, expand, power_of_two
 from scoremle.types import Data
 from scoremle.xla import compiled
 
@@ -96,7 +96,7 @@ class LatentLayers:
         return np.exp(log_prob[: len(lowest)]).reshape(*lowest.shape, -1)
 
     def _images(self, i: int, cells: Cells) -> Float[np.ndarray, "lanes *d"]:
-        lanes = min(self.lanes, max(FEWEST, 1 << (len(cells) - 1).bit_length()))
+        lanes = min(self.lanes, max(FEWEST, power_of_two(len(cells))))
         images = np.zeros((lanes, cells.shape[1]), np.float32)
         images[: len(cells)] = cells * self.cell[i]
         return images.reshape(lanes, *self.shape)

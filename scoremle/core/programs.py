@@ -28,6 +28,7 @@ import numpy as np
 from jax.tree_util import Partial, PyTreeDef
 
 from scoremle.core.pytree import known
+from scoremle.numerics import power_of_two
 from scoremle.xla import compiled
 
 __all__ = ["OfModels", "Programs"]
@@ -125,7 +126,7 @@ class Programs(OfModels):
         return found
 
     def takes_any_rows(self, rows: Tree, *others: Any) -> bool:
-        """Tells whether it takes one row more than a program has.
+        """Whether it takes one row more than a program has.
 
         So nothing in the others, such as labels that a function closes over, has a row for each
         example, and none has as many as a program by chance.
@@ -278,7 +279,7 @@ def _size(array: Any) -> int:
     on_host = isinstance(array, np.ndarray | jax.core.Tracer)
     if n == 0 or not (on_host or len(array.devices()) == 1):
         return n
-    power = 1 << (n - 1).bit_length()
+    power = power_of_two(n)
     step = power if n <= FEW else power // 8
     return -(-n // step) * step
 

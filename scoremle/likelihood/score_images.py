@@ -34,7 +34,7 @@ from scoremle.likelihood.images import ByOde, Estimator, OdeDifference, check_su
 from scoremle.likelihood.levels import StepLevels, bias_bound
 from scoremle.likelihood.mean import Mean, PassValues
 from scoremle.likelihood.pilot import FINEST, NOISE_SHARE, PILOT_IMAGES, Choice, Pilot, Solved
-from scoremle.numerics import permutation
+from scoremle.numerics import permutation, power_of_two
 from scoremle.resumable import Arrays, resumable_map
 from scoremle.solvers.multistep import Multistep, Planned
 
@@ -297,7 +297,7 @@ def _with_steps_as_data(tree: Any) -> Any:
 def _size(n: int, dims: int, most: int | None) -> int:
     """The images of a batch; not every number of images is another program."""
     most = most or 1 << max(1, min(BATCH_SIZE, BATCH_VALUES // dims)).bit_length() - 1
-    return min(most, 1 << (n - 1).bit_length())
+    return min(most, power_of_two(n))
 
 
 def _column(values: Any) -> str:

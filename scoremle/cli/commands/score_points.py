@@ -24,6 +24,7 @@ from scoremle.experiment.score_table import decimals
 from scoremle.files import named
 from scoremle.likelihood.mean import Mean
 from scoremle.model import ScoreModel
+from scoremle.numerics import power_of_two
 from scoremle.resumable import Arrays, resumable_map
 from scoremle.terminal import counted, say
 
@@ -126,7 +127,7 @@ def _values(
         columns |= {"log_prob": found.log_prob, "nfe": found.evaluations}
         return {name: np.asarray(column, np.float64) for name, column in columns.items()}
 
-    size = min(BATCH_SIZE, 1 << (len(points) - 1).bit_length())
+    size = min(BATCH_SIZE, power_of_two(len(points)))
     values = resumable_map(
         work, len(points), size=size, passes=options.passes, label="log p", unit="point"
     )
