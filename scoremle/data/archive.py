@@ -22,7 +22,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from scoremle import bounded
-from scoremle.errors import UserError, damaged
+from scoremle.errors import UserError, damaged, in_short
 from scoremle.files import inside, named, opened, read_bytes, sha256_of
 
 logger = logging.getLogger(__name__)
@@ -174,7 +174,7 @@ def _say_unread(path: Path, names: Sequence[str]) -> None:
     if names:
         logger.warning(
             "%s: links that are not followed, and what is no plain file, are not read: %s",
-            path, ", ".join([*map(repr, names[:SHOWN]), *["..."] * (len(names) > SHOWN)]),
+            path, in_short([*map(repr, names)], SHOWN),
         )  # fmt: skip
 
 

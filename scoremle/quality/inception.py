@@ -23,7 +23,7 @@ from flax import linen as nn
 from flax.traverse_util import flatten_dict
 from jaxtyping import Array, Float, Num
 
-from scoremle.errors import UserError
+from scoremle.errors import UserError, in_short
 
 __all__ = ["from_state_dict"]
 
@@ -190,8 +190,7 @@ def from_state_dict(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """
     needed = _torch_shapes()
     if missing := [name for name in needed if name not in state]:
-        more = "" if len(missing) <= NAMES_SHOWN else f" and {len(missing) - NAMES_SHOWN} more"
-        raise UserError(f"lacks {', '.join(missing[:NAMES_SHOWN])}{more}")
+        raise UserError(f"lacks {in_short(missing, NAMES_SHOWN)}")
     for name, shape in needed.items():
         if state[name].shape != shape:
             raise UserError(f"has {name} of shape {state[name].shape}, not {shape}")
