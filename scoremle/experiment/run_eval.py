@@ -192,13 +192,13 @@ class EvaluationRun:
         for one in planned.measurements():
             name, facts = self._name(one.kind, restored.number), self._facts_of(one, restored)
             check_agreed(facts)
+            parts = self._parts(name, facts)
             scored = score_images(
                 one.model, one.estimator, self.images, dequantizer=one.dequantizer,
                 passes=evaluation.num_repeats, seed=experiment.seed, label=name,
-                parts=self._parts(name, facts),
-                batch_size=min(evaluation.batch_size, len(self.images)),
+                parts=parts, batch_size=min(evaluation.batch_size, len(self.images)),
             )  # fmt: skip
-            found.append(self._written(one, restored, name, facts, scored))
+            found.append(self._written(one, restored, name, facts, parts, scored))
         if evaluation.suite:
             corrections: dict[str, tuple[float, float]] = {
                 result.kind: (result.correction, result.errors.solver)
@@ -217,10 +217,11 @@ class EvaluationRun:
         return others[permutation(len(others), self.experiment.seed, PILOT)[:PILOT_IMAGES]]
 
     def _written(
-        self, one: Measurement, restored: Restored, name: str, facts: dict[str, Any], found: Scored
+        self, one: Measurement, restored: Restored, name: str, facts: dict[str, Any],
+        parts: Path, found: Scored,
     ) -> tuple[Result, np.ndarray]:
         """Writes all about a measurement; gives its result, and means of images over passes."""
-        experiment, parts = self.experiment, self._parts(name, facts)
+        experiment = self.experiment
         write_npz(self.folder / f"{name}.npz", found.values)
         self._check_finite(one, found, name)
         if one.choice:
