@@ -75,7 +75,7 @@ class ConfigParser(Parser):
                  metavar="VALUE", default=SUPPRESS)  # fmt: skip
         self.add("--print-config", "print the config, flags included, and do nothing else",
                  action="store_true")  # fmt: skip
-        self.add("--json", "print the result of eval, or of --print-config, as JSON",
+        self.add("--json", "print the result, or that of --print-config, as JSON",
                  action="store_true")  # fmt: skip
         fields = self.add_argument_group()
         self._action_groups.remove(fields)  # help does not list them
