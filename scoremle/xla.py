@@ -53,7 +53,7 @@ def compiled(function: Callable[..., Any], *, gradients: bool = False, **options
 
 
 class _Compiled:
-    """Asks which device there is when it is called, and not where a module is imported."""
+    """Looks up the device when it is called, and not where a module is imported."""
 
     def __init__(
         self, function: Callable[..., Any], wanted: tuple[Option, ...], options: dict[str, Any]

@@ -1,4 +1,4 @@
-"""A model by what a user has: a folder, a file, or a function. Told by content, not by name."""
+"""A model by what a user has: a folder, a file, or a function; by its content, not its name."""
 
 import shlex
 from dataclasses import replace

@@ -142,7 +142,7 @@ def _flags(
     Those that the config of the place has anyway are left out, unless they are of the model.
     """
     noise, bound = _noise(model, estimator), estimator == "bound"
-    told = {"bound": bound or model.origin.middles, "dequantization": noise != "uniform",
+    stated = {"bound": bound or model.origin.middles, "dequantization": noise != "uniform",
             "label": label, "end_ckpt": checkpoint is not None}  # fmt: skip
     needed = {"bound": bound, "dequantization": noise, "label": label, "end_ckpt": checkpoint,
               **OF_ALL_IMAGES}  # fmt: skip
@@ -156,7 +156,7 @@ def _flags(
         if not config.data.dataset:
             yield from ("--config.data.dataset=images", "--config.data.path=IMAGES")
     for name, value in needed.items():
-        if told.get(name) or own.get(name, value) != value:
+        if stated.get(name) or own.get(name, value) != value:
             flag = f"--{'no' * (value is False)}config.eval.{name}"
             yield flag if isinstance(value, bool) else f"{flag}={value}"
 

@@ -82,7 +82,7 @@ def _transposed_jvp(
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _products(frozen: Frozen, inputs: Inputs, probes: Probes) -> tuple[Data, Probes]:
     """f at the inputs, and J'v in x for each of the probes."""
-    return _ask(frozen, frozen.products, (inputs[0], probes), inputs, probes)
+    return _called(frozen, frozen.products, (inputs[0], probes), inputs, probes)
 
 
 def _products_forward(frozen: Frozen, inputs: Inputs, probes: Probes) -> tuple:
@@ -91,7 +91,7 @@ def _products_forward(frozen: Frozen, inputs: Inputs, probes: Probes) -> tuple:
 
 def _products_backward(frozen: Frozen, kept: tuple, cotangents: tuple) -> tuple:
     inputs, probes = kept
-    of_inputs, of_probes = _ask(
+    of_inputs, of_probes = _called(
         frozen, frozen.pull_back, (inputs, probes), inputs, probes, *cotangents
     )
     real = [jnp.issubdtype(a.dtype, jnp.floating) for a in inputs]
@@ -101,7 +101,7 @@ def _products_backward(frozen: Frozen, kept: tuple, cotangents: tuple) -> tuple:
 _products.defvjp(_products_forward, _products_backward)
 
 
-def _ask(frozen: Frozen, method: Callable, like: Any, *arguments: Any) -> Any:
+def _called(frozen: Frozen, method: Callable, like: Any, *arguments: Any) -> Any:
     """The arrays of ``method(*arguments)``, of the shapes and types of ``like``."""
 
     def run(context: ExecutionContext, out: Any, *buffers: Any) -> None:

@@ -244,7 +244,7 @@ class _Trial:
         return reading, hidden
 
     def cuts_steps(self, reading: Interpretation, errors: Errors) -> bool:
-        """Tells whether the output is the same between two steps, and another at other steps."""
+        """Whether the output is the same between two steps, and another at other steps."""
         if not isinstance(self.sde.schedule, Discrete):
             return False
 
@@ -353,7 +353,7 @@ def _grids(levels: int) -> dict[Pixels, str]:
 
 
 def _are_near(a: Pixels, b: Pixels) -> bool:
-    """Tells whether ends differ by little, or are those of bins and of points of one range."""
+    """Whether ends differ by little, or are those of bins and of points of one range."""
     for ends in RANGES:
         if {a, b} == {Pixels(a.levels, *ends), Pixels.of_points(a.levels, *ends)}:
             return True

@@ -72,7 +72,7 @@ class Errors(NamedTuple):
 
     @property
     def worse(self) -> Bool[np.ndarray, " k"]:
-        """Tells at which log-SNRs the network is certainly worse than the Gaussian."""
+        """The log-SNRs at which the network is certainly worse than the Gaussian."""
         return np.asarray(certain(without_one(self.own - self.gaussian))) > WORSE
 
 

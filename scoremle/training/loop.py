@@ -253,7 +253,7 @@ class Loop:
             # One call computes while the next is prepared: no further ahead, nothing fetched yet.
             jax.block_until_ready(self.pending[-1:])
             if self.pending:
-                self._tell(group.start)
+                self._report(group.start)
             self.pending.append(metrics)
             self.at = group.stop
             # Settled once: what is saved below is what is checked below, whatever signals come.
@@ -266,7 +266,7 @@ class Loop:
             self._act({"snapshot"})
         self.ended = True
 
-    def _tell(self, step: int, doing: str = "") -> None:
+    def _report(self, step: int, doing: str = "") -> None:
         for writer in self.writers:
             writer.at(step, doing)
 
@@ -287,7 +287,7 @@ class Loop:
         row |= {f"{name}_max": float(columns[name].max()) for name in CHECKED}
         self.watch(self.at, row["loss"])
         if self.on_eval and "eval" in due:
-            self._tell(self.at, "measuring test images")
+            self._report(self.at, "measuring test images")
             row |= {f"eval_{k}": value for k, value in self.on_eval(self.state, self.at).items()}
         for writer in self.writers:
             writer.write(self.at, row)
@@ -296,7 +296,7 @@ class Loop:
     def _save(self, due: set[str]) -> None:
         copy, note = self.saves.copy(self.state), {**self.note, "step": self.at}
         if self.snapshots and "snapshot" in due:
-            self._tell(self.at, "writing a snapshot")
+            self._report(self.at, "writing a snapshot")
             self.saves.save(self.snapshots, self.at // self.schedule.snapshot_freq, copy, note)
             self.on_snapshot(self.state, self.at)
         if self.preemption and ("preemption" in due or self.ended):

@@ -32,7 +32,7 @@ Labels = Integer[Array, " b"]
 
 CHANNELS = 3
 GROUPS, EPS = 32, 1e-5
-# The multiples of num_channels at each level, where channel_mult does not say them.
+# The multiples of num_channels at each level, where channel_mult has none.
 DEFAULT_MULTIPLES: dict[int, tuple[float, ...]] = {
     32: (1, 2, 2, 2),
     64: (1, 2, 3, 4),

@@ -154,7 +154,7 @@ def _import_checkpoint(path: Path, name: str | None, place: "Workdir") -> None:
         by, experiment = exported.record_path(file).name, _recorded(*record)
     else:
         by, experiment = "the folder's name", _named(path, name, file, found, network)
-    _tell(experiment, by)
+    _report(experiment, by)
 
     def to_save(store: Any, number: int, file: Path, found: Any, template: Any) -> list[Any]:
         note = {"dataset": experiment.data.name, "seed": experiment.seed, "rng": found.rng}
@@ -267,7 +267,7 @@ def _named(
     return build(published_config(known.config, fields), levels=LEVELS)
 
 
-def _tell(experiment: "Experiment", by: str) -> None:
+def _report(experiment: "Experiment", by: str) -> None:
     stated, training = experiment.config["data"], experiment.config["training"]
     objective = {
         "likelihood weighting": training["likelihood_weighting"],
