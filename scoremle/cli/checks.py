@@ -17,14 +17,14 @@ from scoremle.experiment.shipped import NAMES, place_of
 from scoremle.terminal import is_stream
 
 
-def at_least(least: int, below: int = 2**32) -> Callable[[str], int]:
-    """The type of an integer that is not below ``least``, but below ``below``."""
+def at_least(least: int) -> Callable[[str], int]:
+    """The type of an integer that is not below ``least``, and of at most 32 bits."""
 
     def integer(text: str) -> int:
         if not text.lstrip("-").isdecimal() or int(text) < least:
             raise argparse.ArgumentTypeError(f"{text} is no integer from {least}")
-        if int(text) >= below:
-            raise argparse.ArgumentTypeError(f"{text} is not below {below}")
+        if int(text) >= 2**32:
+            raise argparse.ArgumentTypeError(f"{text} is not below {2**32}")
         return int(text)
 
     return integer

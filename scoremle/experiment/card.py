@@ -1,6 +1,5 @@
 """A model card: what a checkpoint is, what was measured of it, and how to use it, as Markdown."""
 
-import math
 import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -69,7 +68,7 @@ def _facts(
         if name in facts:
             yield name, str(facts[name])
     yield "augmentation", augmentation(config["data"])
-    parameters = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(restored.tree.ema))
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(restored.tree.ema))
     fields = ", ".join(f"{name} {of_model[name]}" for name in NETWORK)
     yield "network", f"{of_model['name']}: {fields}; {parameters:,} parameters"
     yield "average", f"of the parameters over the steps, decay {of_model['ema_rate']}"
@@ -89,8 +88,8 @@ def _results(results: Sequence[Result], number: int) -> list[str]:
             mean, stderr, _, solver = r.in_cells()
             rows.append((r.noised, f"{mean} {r.unit}", stderr, solver, r.images_in_words))
     header = ("what", "value", "std. error over images", "solver's error", "protocol")
-    untold = ["This checkpoint was not evaluated: `scoremle eval` measures it."]
-    return list(_table(header, rows)) if rows else untold
+    without = ["This checkpoint was not evaluated: `scoremle eval` measures it."]
+    return list(_table(header, rows)) if rows else without
 
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:

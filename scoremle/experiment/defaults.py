@@ -172,9 +172,9 @@ def get_config() -> ml_collections.ConfigDict:
     config.model.encoder_blocks = 4  # blocks of the code's encoder
     config.model.log_snr_min = -5.0  # log-SNR at t = 1 of vdm, idode and idode_straight
     config.model.log_snr_max = 13.3  # log-SNR at t = 0 of vdm, idode and idode_straight
+    config.model.num_scales = 1000  # steps of the pc and euler samplers
     # The last four are read by nothing. They are kept so that published command lines work, and
     # any value but the published one is refused.
-    config.model.num_scales = 1000  # steps of the pc and euler samplers
     config.model.normalization = "GroupNorm"  # unused: only this value
     config.model.attention_type = "ddpm"  # unused: only this value
     config.model.conv_size = 3  # unused: only this value

@@ -186,9 +186,8 @@ class Measurements:
         }
         if dequantization in ("none", "informed"):
             start = eps if self.decoder else self._truncation_start
-            by_elbo = replace(
-                by_elbo, decoder=self.decoder or self._discrete, times=None, start=start
-            )
+            decoder = self.decoder or DiscreteDecoder(self.model.points)
+            by_elbo = replace(by_elbo, decoder=decoder, times=None, start=start)
             facts |= {"offset": None, "times": "log_snr", "stratified": True}
         elif evaluation.bound_times == LEARNED:
             of_data = experiment.data, experiment.seed
@@ -200,10 +199,3 @@ class Measurements:
         kind = with_noise("bound", dequantization)
         kind += "_sliced" * (by_elbo.matching == "sliced" and evaluation.suite)
         return self._measurement(kind, by_elbo, dequantization, first=start, **facts)
-
-    @property
-    def _discrete(self) -> DiscreteDecoder:
-        """The decoder at the points of training: on its grid, or in the middle of its noise."""
-        return DiscreteDecoder(self.model.points)
-
-

@@ -150,5 +150,3 @@ def _doubts(model: ScoreModel, images: Images) -> tuple[str, ...]:
         return ()
     of_kind = "check, if these images are of the kind that it was trained on"
     return tuple(f"{of_kind}: {line}" for line in model.check(images))
-
-

@@ -89,7 +89,7 @@ def _first_state(experiment: Experiment, training: Training, place: Workdir) -> 
     Says what is trained on what, before a program is compiled.
     """
     images, there, template = training.data, jax.devices(), training.template
-    parameters = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(template.params))
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(template.params))
     say(*tables.wrapped(
         f"{images.name}: {len(images.train):,} training images of {by(images.shape)};"
         f" {parameters:,} parameters; {experiment.model.sde}; {len(there)} {there[0].device_kind}"

@@ -322,7 +322,7 @@ def _mean(mean: Mean, found: Measurement) -> str:
 
 def in_passes(mean: Mean) -> str:
     """The passes over an image, and the evaluations of the network in each, if known."""
-    cost = "1 pass" if mean.passes == 1 else f"{mean.passes} passes"
+    cost = counted(mean.passes, "pass")
     if mean.evaluations is not None:
         cost += f" of {mean.evaluations:.0f} network evaluations"
     return cost
