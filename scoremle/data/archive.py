@@ -22,7 +22,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from scoremle import bounded
-from scoremle.errors import UserError, damaged, in_short
+from scoremle.errors import UserError, damaged
 from scoremle.files import inside, named, opened, read_bytes, sha256_of
 
 logger = logging.getLogger(__name__)
@@ -31,6 +31,7 @@ ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 DAMAGED = "truncated or damaged archive"
 # Names in a line.
 SHOWN = 3
+UNREAD = "a link out of the folder, or no plain file: put a copy of the file there"
 
 
 def is_archive(path: Path) -> bool:
@@ -48,7 +49,7 @@ class Source:
     def __init__(self, path: Path, *, nested: bool = False) -> None:
         self.path = path
         self.left_out = self.hidden = 0
-        whole, found = is_archive(path) and path.is_file(), listing(path)
+        whole, (found, self._unread) = is_archive(path) and path.is_file(), _walked(path)
         packed = {name for name in found if whole or (nested and is_archive(Path(name)))}
         self._archives = {name: found[name] for name in packed}
         self._files = {name: file for name, file in found.items() if name not in packed}
@@ -75,9 +76,15 @@ class Source:
         """Name and content of the files whose name is wanted; others are counted.
 
         One that is wanted, and can't be read or has more than ``limit`` bytes, is a UserError; in
-        a folder, ``unreadable``, if given, gets its name and the reason, and the rest is read.
+        a folder, ``unreadable``, if given, gets its name and the reason, and the rest is read; it
+        gets links that lead out, too, which a line names otherwise.
         """
         self._passed = 0.0
+        if unreadable is None:
+            _say_unread(self.path, self._unread)
+        else:
+            for name in self._unread:
+                unreadable(name, UNREAD)
         for name, file in self._files.items():
             if self._wanted(name, wanted):
                 try:
@@ -138,10 +145,17 @@ def listing(path: Path) -> dict[str, Path]:
     They are no links any more. Links that lead out and what is no plain file are named in a line,
     and left out. Raises UserError for a folder in it that can't be read, unless it is hidden.
     """
+    found, left = _walked(path)
+    _say_unread(path, left)
+    return found
+
+
+def _walked(path: Path) -> tuple[dict[str, Path], list[str]]:
+    """The same files, and the names in the folder of what is left out, without hidden ones."""
     if not path.is_dir():
         if path.exists() and not path.is_file():  # a pipe would be waited for
             raise UserError(f"{path} is neither a file nor a folder")
-        return {path.name: named(path)}
+        return {path.name: named(path)}, []
     found: dict[str, Path] = {}
     left: list[str] = []
 
@@ -153,12 +167,12 @@ def listing(path: Path) -> dict[str, Path]:
         folders.sort()
         for name in sorted([*names, *(f for f in folders if (Path(folder) / f).is_symlink())]):
             file = Path(folder) / name
+            place = file.relative_to(path).as_posix()
             if real := _plain(file, path):
-                found[file.relative_to(path).as_posix()] = real
-            else:
-                left.append(name)
-    _say_unread(path, left)
-    return found
+                found[place] = real
+            elif not is_hidden(place):
+                left.append(place)
+    return found, left
 
 
 def _plain(file: Path, folder: Path) -> Path | None:
@@ -174,7 +188,7 @@ def _say_unread(path: Path, names: Sequence[str]) -> None:
     if names:
         logger.warning(
             "%s: links that are not followed, and what is no plain file, are not read: %s",
-            path, in_short([*map(repr, names)], SHOWN),
+            path, ", ".join([*map(repr, names[:SHOWN]), *["..."] * (len(names) > SHOWN)]),
         )  # fmt: skip
 
 

@@ -209,13 +209,19 @@ def messy(folder):
 
 
 def test_all_that_cannot_be_scored_is_listed_and_refused(tiny, folder, tmp_path, capfd):
-    out = tmp_path / "s.csv"
+    out, elsewhere = tmp_path / "s.csv", tmp_path / "elsewhere.png"
+    elsewhere.write_bytes((folder / "digit0.png").read_bytes())
+    (folder / "b").mkdir()
+    (folder / "b" / "out.png").symlink_to(elsewhere)
     code, told, error = score(capfd, tiny.workdir, messy(folder), f"--out={out}")
     assert code == 2 and not out.exists() and "written to" not in told
     *listed, last = error.splitlines()
-    assert [line.split(": ")[2] for line in listed] == ["a.jpg", "notes.txt", "wide.bmp"]
-    assert listed[2] == "scoremle: warning: wide.bmp: 9x20, not 8x8"
-    assert "3 of 8" in last
+    assert [line.split(": ")[2] for line in listed] == [
+        "b/out.png", "a.jpg", "notes.txt", "wide.bmp"
+    ]  # fmt: skip
+    assert "a link out of the folder" in listed[0]
+    assert listed[3] == "scoremle: warning: wide.bmp: 9x20, not 8x8"
+    assert "4 of 9" in last
     assert "--fit=crop, resize" in last
 
 
