@@ -90,7 +90,9 @@ def writable(flag: str, place: Path, *, force: bool | None) -> None:
     """
     folder = next((above for above in place.absolute().parents if above.exists()), place)
     what = ""
-    if place.is_symlink() and place.is_file():
+    if str(place) == "-":
+        what = "name /dev/stdout, or a file"
+    elif place.is_symlink() and place.is_file():
         what = f"it is a link; name its target, {place.resolve()}"
     elif place.is_dir():
         what = "it is a folder; name a file to write"

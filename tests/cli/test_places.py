@@ -62,6 +62,11 @@ def test_force_writes_over_nothing_that_is_read(words, out, files, capsys):
     assert (files / out).read_bytes() == before
 
 
+def test_a_hyphen_is_no_file(files, capsys):
+    assert cli.main(["score", "digits", "pictures", "--out=-"]) == 2
+    assert "/dev/stdout" in capsys.readouterr().err and not (files / "-").exists()
+
+
 @pytest.mark.parametrize(
     "folder",
     ["", ".", "x/..", "..", "../w", "/w", "//w", "checkpoints", "checkpoints-meta/x", "samples"],

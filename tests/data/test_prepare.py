@@ -558,7 +558,8 @@ def test_show_draws_the_images(tmp_path, monkeypatch, capsys):
     np.testing.assert_array_equal(shown, np.round(first * (255 / 16)))
     for words in ((), ("--picture=digits.png",)):
         assert scoremle_data("show", "digits", *words) == 2
-        assert "digits.png is there" in capsys.readouterr().err
+        told = capsys.readouterr()
+        assert "digits.png is there" in told.err and not told.out  # before any work
     assert scoremle_data("show", "digits", "--json", "--picture=other.png") == 0
     facts = json.loads(capsys.readouterr().out)
     assert facts["counts"] == {"train": 1437, "test": 360} and facts["shape"] == [8, 8, 1]

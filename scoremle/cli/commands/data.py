@@ -106,12 +106,13 @@ def _show(options: Any) -> dict[str, Any]:
     """
     from scoremle.evaluation.pictures import write_grid
 
-    prepared, facts = _listed(options)
-    images, name = prepared.images(options.split), facts["name"]
-    shown = min(SHOWN, len(images))
-    chosen = [len(images) * i // shown for i in range(shown)]  # from all over the split
+    name = _found(options)[0].name
     path = options.picture or Path(f"{name}.png")
     checks.writable("--picture=", path, force=None)
+    prepared, facts = _listed(options)
+    images = prepared.images(options.split)
+    shown = min(SHOWN, len(images))
+    chosen = [len(images) * i // shown for i in range(shown)]  # from all over the split
     caption = f"{name}: {shown} of {len(images):,} {options.split} images"
     write_grid(path, images[chosen], facts["levels"], caption=caption)
     say("", f"{shown} of its {options.split} images: {path}")
@@ -129,14 +130,8 @@ def _listed(options: Any) -> tuple["scoremle.data.Prepared", dict[str, Any]]:
 
 
 def _prepared(options: Any) -> "scoremle.data.Prepared":
-    """Finds the data set, or makes it; an own path is a set of images."""
-    name, path = options.name, options.path
-    if name.lower() not in scoremle.data.DATASETS and (Path(name).exists() or os.sep in name):
-        name, path = name_of(Path(name)), name
-    try:
-        dataset = scoremle.data.lookup(name)
-    except UserError as error:
-        raise UserError(f"no folder or file {name}, and as a name: {error}") from None
+    """Finds the data set, or makes it."""
+    dataset, path = _found(options)
     how = scoremle.data.Options(
         options.size, options.channels, options.fit, options.levels,
         options.test_fraction, options.skip_bad,
@@ -150,6 +145,17 @@ def _prepared(options: Any) -> "scoremle.data.Prepared":
         raise UserError(f"{path} is prepared already: copy it, or prepare what it was made of")
     dataset.prepare(dataset.place_of(path), how, options.into)
     return scoremle.data.Prepared(options.into)
+
+
+def _found(options: Any) -> tuple["scoremle.data.Dataset", str]:
+    """The data set that is meant, and its path; an own path is a set of images."""
+    name, path = options.name, options.path
+    if name.lower() not in scoremle.data.DATASETS and (Path(name).exists() or os.sep in name):
+        name, path = name_of(Path(name)), name
+    try:
+        return scoremle.data.lookup(name), path
+    except UserError as error:
+        raise UserError(f"no folder or file {name}, and as a name: {error}") from None
 
 
 def name_of(path: Path) -> str:
