@@ -47,11 +47,13 @@ class UserError(ValueError):
 class Stopped(SystemExit):
     """Exit after a signal: not an ``Exception``, so that no handler takes it for a fault.
 
-    The exit code is 128 plus the signal's number, as shells count.
+    The exit code is 128 plus the signal's number, as shells count. ``words`` are on how the work
+    goes on.
     """
 
-    def __init__(self, signal: int) -> None:
+    def __init__(self, signal: int, words: str = "") -> None:
         super().__init__(128 + signal)
+        self.signal, self.words = signal, words
 
 
 def first_line(error: BaseException, *, named: bool = False) -> str:

@@ -18,7 +18,7 @@ from scoremle.cli.cache import keep_programs
 from scoremle.cli.commands import COMMANDS, parser_of
 from scoremle.cli.commands.help import config_table, screen
 from scoremle.cli.signals import answered
-from scoremle.errors import UserError, in_a_line, nearest, out_of_memory
+from scoremle.errors import Stopped, UserError, in_a_line, nearest, out_of_memory
 from scoremle.experiment.own_code import mistakes
 from scoremle.terminal import Formatter, passing, say, say_mistake
 
@@ -58,6 +58,8 @@ def main(argv: list[str] | None = None) -> int:
             sys.stdout.flush()
             return code
     except SystemExit as end:  # Stopped; argparse, after it printed a command's help
+        if isinstance(end, Stopped) and end.words:
+            print(in_a_line(f"scoremle: stopped; {end.words}"), file=sys.stderr)
         return int(end.code or 0)
     except BrokenPipeError:  # whoever read a command's help has seen enough
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115

@@ -69,11 +69,13 @@ def answered() -> Iterator[None]:
 
 @contextmanager
 def going_on(words: str) -> Iterator[None]:
-    """In the block Ctrl-C raises with words that say how the work goes on."""
+    """In the block Ctrl-C and SIGTERM raise with words that say how the work goes on."""
     try:
         yield
     except KeyboardInterrupt:
         raise KeyboardInterrupt(words) from None
+    except Stopped as stopped:
+        raise Stopped(stopped.signal, words) from None
 
 
 def say_stopping() -> None:

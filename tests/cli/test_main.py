@@ -363,7 +363,7 @@ def test_evaluation_prints_the_result_and_where_it_lies(tiny, exact, capfd):
     ("number", "code", "said"),
     [
         (signal.SIGINT, 130, "scoremle: interrupted; the same command resumes it\n"),
-        (signal.SIGTERM, 143, ""),
+        (signal.SIGTERM, 143, "scoremle: stopped; the same command resumes it\n"),
     ],
 )
 def test_an_evaluation_that_is_stopped_says_so(number, code, said, tiny, capsys, monkeypatch):
