@@ -46,7 +46,7 @@ def prepare(
     """
     with (
         made_whole(folder) as temporary,
-        closing(_Writer(temporary, reading.levels, options)) as writer,
+        closing(_Writer(temporary, reading.levels or 256, options)) as writer,
     ):
         with progress(f"preparing {name}", 1.0) as advance:
             done = 0.0

@@ -126,7 +126,7 @@ def images_of_arrays(
     """
     with named_as(as_flag, ["fit"]):
         reading = read_array_files(path, Options(fit=fit))
-    if reading.levels not in (256, levels):  # 256 is also meant where none are stated
+    if reading.levels not in (None, levels):
         raise UserError(
             f"{path} has images of {reading.levels} grey levels, and the model is of {levels}"
         )

@@ -182,6 +182,7 @@ def test_a_file_that_is_no_picture_is_named_once(tiny, tmp_path, capfd):
         ("a/x.txt", b"text", "of a picture"),
         ("x.npz", {"x": IMAGES, "levels": "many"}, "levels is many"),
         ("x.npz", {"x": IMAGES, "levels": 25}, "25 grey levels"),
+        ("x.npz", {"x": IMAGES, "levels": 256}, "256 grey levels"),
         ("a/x.png", b"text", "be decoded"),
     ],
 )

@@ -47,7 +47,7 @@ def read_array_files(path: Path, options: Options) -> Reading:
             for name, file in files.items()
             if name.suffix.lower() == ".npy" and len(name.parts) == 1
         }  # fmt: skip
-    levels = _levels(arrays.pop("levels", np.asarray(256)), path)
+    levels = _levels(arrays.pop("levels"), path) if "levels" in arrays else None
     of_folder = partial(hash_files, path, lambda name: name.endswith(".npy"))
     sha256 = of_folder if path.is_dir() else Source(path).sha256
     return Reading(_chunks(path, arrays, options), sha256, levels)

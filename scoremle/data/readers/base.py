@@ -80,11 +80,14 @@ class Chunk(NamedTuple):
 
 @dataclass(frozen=True)
 class Reading:
-    """A source under way: its images, and ``sha256`` of what was read once all of them are."""
+    """A source under way: its images, and ``sha256`` of what was read once all of them are.
+
+    ``levels`` are those that the source states; None: it states none, and they are 256.
+    """
 
     chunks: Iterator[Chunk]
     sha256: Callable[[], str]
-    levels: int = 256
+    levels: int | None = None
     version: str = ""
     facts: Mapping[str, str] = field(default_factory=dict)
 
