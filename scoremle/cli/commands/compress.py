@@ -6,6 +6,7 @@
 Each block of images is decoded again before the file is written. Only the same model decodes it.
 """
 
+import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,13 @@ def run(options: Any) -> dict[str, Any]:
         f"the file: {rates.size} bytes, {rates.gross:.3f} bits/dim with the random bits that the"
         " first image is drawn from",
     ))  # fmt: skip
+    if rates.gross > math.log2(pixels.levels):
+        say(*wrapped(
+            f"that is more than the {math.log2(pixels.levels):.3f} bits/dim of the pixels as they"
+            " are: take more images, more steps, or a model of such images"
+        ))  # fmt: skip
+    if any("/" in name for name in pictures):
+        say("the names of pictures are kept, and those of their folders are not")
     if rates.plain:
         say(f"{rates.plain:.1%} of the images did not come back as they were: stored plainly")
     say(f"{counted(len(images), 'image')}: {options.out}")
