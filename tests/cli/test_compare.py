@@ -112,7 +112,7 @@ def test_the_same_pictures_may_come_in_another_order(capsys, tmp_path):
     assert (code, err) == (0, "") and json.loads(out)["scores"]["stderr"] == 0
     (tmp_path / "b.csv").write_text((tmp_path / "b.csv").read_text().replace("a/3", "a/4"))
     code, _, err = compare(capsys, tmp_path / "a.csv", tmp_path / "b.csv")
-    assert code == 2 and "not of the same images" in err
+    assert code == 2 and "not of the same images" in err and "z.png and a/2.png" in err
 
 
 def test_a_wide_table_takes_memory_by_its_bytes(capsys, tmp_path):

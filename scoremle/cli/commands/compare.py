@@ -86,8 +86,10 @@ def _compared(kind: str, a: ComparedMeasurement, b: ComparedMeasurement) -> dict
 
     known, b = None not in (a.images, b.images), _in_order_of(a, b)
     if len(a.bpd) != len(b.bpd) or (known and a.images != b.images):
+        named = known and kind == "scores"  # a table has the name of each
+        first = f"; the first are named {a.images[0]} and {b.images[0]}" if named else ""
         raise UserError(
-            f"{kind}: A and B are not of the same images ({len(a.bpd)} and {len(b.bpd)})"
+            f"{kind}: A and B are not of the same images ({len(a.bpd)} and {len(b.bpd)}){first}"
         )
     if others := sum(not _agree(*pair) for pair in zip(a.png, b.png, strict=False)):
         logger.warning(
