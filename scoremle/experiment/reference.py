@@ -124,7 +124,7 @@ def how_to_get(
     flags = list(_flags(place, model, estimator, label, checkpoint))
     if known and _is_workdir(place, model):
         measure = f"scoremle {shlex.join(['eval', place, *flags])}"
-        return f"no ranks: {measure} measures the model's own test images first"
+        return f"no ranks: {measure} measures all of the model's own test images first"
     if known and model.origin.published:
         first = f"scoremle {shlex.join(['import', place])} FOLDER --dataset=IMAGES"
         return (
