@@ -82,7 +82,9 @@ def refined(
         else:
             place, kept = np.arange(len(start)), few
         again = solved(_taken(given, place), *model, planned)
-        end, found = _with_rows((end, found), place, again, kept, solver)
+        # Typical errors of a rough field, too, fall at least as fast as the steps grow.
+        finer = replace(solver, typical=solver.typical * solver.steps / steps)
+        end, found = _with_rows((end, found), place, again, kept, finer)
     return end, found
 
 
