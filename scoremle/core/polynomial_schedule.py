@@ -30,6 +30,7 @@ class _SharedEnds(PerDimension):
 
     log_snr_min: Scalar
     log_snr_max: Scalar
+    per_example = True
 
     def at_zero(self) -> Times:
         return jnp.asarray(self.log_snr_max)

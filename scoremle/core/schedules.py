@@ -51,8 +51,10 @@ class Schedule(abc.ABC):
         0.500
     """
 
-    # Whether lambda has a number for each dimension of the data, rather than one at each t.
+    # Whether lambda has a number for each dimension of the data, rather than one at each t; and
+    # whether it has those of each example, by a code.
     per_dimension: ClassVar[bool] = False
+    per_example: ClassVar[bool] = False
 
     @abc.abstractmethod
     def log_snr(self, t: Times) -> Times:
@@ -119,8 +121,8 @@ def _inverse_jvp(primals: tuple, tangents: tuple) -> tuple[Times, Times]:
 class PerDimension(Schedule):
     """lambda(t) for each dimension: of the shape of the data, behind that of t.
 
-    No one time belongs to a log-SNR. So t itself is the clock of the ODE, bounds take
-    ``UniformTime``, and what needs a single log-SNR refuses.
+    No one time belongs to a log-SNR. So t itself is the clock of the ODE, bounds draw times evenly
+    in the mean log-SNR over dimensions, and what needs a single log-SNR refuses.
 
     Example:
         >>> @scoremle.core.pytree.pytree

@@ -21,6 +21,7 @@ from scoremle.core.arguments import as_array, check_count
 from scoremle.core.kernels import KERNELS
 from scoremle.core.keys import as_keys
 from scoremle.core.pytree import frozen_pytree, require, static
+from scoremle.core.schedules import Schedule
 from scoremle.core.sde import SDE, check_eps, check_time
 from scoremle.numerics import log1mexp
 from scoremle.types import AnyArray, PRNGKey, Scalar, Times
@@ -189,15 +190,30 @@ class UniformLogSNR:
 
 
 def evenly(sde: SDE, eps: Scalar) -> TimeSampler:
-    """Strata of the log-SNR, or of t where each dimension has its own log-SNR.
+    """Strata of the log-SNR, or of its mean over dimensions where each has its own.
+
+    Those of t, where each example has its own, too, between ends that all share.
 
     Args:
         sde: the noise at each time.
         eps: the smallest time.
     """
-    if sde.schedule.per_dimension:
+    if sde.schedule.per_example:
         return UniformTime(eps, stratified=True)
+    if sde.schedule.per_dimension:
+        sde = SDE(sde.kernel, _MeanOverDimensions(sde.schedule), sde.prior_std)
     return UniformLogSNR(sde, eps, stratified=True)
+
+
+@frozen_pytree
+class _MeanOverDimensions(Schedule):
+    """The mean over dimensions of a log-SNR that each has of its own."""
+
+    schedule: Schedule
+
+    def log_snr(self, t: Times) -> Times:
+        lam = self.schedule.log_snr(t)
+        return jnp.mean(lam, axis=tuple(range(jnp.ndim(t), lam.ndim)))
 
 
 @frozen_pytree
