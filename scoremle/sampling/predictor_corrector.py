@@ -243,8 +243,8 @@ class PredictorCorrector:
         if self.predictor is ancestral_sampling:
             if sde.chain is None:
                 raise UserError(
-                    f"ancestral_sampling is defined for VP and VE, not for {type(sde).__name__}:"
-                    " choose euler_maruyama or reverse_diffusion"
+                    "ancestral_sampling is defined for scoremle.VP and scoremle.VE, by their"
+                    f" betas, not for {sde!r}: choose euler_maruyama or reverse_diffusion"
                 )
             if self.probability_flow:
                 raise UserError("ancestral_sampling has no probability flow: choose another")

@@ -215,11 +215,11 @@ def test_fields_that_go_together_and_one_that_does_not(fields, one_more):
         ({"sampling__corrector": "ula"}, ["sampling.corrector 'ula'", "langevin, ald, none"]),
         (
             {"sampling__predictor": "ancestral_sampling", "training__sde": "subvpsde"},
-            ["ancestral_sampling is defined for VP and VE, not for SubVP"],
+            ["ancestral_sampling is defined for scoremle.VP and scoremle.VE", "not for SubVP"],
         ),
         (
             {"sampling__predictor": "ancestral_sampling", "training__sde": "linearvesde"},
-            ["ancestral_sampling is defined for VP and VE, not for LinearVE"],
+            ["ancestral_sampling is defined for scoremle.VP and scoremle.VE", "not for LinearVE"],
         ),
         (
             {"sampling__predictor": "reverse_diffusion", "model__num_scales": 20},
