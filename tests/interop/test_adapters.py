@@ -118,8 +118,8 @@ def test_the_stated_error_near_an_open_end_is_that_of_the_steps():
         return model.log_prob(x, KEY, solver=solver)
 
     truth = run(Planned.of(1024, 1024)).log_prob
-    # Four times is what the default call promises, at 32 steps. Without care for the first step's
-    # difference it was 5, 11 at 128 steps.
+    # Four times is wanted by 32 steps. Without care for the first step's difference it was 5, and
+    # 11 at 128 steps.
     for steps, most in ((32, 4), (64, 5), (128, 7)):
         found = run(Planned.of(steps, 1024))
         error, stated = np.abs(found.log_prob - truth), np.asarray(found.solver_error)
