@@ -9,6 +9,7 @@ import io
 import shutil
 import signal
 import sys
+import threading
 from collections import Counter
 from contextlib import redirect_stderr
 
@@ -212,14 +213,21 @@ class Trains(Command):
 
 
 def run(command, folder, n=0, number=None, more=()):
-    """Before and after a command's work SIGTERM ends it at once, as it does the program."""
+    """Before and after a command's work SIGTERM ends it at once, as it does the program.
+
+    A program that ends waits for threads of a save that a signal interrupted, and so does this.
+    """
     usual = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    there = set(threading.enumerate())
     try:
         with Faults(folder, n, number, reads=None) as faults:
             words = [str(word) for word in (*command.words(folder), *more)]
             return cli.main(words), faults
     finally:
         signal.signal(signal.SIGTERM, usual)
+        for thread in {*threading.enumerate()} - there:
+            if not thread.daemon:
+                thread.join(30)
 
 
 def check(command, place, step):
