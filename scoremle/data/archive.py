@@ -31,7 +31,7 @@ ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 DAMAGED = "truncated or damaged archive"
 # Names in a line.
 SHOWN = 3
-UNREAD = "a link out of the folder, or no plain file: put a copy of the file there"
+UNREAD = "a link that is not followed, or no plain file: put a copy of the file there"
 
 
 def is_archive(path: Path) -> bool:
@@ -76,8 +76,8 @@ class Source:
         """Name and content of the files whose name is wanted; others are counted.
 
         One that is wanted, and can't be read or has more than ``limit`` bytes, is a UserError; in
-        a folder, ``unreadable``, if given, gets its name and the reason, and the rest is read; it
-        gets links that lead out, too, which a line names otherwise.
+        a folder, ``unreadable``, if given, gets its name and the reason, and the rest is read.
+        Links that are not followed, which a line names otherwise, it gets of archives, too.
         """
         self._passed = 0.0
         if unreadable is None:
@@ -98,10 +98,11 @@ class Source:
                 self._passed += len(content)
                 yield name, content
         for name, archive in self._archives.items():
-            yield from self._members(name, archive, wanted, limit)
+            yield from self._members(name, archive, wanted, limit, unreadable)
 
     def _members(
-        self, name: str, archive: Path, wanted: Callable[[str], bool], limit: int
+        self, name: str, archive: Path, wanted: Callable[[str], bool], limit: int,
+        unreadable: Callable[[str, str], None] | None,
     ) -> Iterator[tuple[str, bytes]]:
         prefix, size, before = "", archive.stat().st_size, self._passed
         unread: list[str] = []
@@ -111,7 +112,9 @@ class Source:
         members = _zip_members if name.lower().endswith(".zip") else _tar_members
         for name, share, length, read in members(archive):
             self._passed = before + share * size
-            if read is None:
+            if read is None and unreadable and not is_hidden(name):
+                unreadable(prefix + name, UNREAD)
+            elif read is None:
                 unread = [*unread[:SHOWN], name]
             elif self._wanted(prefix + name, wanted):
                 bounded.check_size(f"{archive}: {name!r}", length, limit)

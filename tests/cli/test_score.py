@@ -220,7 +220,7 @@ def test_all_that_cannot_be_scored_is_listed_and_refused(tiny, folder, tmp_path,
     assert [line.split(": ")[2] for line in listed] == [
         "b/out.png", "a.jpg", "notes.txt", "wide.bmp"
     ]  # fmt: skip
-    assert "a link out of the folder" in listed[0]
+    assert "a link that is not followed" in listed[0]
     assert listed[3] == "scoremle: warning: wide.bmp: 9x20, not 8x8"
     assert "4 of 9" in last
     assert "--fit=crop, resize" in last

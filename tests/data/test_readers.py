@@ -657,6 +657,8 @@ def test_links_are_not_followed_and_pipes_not_read(tmp_path, prepare, caplog):
     with pytest.raises(UserError, match="no images"):
         prepare("images", link)
     assert f"link.tar: {words}'a\\n.png'\n" in caplog.text
+    (report,), _ = reading_pictures.decode_folder(link, (4, 4, 3), "", lambda share: None)
+    assert report.name == "a\n.png" and "not followed" in report.reason  # where each is listed
     packed = zipfile.ZipInfo("b.png")
     packed.external_attr = 0o120777 << 16
     with zipfile.ZipFile(tmp_path / "link.zip", "w") as archive:
