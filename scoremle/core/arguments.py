@@ -23,8 +23,6 @@ __all__ = [
     "check_examples", "check_kind", "check_number", "check_part", "check_seed", "shown",
 ]  # fmt: skip
 
-APART = "give real and imaginary parts apart"
-
 
 def shown(value: Any) -> str:
     """A value as an error shows it: of an array, type and shape.
@@ -172,9 +170,13 @@ def as_reals(x: Any, name: str) -> Float[np.ndarray, "..."]:
     Raises UserError as ``as_array``, and for complex numbers.
     """
     array = np.asarray(as_array(x, name))
-    if array.dtype.kind == "c":
-        raise UserError(f"{name} has complex numbers: {APART}")
+    _check_not_complex(array, name)
     return np.asarray(array, np.float64)
+
+
+def _check_not_complex(array: Any, name: str) -> None:
+    if jnp.issubdtype(array.dtype, jnp.complexfloating):
+        raise UserError(f"{name} has complex numbers: give real and imaginary parts apart")
 
 
 def as_data(x: ArrayLike, dtype: DTypeLike | None = None, name: str = "x") -> Data:
@@ -192,8 +194,7 @@ def as_data(x: ArrayLike, dtype: DTypeLike | None = None, name: str = "x") -> Da
     if dtype is not None:
         _check_dtype(dtype)
     array = as_array(x, name)
-    if jnp.issubdtype(array.dtype, jnp.complexfloating):
-        raise UserError(f"{name} has complex numbers: {APART}")
+    _check_not_complex(array, name)
     if not jnp.issubdtype(array.dtype, jnp.floating):
         raise UserError(
             f"{name} is {array.dtype}, and a density is of reals: encode integers first, by"
