@@ -143,7 +143,7 @@ def _flags(
     """
     noise, bound = _noise(model, estimator), estimator == "bound"
     stated = {"bound": bound or model.origin.middles, "dequantization": noise != "uniform",
-            "label": label, "end_ckpt": checkpoint is not None}  # fmt: skip
+              "label": label, "end_ckpt": checkpoint is not None}  # fmt: skip
     needed = {"bound": bound, "dequantization": noise, "label": label, "end_ckpt": checkpoint,
               **OF_ALL_IMAGES}  # fmt: skip
     own: Any = {}

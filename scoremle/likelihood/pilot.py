@@ -164,10 +164,10 @@ class Pilot:
             first argument; if ``held``, with the same probes at all of them.
         divergence: how traces are estimated.
         bits: nats in a bit/dim.
-        finest: so many steps are taken for the truth, as far as half of them agree; 128 or more.
+        finest: so many steps are taken for the truth, as far as half of them agree; more than 128.
             None: 128, or 256 where half of 128 agree too little for the steps that are chosen.
 
-    Raises UserError for fewer.
+    Raises UserError for so few or fewer.
     """
 
     def __init__(
