@@ -389,7 +389,7 @@ def test_a_tolerance_solves_the_rows_again_that_the_pilot_has_none_like(between,
 
 
 def test_rows_solved_again_have_no_typical_error_of_fewer_steps():
-    """Of rank 10 in 100 dimensions, where the pilot's own steps do not meet the tolerance."""
+    """Data of rank 10 in 100 dimensions, where the pilot's own steps do not meet the tolerance."""
     sde = scoremle.SDE("straight", scoremle.LinearLogSNR(-18.0, 13.3), 1 / (1 + np.exp(-9)))
     variance = np.zeros(100, np.float32)
     variance[:10] = 1

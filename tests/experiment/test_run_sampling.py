@@ -165,7 +165,7 @@ def test_a_killed_run_goes_on_where_it_was(tiny, judged, finished, monkeypatch):
 
 
 def test_samples_do_not_depend_on_the_size_of_a_round(tiny, judged, monkeypatch, capfd):
-    """Which is halved where memory does not suffice; nor on the steps of another sampler."""
+    """A round is halved where memory does not suffice. Steps of another sampler do not count."""
     free = chain([0], repeat(2**40))
     monkeypatch.setattr(devices, "memory", lambda: devices.Memory(2**40, next(free)))
     flags = ("--eval_folder=rounds_of_9", "--config.eval.batch_size=18",

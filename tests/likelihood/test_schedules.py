@@ -391,7 +391,7 @@ class Betas(PerDimension):
 
 
 def test_the_error_of_a_bound_by_dimension_covers():
-    """Of data N(0, I), whose marginals are those of the prior at all times."""
+    """Data N(0, I), whose marginals are those of the prior at all times."""
     sde = SDE("vp", Betas(jnp.asarray([8.0, 10.0, 12.0])), 1.0)
     model = ScoreModel(lambda x, t: sde.sigma(t) * x, sde, eps=1e-5, shape=(3,))
     x = np.array([1.0, -1.0, 0.5], np.float32)
