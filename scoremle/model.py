@@ -378,8 +378,8 @@ class ScoreModel:
             condition: what the noise prediction takes, a row for each example or one for all.
             divergence: how traces are estimated; None: the model's own, or exactly up to 64
                 dimensions, and beyond them by one random probe at each step.
-            solver: None: the model's own; if that is ``Multistep()``, rows of which it states more
-                than 0.01 nats are solved again, as ``ode_log_likelihood`` says.
+            solver: None: the model's own; if that is ``Multistep()``, rows are solved again until
+                it states at most 0.01 nats, as ``ode_log_likelihood`` says.
             tolerance: in nats, instead of a divergence and a solver: a pilot chooses them, as
                 ``ode_log_likelihood`` says.
             dtype: of the computation, such as "float64"; None: that of ``x``, which without

@@ -168,7 +168,7 @@ class NoiseByCode:
 def test_rows_that_are_solved_again_keep_their_codes():
     """By which each has a schedule of its own: so they are the same as alone."""
     schedule = CodedPolynomial(first_polynomial(4, 2, jax.random.key(1)), -8.0, 10.0, (2,))
-    sde = scoremle.SDE("vp", jax.tree.map(lambda leaf: 3 * leaf, schedule), 1.0)
+    sde = scoremle.SDE("vp", jax.tree.map(lambda leaf: 2 * leaf, schedule), 1.0)
     model = ScoreModel(NoiseByCode(sde), sde, 1e-5, (2,))
     codes = jnp.asarray([[1, 0, 1, 0], [0, 1, 0, 1], [1, 1, 0, 0.0]])
     x, keys = 30 * (codes[:, :2] - codes[:, 2:]), jax.random.split(KEY, 3)

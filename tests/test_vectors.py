@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers.marks import some
-from helpers.oracles import EPS, SDES, Gaussian, Mixture, of_data
+from helpers.oracles import EPS, SDES, Gaussian, Mixture, of_data, schedule64
 from scipy.stats import lognorm, norm
 
 import scoremle
@@ -343,6 +343,22 @@ def test_the_default_solves_rows_again_that_need_it_alone_or_among_others(betwee
     np.testing.assert_allclose(alone.log_prob, found.log_prob[rows], rtol=1e-9)
     once = model.log_prob(x, KEY, divergence=Exact(), solver=Multistep())
     assert not once.refined and (once.solver_error > 0.01).any()
+
+
+@pytest.mark.parametrize("width", [0.0, 1.0], ids=["a point", "a line"])
+def test_rows_solved_again_state_what_more_steps_change(width, x64):
+    """Under sub-VP data that fill no volume move outwards by e^9: the steps state too little."""
+    line, sde, eps = np.array([1, 0.5, -0.3]), SDES["subvp"], 1e-3
+    data = Gaussian.of([1.0, -2.0, 0.5], width * np.outer(line, line))
+    alpha, sigma = schedule64(sde, eps)
+    noisy = Gaussian.of(alpha * data.mu, alpha**2 * data.covariance + sigma**2 * np.eye(3))
+    x = noisy.draw(1, 64)
+    found = ode_log_likelihood(data.noise(sde), sde, jnp.asarray(x), KEY, eps=eps)
+    error = np.abs(found.log_prob - data.log_model(sde, x, eps))
+    again = np.asarray(found.evaluations) > Multistep().steps + 1
+    assert 30 < again.sum() < 64
+    assert (error <= found.solver_error)[again].mean() > 0.9, (error, found.solver_error)
+    assert np.median((found.solver_error / error)[again]) < 6
 
 
 def test_rows_whose_error_stays_large_get_a_warning(unchecked):

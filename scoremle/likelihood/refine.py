@@ -3,8 +3,10 @@
 Between the modes of a density the field turns within a moment, and the few examples that pass
 there may need many times the steps of the others. The error that the solver states of each shows
 which they are: they alone are solved again, by twice the steps, until it is small enough. So the
-value of a row depends on no other row. Where something else has a row for each example, such as
-conditions that the noise prediction closes over, all are solved again in their order.
+value of a row depends on no other row. What more steps change of log p is evidence, too: at most a
+third of that is left, where the error falls by the second order or faster. Where something else
+has a row for each example, such as conditions that the noise prediction closes over, all are
+solved again in their order.
 """
 
 from dataclasses import replace
@@ -37,6 +39,10 @@ FEW = 256
 # More steps don't lessen rounding, which is up to about so many units of the last place for each
 # dimension.
 ROUNDING = 128
+# What more steps change of log p bounds what is left, if the error falls by this order or faster.
+ORDER = 2
+# A change counts from so many standard deviations of the probes' noise.
+NOISE = 2.0
 
 
 def refined(
@@ -49,6 +55,7 @@ def refined(
     divergence: DivergenceEstimator,
     solver: Multistep,
     tolerance: float,
+    suspect: float = 1.0,
     condition: Any = None,
     decode: bool = False,
 ) -> tuple[Data, Likelihood]:
@@ -60,6 +67,7 @@ def refined(
         solver: of the first solution.
         tolerance: nats of a row's solver, or a quarter of its probes' standard error; in more
             than 650 dimensions of float32 at least what rounding leaves.
+        suspect: the share of the tolerance from which a row is solved a second time.
     """
     check_eps(sde, eps)
     given = start, example_keys(key, len(start)), rows_of(condition, len(start), jnp)
@@ -69,12 +77,14 @@ def refined(
         return end, found
     found = replace(found, solver_error=stated(solver, found.solver_error), refined=True)
     steps, unit = solver.steps, float(jnp.finfo(start.dtype).eps)
-    least = max(tolerance, ROUNDING * unit * dims_of(start))
+    rounding = ROUNDING * unit * dims_of(start)
+    allowed = max(suspect * tolerance, rounding)
     while steps < MOST:
-        steps = min(2 * steps, MOST)
-        large = too_large(found.solver_error, found.probe_stderr, least)
+        before, steps = steps, min(2 * steps, MOST)
+        large = too_large(found.solver_error, found.probe_stderr, allowed)
         if not (few := np.flatnonzero(large)).size:
             break
+        allowed = max(tolerance, rounding)
         planned = Planned.of(steps, MOST)
         if solved.takes_any_rows(given, *model, planned):
             place = np.resize(few, len(start)) if len(start) <= FEW else few
@@ -84,7 +94,9 @@ def refined(
         again = solved(_taken(given, place), *model, planned)
         # Typical errors of a rough field, too, fall at least as fast as the steps grow.
         finer = replace(solver, typical=solver.typical * solver.steps / steps)
-        end, found = _with_rows((end, found), place, again, kept, finer)
+        # Of latents the change of log p is also that of the data that are found.
+        left = 0.0 if decode else 1 / ((steps / before) ** ORDER - 1)
+        end, found = _with_rows((end, found), place, again, kept, finer, left)
     return end, found
 
 
@@ -122,6 +134,7 @@ def _with_rows(
     again: tuple[Any, Likelihood],
     kept: Int[np.ndarray, " k"],
     solver: Multistep,
+    left: float,
 ) -> tuple[Any, Likelihood]:
     """Takes the ``kept`` rows of ``again``, each to its ``place``; evaluations are added.
 
@@ -138,12 +151,15 @@ def _with_rows(
         name: put(getattr(found, name), getattr(new, name))
         for name in ("log_prob", "latent", "probe_stderr", "ok")
     }
+    change = np.asarray(new.log_prob, float) - np.asarray(found.log_prob)[place]
+    noise = NOISE * np.hypot(np.asarray(found.probe_stderr)[place], new.probe_stderr)
+    changed = np.sqrt(np.fmax(np.square(change) - np.square(noise), 0))
     # The pilot measured no such rows: a factor below 1 is not for them.
     error = np.maximum(new.solver_error, stated(solver, new.solver_error))
     evaluations = np.asarray(found.evaluations)[place] + np.asarray(new.evaluations)
     return put(end, new_end), replace(
         found,
-        solver_error=put(found.solver_error, error),
+        solver_error=put(found.solver_error, np.maximum(error, left * changed)),
         evaluations=put(found.evaluations, evaluations),
         probe_deviations=put(found.probe_deviations, new.probe_deviations, axis=1),
         **values,

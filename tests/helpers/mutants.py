@@ -307,6 +307,7 @@ CHANGES: list[tuple[str, ...]] = [
     ("likelihood/ode.py", "_along_flow", "dims_of(start) <= FEW_DIMS",
      "dims_of(start) < FEW_DIMS"),
     ("likelihood/refine.py", "too_large", "np.maximum(tolerance,", "np.maximum(99 * tolerance,"),
+    ("likelihood/refine.py", "_with_rows", "np.maximum(error, left * changed)", "error"),
     ("model.py", "_to_data", "jnp.abs(sum_data(score * (again - z)))", "jnp.zeros(len(x))",
      "sampling/test_samples.py"),
     ("model.py", "_to_data", "log_det + change", "log_det", "sampling/test_samples.py"),
