@@ -246,11 +246,7 @@ def step_bound(
     _check_chain(variance, times, draws)
     if variance == "learned" and not hasattr(noise, "both"):
         raise UserError("this network has no variance: take variance='small' or 'large'")
-    if sde.schedule.per_dimension:
-        raise UserError(
-            "the steps of a chain have one log-SNR, and here each dimension has its own: take the"
-            " bound of continuous time"
-        )
+    _check_common(sde)
     points = jnp.asarray(points, float)
     y, times = points[integers], jnp.asarray(times, points.dtype)
     edges, shares = log_snr_edges(sde, times[0]), -jnp.diff(sde.log_snr(times))
@@ -316,6 +312,15 @@ def _variance_of_sum(samples: Float[Array, "T b"], shares: Float[Array, " T"]) -
     gaps = jnp.square(jnp.diff(samples, axis=0)) / 2
     around = jnp.concatenate([gaps[:1], gaps]) + jnp.concatenate([gaps, gaps[-1:]])
     return jnp.matmul(jnp.square(shares), around, precision="highest") / 2
+
+
+def _check_common(sde: SDE) -> None:
+    """Raises UserError for a schedule that has a log-SNR for each dimension."""
+    if sde.schedule.per_dimension:
+        raise UserError(
+            "the steps of a chain have one log-SNR, and here each dimension has its own: take the"
+            " bound of continuous time"
+        )
 
 
 def _check_chain(variance: str, times: Any, draws: int | None) -> None:
@@ -446,11 +451,12 @@ def chain_of(
         points: of the integers that the network was trained on without noise; None: it was
             trained on dequantized ones.
 
-    Raises UserError for fewer than two steps, and for more than a discrete schedule has; and
-    ValueError for a schedule that has a log-SNR for each dimension.
+    Raises UserError for fewer than two steps, for more than a discrete schedule has, and for a
+    schedule that has a log-SNR for each dimension.
     """
     if steps < 2:
         raise UserError(f"a chain has two steps or more, not {steps}")
+    _check_common(sde)
     schedule = sde.schedule
     if not isinstance(schedule, Discrete):
         if points is not None:

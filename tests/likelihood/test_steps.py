@@ -15,6 +15,7 @@ from scoremle import Pixels, ScoreModel, UserError
 from scoremle.core import schedules
 from scoremle.core.betas import betas
 from scoremle.core.keys import example_keys, fold_in, normal, split
+from scoremle.core.polynomial_schedule import CodedPolynomial, first_polynomial
 from scoremle.core.prediction import RangedNoise, noise_fn
 from scoremle.core.sde import SDE, VE, VP, SubVP
 from scoremle.likelihood.decoders import (
@@ -361,3 +362,9 @@ def test_steps_have_one_log_snr():
             lambda x, t: x, SDE("vp", course, 1.0), GAUSSIAN_INTEGERS, KEY,
             points=Pixels(32).points, times=np.linspace(0, 1, 4),
         )  # fmt: skip
+
+
+def test_a_chain_has_one_log_snr_for_all_dimensions():
+    coded = CodedPolynomial(first_polynomial(4, 2, jax.random.key(1)), -5.0, 8.0, (2,))
+    with pytest.raises(UserError, match="one log-SNR"):
+        chain_of(10, SDE("vp", coded, 1.0), 0.0, Pixels())
