@@ -106,8 +106,8 @@ def test_a_flow_of_another_kind_is_named(trained, capfd):
 @pytest.mark.long
 def test_several_samples_make_a_tighter_bound(tiny, capfd):
     few = FEW | {"eval__probes": 2}
-    _, one = evaluate(tiny, "samples", **few)
-    folder, several = evaluate(tiny, "samples", eval__importance_samples=4, **few)
+    _, one = evaluate(tiny, "several", **few)
+    folder, several = evaluate(tiny, "several", eval__importance_samples=4, **few)
     result = several["exact_k4_test_ckpt_2"]
     assert (result["importance_samples"], result["dequantizer"]) == (4, "uniform")
     assert "importance-weighted bound by the ODE, 4 draws" in result["estimator"]
