@@ -31,9 +31,6 @@ __all__ = ["Likelihood", "ode_decode", "ode_log_likelihood", "warn_of_rows"]
 
 # Nats that the solver may leave of a row, if nothing else is given.
 TOLERANCE = 0.01
-# No pilot measured by how much the steps state too little: data are solved a second time from this
-# share of the tolerance on, and then what more steps change is known.
-SUSPECT = 1 / 4
 
 
 def ode_log_likelihood(
@@ -142,8 +139,7 @@ def _along_flow(
     if solver is None and known(start, key, as_pytree(noise), sde, eps, condition):
         found = refined(
             noise, sde, start, key, eps=eps, divergence=divergence, solver=Multistep(),
-            tolerance=TOLERANCE, suspect=1.0 if decode else SUSPECT, condition=condition,
-            decode=decode,
+            tolerance=TOLERANCE, pilot=False, condition=condition, decode=decode,
         )  # fmt: skip
         if found[1].refined:
             return found

@@ -3,10 +3,10 @@
 Between the modes of a density the field turns within a moment, and the few examples that pass
 there may need many times the steps of the others. The error that the solver states of each shows
 which they are: they alone are solved again, by twice the steps, until it is small enough. So the
-value of a row depends on no other row. What more steps change of log p is evidence, too: at most a
-third of that is left, where the error falls by the second order or faster. Where something else
-has a row for each example, such as conditions that the noise prediction closes over, all are
-solved again in their order.
+value of a row depends on no other row. What more steps change of log p is evidence where no pilot
+measured the error: at most a third of that is left, if it falls by the second order or faster.
+Where something else has a row for each example, such as conditions that the noise prediction
+closes over, all are solved again in their order.
 """
 
 from dataclasses import replace
@@ -39,6 +39,8 @@ FEW = 256
 # More steps don't lessen rounding, which is up to about so many units of the last place for each
 # dimension.
 ROUNDING = 128
+# The share of the tolerance from which a row is suspect where no pilot measured its error.
+SUSPECT = 1 / 4
 # What more steps change of log p bounds what is left, if the error falls by this order or faster.
 ORDER = 2
 # A change counts from so many standard deviations of the probes' noise.
@@ -55,7 +57,7 @@ def refined(
     divergence: DivergenceEstimator,
     solver: Multistep,
     tolerance: float,
-    suspect: float = 1.0,
+    pilot: bool = True,
     condition: Any = None,
     decode: bool = False,
 ) -> tuple[Data, Likelihood]:
@@ -67,7 +69,8 @@ def refined(
         solver: of the first solution.
         tolerance: nats of a row's solver, or a quarter of its probes' standard error; in more
             than 650 dimensions of float32 at least what rounding leaves.
-        suspect: the share of the tolerance from which a row is solved a second time.
+        pilot: whether one measured what the steps state. If not, data are first solved again from
+            a quarter of the tolerance on, and state what more steps change.
     """
     check_eps(sde, eps)
     given = start, example_keys(key, len(start)), rows_of(condition, len(start), jnp)
@@ -78,7 +81,9 @@ def refined(
     found = replace(found, solver_error=stated(solver, found.solver_error), refined=True)
     steps, unit = solver.steps, float(jnp.finfo(start.dtype).eps)
     rounding = ROUNDING * unit * dims_of(start)
-    allowed = max(suspect * tolerance, rounding)
+    # Of latents the change of log p is also that of the data that are found.
+    measured = not (pilot or decode)
+    allowed = max(SUSPECT * tolerance if measured else tolerance, rounding)
     while steps < MOST:
         before, steps = steps, min(2 * steps, MOST)
         large = too_large(found.solver_error, found.probe_stderr, allowed)
@@ -94,8 +99,7 @@ def refined(
         again = solved(_taken(given, place), *model, planned)
         # Typical errors of a rough field, too, fall at least as fast as the steps grow.
         finer = replace(solver, typical=solver.typical * solver.steps / steps)
-        # Of latents the change of log p is also that of the data that are found.
-        left = 0.0 if decode else 1 / ((steps / before) ** ORDER - 1)
+        left = 1 / ((steps / before) ** ORDER - 1) if measured else 0.0
         end, found = _with_rows((end, found), place, again, kept, finer, left)
     return end, found
 
