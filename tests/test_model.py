@@ -166,17 +166,22 @@ class NoiseByCode:
 
 
 def test_rows_that_are_solved_again_keep_their_codes():
-    """By which each has a schedule of its own: so they are the same as alone."""
+    """Each has a schedule of its own by it: so they are the same as alone. Of the last row 320
+    steps leave 8 nats and state 0.0006; what 640 change shows it, and 1,024 end in a warning."""
     schedule = CodedPolynomial(first_polynomial(4, 2, jax.random.key(1)), -8.0, 10.0, (2,))
-    sde = scoremle.SDE("vp", jax.tree.map(lambda leaf: 2 * leaf, schedule), 1.0)
+    sde = scoremle.SDE("vp", jax.tree.map(lambda leaf: 3 * leaf, schedule), 1.0)
     model = ScoreModel(NoiseByCode(sde), sde, 1e-5, (2,))
     codes = jnp.asarray([[1, 0, 1, 0], [0, 1, 0, 1], [1, 1, 0, 0.0]])
     x, keys = 30 * (codes[:, :2] - codes[:, 2:]), jax.random.split(KEY, 3)
-    found = model.under(codes).log_prob(x, keys)
+    truth = model.under(codes).log_prob(x, keys, solver=Multistep(4096)).log_prob
+    with pytest.warns(UserWarning, match="1 of 3"):
+        found = model.under(codes).log_prob(x, keys)
     assert found.evaluations[2] > found.evaluations[:2].max()
-    for row in (slice(i, i + 1) for i in range(3)):
-        alone = model.under(codes[row]).log_prob(x[row], keys[row])
-        np.testing.assert_allclose(found.log_prob[row], alone.log_prob, atol=1e-3)
+    assert (np.abs(found.log_prob - truth) < found.solver_error + 1e-4).all()
+    with pytest.warns(UserWarning, match="1 of 1"):
+        for row in (slice(i, i + 1) for i in range(3)):
+            alone = model.under(codes[row]).log_prob(x[row], keys[row])
+            np.testing.assert_allclose(found.log_prob[row], alone.log_prob, atol=1e-3)
 
 
 def test_latents_and_back():

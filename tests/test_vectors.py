@@ -23,6 +23,7 @@ from scoremle import (
 )
 from scoremle.core.bijectors import AtTime
 from scoremle.core.keys import example_keys
+from scoremle.likelihood.ode import ode_decode
 from scoremle.likelihood.record import Likelihood
 
 KEY, VP, START = jax.random.key(0), SDES["vp"], EPS["vp"]
@@ -345,20 +346,52 @@ def test_the_default_solves_rows_again_that_need_it_alone_or_among_others(betwee
     assert not once.refined and (once.solver_error > 0.01).any()
 
 
+FAR = {"eps": 1e-3}
+
+
+def moved_far(width):
+    """Data on a line of this width, noise prediction and rows of it, at t = 1e-3 under sub-VP.
+
+    Such data move outwards by e^9, and the steps state too little.
+    """
+    line, sde = np.array([1, 0.5, -0.3]), SDES["subvp"]
+    data = Gaussian.of([1.0, -2.0, 0.5], width * np.outer(line, line))
+    alpha, sigma = schedule64(sde, FAR["eps"])
+    noisy = Gaussian.of(alpha * data.mu, alpha**2 * data.covariance + sigma**2 * np.eye(3))
+    return data, data.noise(sde), noisy.draw(1, 64)
+
+
 @pytest.mark.parametrize("width", [0.0, 1.0], ids=["a point", "a line"])
 def test_rows_solved_again_state_what_more_steps_change(width, x64):
-    """Under sub-VP data that fill no volume move outwards by e^9: the steps state too little."""
-    line, sde, eps = np.array([1, 0.5, -0.3]), SDES["subvp"], 1e-3
-    data = Gaussian.of([1.0, -2.0, 0.5], width * np.outer(line, line))
-    alpha, sigma = schedule64(sde, eps)
-    noisy = Gaussian.of(alpha * data.mu, alpha**2 * data.covariance + sigma**2 * np.eye(3))
-    x = noisy.draw(1, 64)
-    found = ode_log_likelihood(data.noise(sde), sde, jnp.asarray(x), KEY, eps=eps)
-    error = np.abs(found.log_prob - data.log_model(sde, x, eps))
-    again = np.asarray(found.evaluations) > Multistep().steps + 1
+    data, noise, x = moved_far(width)
+    once = ode_log_likelihood(noise, SDES["subvp"], x, KEY, **FAR, solver=Multistep())
+    found = ode_log_likelihood(noise, SDES["subvp"], x, KEY, **FAR)
+    again = np.asarray(found.evaluations > once.evaluations)
+    np.testing.assert_array_equal(again, once.solver_error > 0.0025)
     assert 30 < again.sum() < 64
+    error = np.abs(found.log_prob - data.log_model(SDES["subvp"], x, FAR["eps"]))
     assert (error <= found.solver_error)[again].mean() > 0.9, (error, found.solver_error)
     assert np.median((found.solver_error / error)[again]) < 6
+
+
+def test_the_noise_of_probes_is_no_error_of_the_solver(x64):
+    """They are drawn anew, and change log p by half a nat and more: if that counted as an error,
+    some rows would be solved by 640 steps."""
+    _, noise, x = moved_far(1e-8)
+    found = ode_log_likelihood(noise, SDES["subvp"], x, KEY, **FAR, divergence=Hutchinson())
+    assert 41 < found.evaluations.max() <= 41 + 81 + 161
+    assert found.probe_stderr.max() > 0.5
+
+
+def test_latents_are_solved_again_by_the_stated_error_alone(x64):
+    """Other steps find other data, whose log p differs."""
+    data, noise, x = moved_far(1.0)
+    z, _ = data.flow(SDES["subvp"], x, FAR["eps"])
+    _, once = ode_decode(noise, SDES["subvp"], z, KEY, **FAR, solver=Multistep())
+    _, found = ode_decode(noise, SDES["subvp"], z, KEY, **FAR)
+    again = found.evaluations > once.evaluations
+    np.testing.assert_array_equal(again, once.solver_error > 0.01)
+    assert 0 < again.sum() < (once.solver_error > 0.0025).sum()
 
 
 def test_rows_whose_error_stays_large_get_a_warning(unchecked):

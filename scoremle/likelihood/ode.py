@@ -68,7 +68,8 @@ def ode_log_likelihood(
             by one random probe at each step.
         solver: how the ODE is solved. None: ``Multistep()``; again by twice the steps for each row
             of which it states more than 0.0025 nats, and until it states at most 0.01, or a
-            quarter of the probes' error; where a program is traced, ``Multistep()`` alone.
+            quarter of the probes' error. A row that is solved again states at least a third of
+            what that changed. Where a program is traced, ``Multistep()`` alone.
         tolerance: in nats, instead of a divergence and a solver.
         condition: any pytree of arrays, with a row for each example or one for all.
         dtype: of the computation, such as "float64"; None: that of ``x``, which without

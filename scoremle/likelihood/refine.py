@@ -27,7 +27,7 @@ from scoremle.core.sde import SDE, check_eps
 from scoremle.likelihood.flow import along_flow
 from scoremle.likelihood.record import HIDDEN, Likelihood
 from scoremle.numerics import as_pytree, dims_of
-from scoremle.solvers.multistep import Multistep, Planned, stated
+from scoremle.solvers.multistep import NOISE, Multistep, Planned, stated
 from scoremle.types import Data, Keys, NoiseFn, Scalar
 
 Rows = Float[Array | np.ndarray, " n"]
@@ -42,9 +42,7 @@ ROUNDING = 128
 # The share of the tolerance from which a row is suspect where no pilot measured its error.
 SUSPECT = 1 / 4
 # What more steps change of log p bounds what is left, if the error falls by this order or faster.
-ORDER = 2
-# A change counts from so many standard deviations of the probes' noise.
-NOISE = 2.0
+LEAST_ORDER = 2
 
 
 def refined(
@@ -99,8 +97,9 @@ def refined(
         again = solved(_taken(given, place), *model, planned)
         # Typical errors of a rough field, too, fall at least as fast as the steps grow.
         finer = replace(solver, typical=solver.typical * solver.steps / steps)
-        left = 1 / ((steps / before) ** ORDER - 1) if measured else 0.0
-        end, found = _with_rows((end, found), place, again, kept, finer, left)
+        if measured:
+            again = _measured(found, place, again, steps / before)
+        end, found = _with_rows((end, found), place, again, kept, finer)
     return end, found
 
 
@@ -132,13 +131,26 @@ def solved(
     )  # fmt: skip
 
 
+def _measured(
+    found: Likelihood, place: Int[np.ndarray, " r"], again: tuple[Any, Likelihood], finer: float
+) -> tuple[Any, Likelihood]:
+    """``again``, whose rows state at least what is left by what ``finer`` steps changed of them.
+
+    The noise of the probes in the change does not count.
+    """
+    end, new = again
+    change = np.asarray(new.log_prob, float) - np.asarray(found.log_prob)[place]
+    noise = NOISE * np.hypot(np.asarray(found.probe_stderr)[place], new.probe_stderr)
+    left = np.sqrt(np.fmax(np.square(change) - np.square(noise), 0)) / (finer**LEAST_ORDER - 1)
+    return end, replace(new, solver_error=jnp.asarray(np.maximum(new.solver_error, left)))
+
+
 def _with_rows(
     whole: tuple[Any, Likelihood],
     place: Int[np.ndarray, " r"],
     again: tuple[Any, Likelihood],
     kept: Int[np.ndarray, " k"],
     solver: Multistep,
-    left: float,
 ) -> tuple[Any, Likelihood]:
     """Takes the ``kept`` rows of ``again``, each to its ``place``; evaluations are added.
 
@@ -155,15 +167,12 @@ def _with_rows(
         name: put(getattr(found, name), getattr(new, name))
         for name in ("log_prob", "latent", "probe_stderr", "ok")
     }
-    change = np.asarray(new.log_prob, float) - np.asarray(found.log_prob)[place]
-    noise = NOISE * np.hypot(np.asarray(found.probe_stderr)[place], new.probe_stderr)
-    changed = np.sqrt(np.fmax(np.square(change) - np.square(noise), 0))
     # The pilot measured no such rows: a factor below 1 is not for them.
     error = np.maximum(new.solver_error, stated(solver, new.solver_error))
     evaluations = np.asarray(found.evaluations)[place] + np.asarray(new.evaluations)
     return put(end, new_end), replace(
         found,
-        solver_error=put(found.solver_error, np.maximum(error, left * changed)),
+        solver_error=put(found.solver_error, error),
         evaluations=put(found.evaluations, evaluations),
         probe_deviations=put(found.probe_deviations, new.probe_deviations, axis=1),
         **values,

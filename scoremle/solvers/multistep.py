@@ -56,7 +56,7 @@ COVERING_FACTOR = 2.0
 # By so many steps, and those about it, the stated error covers the true one of 90 % of images or
 # more, to a per cent, on seven networks; by 32 of 79 % on one (benchmarks/README.md).
 DEFAULT_STEPS = 40
-# A difference of quadratures counts as an error from so many standard deviations of its noise.
+# A difference of two values counts as an error from so many standard deviations of its noise.
 NOISE = 2.0
 # An example whose estimated error is more than so many times the typical one is unlike those of
 # the pilot, and the excess counts in full.
