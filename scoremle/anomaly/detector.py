@@ -211,6 +211,8 @@ class Detector:
         Args:
             examples: how many are scored.
             rate: of false discoveries.
+
+        Raises UserError for a rate outside (0, 1).
         """
         check_number("rate", rate, 0, 1)
         n = len(self.reference)

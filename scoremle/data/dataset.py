@@ -24,11 +24,16 @@ ANY_SIZE = frozenset({"size", "channels", "fit"})
 
 @dataclass(frozen=True)
 class Dataset:
-    """A data set: its name, its reader, and what ``data.path`` must be, in words.
+    """A data set, and how its images are found and read.
 
-    ``place`` is where the system installs it; ``packaged`` is the library that it comes with.
-    ``options`` are those that its reader has a use for. ``counts`` are the numbers of training
-    and test images that each version has.
+    Args:
+        name: by which it is looked up.
+        read: the reader of its files.
+        needs: what ``data.path`` must be, in words.
+        place: where the system installs it; "": nowhere.
+        packaged: the library that it comes with; "": none.
+        options: those that its reader has a use for.
+        counts: the numbers of training and test images of each version.
     """
 
     name: str
@@ -40,10 +45,14 @@ class Dataset:
     counts: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
     def find(self, path: str, options: Options) -> Prepared:
-        """Opens it at ``path``, or in the cache, where it is prepared on first use.
+        """Opens the data set at ``path``, or in the cache, where it is prepared on first use.
 
-        Without a path it is where the system installs it, what was fetched, or what was prepared
-        before.
+        Args:
+            path: of its files, or of a prepared folder; "": where the system installs it, what
+                was fetched, or what was prepared before.
+            options: for making its images.
+
+        Raises UserError for files that are missing, damaged or of another data set.
         """
         options = self._of_use(options)
         if path and is_prepared(Path(path)):
@@ -60,7 +69,10 @@ class Dataset:
         return Prepared(folder)
 
     def place_of(self, path: str) -> Path | None:
-        """Finds its files: at ``path``, where the system installs them, or fetched; else None."""
+        """Finds its files: at ``path``, where the system installs them, or fetched; else None.
+
+        Raises UserError for a path where nothing is, and for one of packaged data.
+        """
         if path and self.packaged:
             raise UserError(
                 f"path is {path!r}, but {self.name} comes with {self.packaged}; leave it empty"
@@ -73,7 +85,15 @@ class Dataset:
         return place
 
     def prepare(self, place: Path | None, options: Options, folder: Path) -> None:
-        """Makes ``folder`` of the files at ``place`` (None if packaged)."""
+        """Makes a prepared folder.
+
+        Args:
+            place: of its files; None: they are packaged.
+            options: for making its images.
+            folder: to be made.
+
+        Raises UserError for files that are missing, damaged or of another data set.
+        """
         if place is None and not self.packaged:
             raise UserError(f"{self.name} has no default place; {self._needs}")
         options = self._of_use(options)

@@ -36,7 +36,13 @@ class Feed(NamedTuple):
 
 
 def feed(images: ImageSet, on_device: str = "auto") -> Feed:
-    """Makes a Feed: on the device if ``on_device`` is "true", or "auto" and the images fit."""
+    """Makes a Feed of training images.
+
+    Args:
+        images: whose training images a step needs.
+        on_device: "true": all lie on the device; "auto": if they take at most a quarter of its
+            memory. Else the next batches are read ahead.
+    """
     memory = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit", MEMORY)
     fits = images.train.nbytes <= SHARE * memory
     if on_device == "true" or (on_device == "auto" and fits):

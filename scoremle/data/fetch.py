@@ -77,8 +77,11 @@ def fetched(name: str) -> Path | None:
 def fetch(name: str) -> Path:
     """Brings those files of a data set that are not there yet, and returns their folder.
 
-    Raises UserError where a server can't be reached, breaks off or sends something else, and
-    where another process fetches the same.
+    Args:
+        name: "cifar10", "cifar100", "mnist", "fashion_mnist" or "svhn".
+
+    Raises UserError for another name, where a server can't be reached, breaks off or sends
+    something else, and where another process fetches the same.
     """
     with needing("fetch", "fetch"):
         import pooch

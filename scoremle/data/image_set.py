@@ -42,7 +42,15 @@ class BatchRows(NamedTuple):
 class ImageSet:
     """Training and test images, uint8 [n h w c] with values in ``range(levels)``.
 
-    ``facts`` are recorded with every result on them: version and hash of the source.
+    Args:
+        train: the training images.
+        test: the test images.
+        levels: grey levels.
+        name: of the data set.
+        batch_size: images of a training batch.
+        seed: of the order of training images.
+        random_flip: whether half of the training images are mirrored, by chance.
+        facts: recorded with every result on these images: version and hash of the source.
     """
 
     train: np.ndarray
@@ -61,11 +69,19 @@ class ImageSet:
         return height, width, channels
 
     def reordered(self, times: int) -> "ImageSet":
-        """The same images in another order, a new one each time."""
+        """The same images in another order.
+
+        Args:
+            times: how often the order was changed before; each number has an order of its own.
+        """
         return replace(self, seed=(self.seed + times * STRIDE) % 2**32)
 
     def indices(self, step: int) -> np.ndarray:
-        """Indices of the training images in the batch of this step, [batch_size]."""
+        """Indices of the training images in the batch of a step, [batch_size].
+
+        Args:
+            step: from 0 on.
+        """
         size = len(self.train)
         positions = int(step) * self.batch_size + np.arange(self.batch_size)
         epochs, offsets = np.divmod(positions, size)
@@ -76,7 +92,11 @@ class ImageSet:
         return np.concatenate(parts)
 
     def rows(self, step: int) -> BatchRows:
-        """The training batch of this step, by number."""
+        """The training batch of a step, by the numbers of its images.
+
+        Args:
+            step: from 0 on.
+        """
         flipped = np.zeros(self.batch_size, bool)
         if self.random_flip:
             words = random_words(self.batch_size, self.seed, int(step), FLIP_STREAM)
@@ -84,7 +104,11 @@ class ImageSet:
         return BatchRows(self.indices(step).astype(np.int32), flipped)
 
     def batch(self, step: int) -> np.ndarray:
-        """The training batch of this step, uint8 [batch_size h w c]; pure in (seed, step)."""
+        """The training batch of a step, uint8 [batch_size h w c]; pure in (seed, step).
+
+        Args:
+            step: from 0 on.
+        """
         indices, flipped = self.rows(step)
         images = self.train[indices]
         images[flipped] = images[flipped, :, ::-1]

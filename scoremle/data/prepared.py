@@ -82,12 +82,17 @@ class _Meta(TypedDict):
 
 @dataclass(frozen=True)
 class Prepared:
-    """An opened folder; arrays are mapped, not read."""
+    """A prepared folder; its arrays are mapped, not read.
+
+    Args:
+        folder: that was prepared.
+    """
 
     folder: Path
 
     @cached_property
     def meta(self) -> dict[str, Any]:
+        """Its record. Raises UserError if that is damaged, or of another version."""
         meta = files.read_sealed(files.inside(self.folder, META), self._remedy)
         if meta.get("format") not in (FORMAT, FEWER_LEVELS):
             raise UserError(
@@ -98,11 +103,21 @@ class Prepared:
         return meta
 
     def images(self, split: str) -> np.ndarray:
-        """The images of train or test."""
+        """The images of a split, uint8 [n h w c]. Raises UserError if they are damaged.
+
+        Args:
+            split: "train" or "test".
+        """
         return self._array(split)
 
     def labels(self, split: str) -> np.ndarray | None:
-        """Labels of train or test, if the source has any."""
+        """Labels of a split, int32 [n]; None if the source has none.
+
+        Args:
+            split: "train" or "test".
+
+        Raises UserError if they are damaged.
+        """
         return self._array(f"{split}_labels") if self.meta["labels"] else None
 
     def verify(self) -> None:
@@ -154,6 +169,11 @@ def format_of(options: Options) -> int:
 
 
 def is_prepared(folder: Path) -> bool:
+    """Whether a folder is a prepared data set.
+
+    Args:
+        folder: which need not exist.
+    """
     return (folder / META).is_file()
 
 

@@ -100,8 +100,25 @@ def load(
 ) -> ImageSet:
     """The named data set, padded with zeros to ``image_size`` if that is larger than its own.
 
-    Sizes, channels and levels of 0 are the data set's own; ``fit`` brings images of other sizes
-    to ``image_size`` (crop, resize or pad).
+    Args:
+        name: of the data set, such as "digits".
+        path: of its files, or of a prepared folder; "": in the cache, where the system installs
+            them, or within a library.
+        image_size: height and width; 0: those of the images.
+        num_channels: 1 or 3; 0: those of the images.
+        fit: "crop", "resize" or "pad" for images of other sizes, which "" refuses.
+        levels: grey levels, 2 to 256; 0: those of the images.
+        batch_size: images of a training batch.
+        seed: of the order of training images.
+        random_flip: whether half of the training images are mirrored, by chance.
+
+    Raises UserError for another name, files that are missing or damaged, and options that this
+    data set has no use for.
+
+    Example:
+        >>> images = scoremle.data.load("digits")
+        >>> print(images.train.shape, images.test.shape, images.levels)
+        (1437, 8, 8, 1) (360, 8, 8, 1) 17
     """
     check_count("batch_size", batch_size)
     check_seed(seed)
@@ -153,5 +170,9 @@ def _facts(meta: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def lookup(name: str) -> Dataset:
-    """The data set of this name, in upper or lower case."""
+    """The data set of a name. Raises UserError for another.
+
+    Args:
+        name: in upper or lower case.
+    """
     return choose(DATASETS, name, "data set")

@@ -19,6 +19,9 @@ ATTENTION = "attention at levels"
 def architecture(params: dict[str, Any]) -> dict[str, Any]:
     """Fields ``model.*`` (bare names), num_channels, and the levels that have attention.
 
+    Args:
+        params: of a network, as a tree; shapes are enough.
+
     Raises Damaged for what is no DDPM++ or NCSN++.
     """
     try:
@@ -28,7 +31,13 @@ def architecture(params: dict[str, Any]) -> dict[str, Any]:
 
 
 def flow_architecture(params: dict[str, Any]) -> dict[str, Any]:
-    """Fields ``deq.*`` (bare names) and image_size. Raises Damaged for what is no Flow++."""
+    """Fields ``deq.*`` (bare names) and image_size.
+
+    Args:
+        params: of a flow dequantizer, as a tree; shapes are enough.
+
+    Raises Damaged for what is no Flow++.
+    """
     try:
         return _flow_architecture(params)
     except (LookupError, ValueError, AttributeError, TypeError):

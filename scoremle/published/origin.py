@@ -69,7 +69,11 @@ class PublishedModel:
 
 
 def origin(place: Path) -> PublishedModel | None:
-    """Origin of a folder with a published name, or of a file in it; None for other names."""
+    """Origin of a folder with a published name, or of a file in it; None for other names.
+
+    Args:
+        place: of the folder or file; it is not opened.
+    """
     for folder in (place, *place.parents[:2]):
         if match := SCORE_FLOW.fullmatch(folder.name):
             dataset, _, sde, *options = match.groups()

@@ -27,21 +27,39 @@ GROUP_NORM = "GroupNorm_"
 
 
 class Published(NamedTuple):
-    """A training state as published, its arrays under our names and in our shapes."""
+    """A training state as published, its arrays under our names and in our shapes.
+
+    Args:
+        step: of the training.
+        updates: as Adam counts them.
+        params: of the network.
+        ema: their moving average.
+        mu: Adam's first moments.
+        nu: Adam's second moments.
+        lr: the learning rate.
+        ema_rate: of the moving average.
+        rng: the key of the original; None: PyTorch's files have none.
+    """
 
     step: int
-    updates: int  # as Adam counts them
+    updates: int
     params: Tree
     ema: Tree
     mu: Tree
     nu: Tree
     lr: float
     ema_rate: float
-    rng: list[int] | None  # the key of the original; PyTorch's have none
+    rng: list[int] | None
 
 
 def read(path: Path) -> Published:
-    """The training state in a file. Raises UserError if it is damaged or something else."""
+    """The training state in a file.
+
+    Args:
+        path: of ``checkpoint_N`` (Flax), or of a file that ends in .pth (PyTorch).
+
+    Raises UserError if the file is damaged or something else.
+    """
     try:
         return decode(path)
     except Damaged as error:
@@ -59,7 +77,12 @@ def decode(path: Path) -> Published:
 
 
 def train_state(published: Published, template: TrainState, path: Path) -> TrainState:
-    """The state to go on from, in the form of ``template`` (shapes and dtypes are enough).
+    """The state to go on from.
+
+    Args:
+        published: as it was read.
+        template: a state of the wanted form; shapes and dtypes are enough.
+        path: of the file, for messages.
 
     Raises UserError, with the fields and a config that fits, if the network is another one.
     """
@@ -74,7 +97,14 @@ def train_state(published: Published, template: TrainState, path: Path) -> Train
 
 
 def published_tree(state: TrainState, *, lr: float, ema_rate: float, rng: list[int]) -> Tree:
-    """The state dict, as the original would have saved it, of a state of our own."""
+    """The state dict of a state of our own, as the original would have saved it.
+
+    Args:
+        state: of a training.
+        lr: the learning rate.
+        ema_rate: of the moving average.
+        rng: the key of the training, as two numbers.
+    """
     mu, nu = (_shaped_as_published(optax.tree.get(state.opt_state, name)) for name in ("mu", "nu"))
     moments = jax.tree.map(lambda m, v: {"grad_ema": m, "grad_sq_ema": v}, mu, nu)
     (_, updates), *_ = optax.tree.get_all_with_path(state.opt_state, "count")  # Adam's comes first

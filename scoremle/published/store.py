@@ -13,7 +13,11 @@ ASIDE = ".published"
 
 
 def checkpoint_files(folder: Path) -> dict[int, Path]:
-    """The published checkpoints in a folder, ``checkpoint_N`` or ``checkpoint_N.pth``, by N."""
+    """The published checkpoints in a folder, ``checkpoint_N`` or ``checkpoint_N.pth``, by N.
+
+    Args:
+        folder: to be searched.
+    """
     found = {}
     for path in sorted(folder.glob("checkpoint_*")):
         # One that was put aside is there no more, unless what replaces it has not come yet.

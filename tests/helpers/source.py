@@ -171,6 +171,7 @@ def undocumented(sources: Mapping[str, str]) -> Iterator[tuple[str, list[str]]]:
     A line below ``Args:`` is one, or the name in double backticks. What a base class or a protocol
     documents, others need not.
     """
+    shown = exports(sources)
     classes = {
         node.name: node for text in sources.values() for node in tree(text).body if _is_class(node)
     }
@@ -180,9 +181,8 @@ def undocumented(sources: Mapping[str, str]) -> Iterator[tuple[str, list[str]]]:
         for name, node in classes.items() if name in bases or "Protocol" in _bases(node)
     }  # fmt: skip
     for file, text in sources.items():
-        exported = set(listed(text))
         for node in tree(text).body:
-            if _name(node) not in exported:
+            if _name(node) not in shown[file]:
                 continue
             if isinstance(node, ast.FunctionDef):
                 yield f"{file}: {node.name}", _lacking(node, _arguments(node))
@@ -201,10 +201,10 @@ def silent(sources: Mapping[str, str]) -> Iterator[str]:
 
     What a constructor raises, the class may say.
     """
+    shown = exports(sources)
     for file, text in sources.items():
-        exported = set(listed(text))
         for node in tree(text).body:
-            if _name(node) not in exported:
+            if _name(node) not in shown[file]:
                 continue
             inner = [each for each in getattr(node, "body", []) if _is_public(each)]
             for each in [node] if isinstance(node, ast.FunctionDef) else inner:
@@ -303,6 +303,20 @@ def listed(text: str) -> list[str]:
         and isinstance(node.value, ast.List | ast.Tuple)
         for entry in node.value.elts
     ]  # fmt: skip
+
+
+def exports(sources: Mapping[str, str]) -> dict[str, set[str]]:
+    """The names of each file that its own ``__all__`` lists, or that of a package it is in."""
+    found = {file: set(listed(text)) for file, text in sources.items()}
+    modules = {dotted(file): file for file in sources}
+    for file, text in sources.items():
+        if not file.endswith("__init__.py"):
+            continue
+        for node in tree(text).body:
+            if isinstance(node, ast.ImportFrom) and node.module in modules:
+                taken = {alias.name for alias in node.names} & set(listed(text))
+                found[modules[node.module]] |= taken
+    return found
 
 
 def longest_chain(sources: Mapping[str, str]) -> list[str]:

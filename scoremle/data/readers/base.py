@@ -26,7 +26,18 @@ NO_IMAGES = np.zeros((0, 1, 1, 1), np.uint8)
 
 @dataclass(frozen=True)
 class Options:
-    """Options for making images of a source; 0 or '' keeps what the source has."""
+    """Options for making images of a source; 0 or "" keeps what the source has.
+
+    Args:
+        size: height and width.
+        channels: 1 or 3.
+        fit: "crop", "resize" or "pad" for images of other sizes.
+        levels: grey levels.
+        test_fraction: the share of test images, where the source has no split.
+        skip_bad: whether images that can't be used are left out; else they are refused.
+
+    Raises UserError for a size, channels or levels below 0.
+    """
 
     size: int = 0
     channels: int = 0
