@@ -92,11 +92,9 @@ def _tried(seed: int, test: str) -> Counter[tuple[str, str]]:
          "--timeout=0", "-p", "no:cacheprovider", file], cwd=ROOT, capture_output=True, text=True,
         env={**os.environ, "SCOREMLE_SEED": str(seed), "SCOREMLE_EXAMPLES": EXAMPLES},
     )  # fmt: skip
-    found = Counter({
-        (what, outcome): times
-        for what, counts in COUNTS.findall(done.stdout)
-        for outcome, times in json.loads(counts).items()
-    })  # fmt: skip
+    found = Counter[tuple[str, str]]()
+    for what, counts in COUNTS.findall(done.stdout):  # of one test there may be several lines
+        found += Counter({(what, outcome): times for outcome, times in json.loads(counts).items()})
     print(f"seed {seed}, {test}: {found.total()}", flush=True)
     if done.returncode:
         print(done.stdout, flush=True)
