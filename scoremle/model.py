@@ -678,9 +678,9 @@ class ScoreModel:
     ) -> "ScoreModel":
         """The model with the ``decoder_scale`` under which such integers are likeliest.
 
-        A single number is fitted: scores of the same images gain half a nat by it at most or so,
-        all of them together. A model without decoder, or whose network predicts it, is given
-        back.
+        A single number is fitted: the scores of the same images gain about half a nat by it at
+        most, in their sum. A model without a decoder, or whose network predicts the scale, is
+        returned as it is.
 
         Args:
             images: [n h w c] integers, of which a few are used, at one network evaluation each.

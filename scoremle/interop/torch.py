@@ -75,7 +75,8 @@ def from_module(
         prediction: what its output means: "eps", "score", "x_0", "v", "u", "unit_u", "-u" or
             "edm".
         time_input: its label for t: "step", "time", "time_999", "alpha", "sigma", "log_snr",
-            "c_noise", or a function of (sde, t); None: the step, where the schedule has steps.
+            "mean_log_snr", "c_noise", or a function of (sde, t); None: the step, where the
+            schedule has steps.
         between: "interpolate" for a module that takes whole steps alone, as one with a table of
             times (``nn.Embedding``) does, or with labels that it makes integers: it gets integers,
             and its outputs at the two steps on either side are mixed. None: it gets any number.

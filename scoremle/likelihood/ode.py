@@ -53,9 +53,9 @@ def ode_log_likelihood(
     five times ``x`` for each step, beside that of one evaluation with its derivatives.
 
     With a ``tolerance`` a pilot on the first 32 examples chooses the cheapest solver and trace.
-    The errors of both together are about that in root mean square. An example whose solver states
-    more is solved again with twice the steps, until it states less, by at most 1,024 steps. Where
-    that is not enough, a warning gives the number of such examples.
+    The root mean square of both errors together is about the tolerance. An example whose solver
+    states more is solved again with twice the steps, until it states less, by at most 1,024 steps.
+    Where that is not enough, a warning gives the number of such examples.
 
     Args:
         noise: the noise prediction eps(x, t), or eps(x, t, condition).
@@ -69,7 +69,8 @@ def ode_log_likelihood(
         solver: how the ODE is solved. None: ``Multistep()``; again by twice the steps for each row
             of which it states more than 0.0025 nats, and until it states at most 0.01, or a
             quarter of the probes' error. A row that is solved again states at least a third of
-            what that changed. Where a program is traced, ``Multistep()`` alone.
+            what the further steps changed of log p. Where a program is traced, ``Multistep()``
+            alone.
         tolerance: in nats, instead of a divergence and a solver.
         condition: any pytree of arrays, with a row for each example or one for all.
         dtype: of the computation, such as "float64"; None: that of ``x``, which without

@@ -189,7 +189,7 @@ class PredictorCorrector:
         probability_flow: the predictor solves the ODE in place of the SDE.
         denoise: the last step adds no noise.
 
-    Raises UserError for no steps, an snr that is not above 0, and the name of a step.
+    Raises UserError for no steps, an snr that is not above 0, and a step given by its name.
 
     Example:
         >>> corrector = scoremle.sampling.predictor_corrector.ald

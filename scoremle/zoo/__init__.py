@@ -1,6 +1,7 @@
-"""Networks and files of others: diffusers, improved- and guided-diffusion, EDM.
+"""Networks and files of others.
 
-A module of a family is imported when a model of it is met.
+diffusers, improved- and guided-diffusion, EDM, VDM, i-DODE and MuLAN: the module of a family is
+imported when a model of that family is met.
 """
 
 from scoremle import finder
