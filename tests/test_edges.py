@@ -129,7 +129,7 @@ DOUBLE = {
 }
 
 
-@some("name", DOUBLE, quick=["exact", "latents", "ddim", "profile"])
+@some("name", DOUBLE, quick=["exact", "latents", "ddim"])
 def test_a_network_of_more_digits_gives_those_of_the_data(name, x64):
     x = X.astype(np.float32)
     found, expected = (

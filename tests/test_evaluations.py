@@ -75,7 +75,7 @@ CASES = {
 }  # fmt: skip
 
 
-@some("name", CASES, quick=CASES.keys() - {"diffrax, whose steps share none"})
+@some("name", CASES, quick=[name for name in CASES if "diffrax" not in name])
 def test_as_many_evaluations_run_as_are_stated(name):
     CALLS.clear()
     stated = CASES[name]()

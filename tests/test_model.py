@@ -76,6 +76,7 @@ def test_log_prob_is_differentiable_in_x(x64):
         assert float(gradient[0, i]) == pytest.approx(slope, rel=1e-6)
 
 
+@pytest.mark.long
 def test_doubling_refuses_a_gradient_in_reverse():
     model = reals(Mixture.in_plane(), solver=Doubling(fewest=4, most=8))
     x = jnp.zeros((1, 2))
@@ -328,6 +329,7 @@ def test_scores_by_a_bound_lie_above_and_say_their_error():
         assert (found.solver_error == 0).all() and (found.probe_stderr > 0).all()
 
 
+@pytest.mark.long
 def test_other_dequantizers_and_solvers():
     start = truncation_start(VP, 1e-5, PIXELS)
     normal = images().score(IMAGES, dequantizer=TruncatedNormal(VP, start, PIXELS))
@@ -338,6 +340,7 @@ def test_other_dequantizers_and_solvers():
     np.testing.assert_allclose(published.bpd, ours.bpd, atol=2e-3)
 
 
+@pytest.mark.long
 def test_what_does_not_fit_memory_is_done_in_halves(monkeypatch, caplog):
     """On a CPU, by what XLA says that a program needs."""
     whole = images().score(IMAGES).bpd, images().sample(20, KEY)
@@ -374,6 +377,7 @@ np.testing.assert_allclose(t.images().score(t.IMAGES, devices=jax.devices()).bpd
 """
 
 
+@pytest.mark.long
 def test_devices_share_the_work(monkeypatch):
     flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=3"
     monkeypatch.setenv("XLA_FLAGS", flags)
@@ -424,6 +428,7 @@ def test_scores_by_a_pilot_state_their_solvers_error_whatever_was_scored_before(
     np.testing.assert_array_equal(again.solver_error, found.solver_error)
 
 
+@pytest.mark.long
 def test_a_tolerance_corrects_the_mean_and_says_by_what(capsys):
     """Beside many steps with the same noise: each probe of signs gives the exact trace here."""
     model, many = images(), np.concatenate([IMAGES] * 20)

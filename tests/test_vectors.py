@@ -406,6 +406,7 @@ def test_rows_whose_error_stays_large_get_a_warning(unchecked):
     assert (found.evaluations == sum(n + 1 for n in (40, 80, 160, 320, 640, 1024))).all()
 
 
+@pytest.mark.long
 def test_doubling_brings_each_row_within_the_tolerance_between_modes_too(between, x64):
     (model, x, truth), tolerance = between, 0.05
     solver = scoremle.Doubling(tolerance / model.dims)
@@ -437,6 +438,7 @@ def test_a_tolerance_solves_the_rows_again_that_the_pilot_has_none_like(between,
     np.testing.assert_array_equal(arrays.log_prob + log_det, found.log_prob)
 
 
+@pytest.mark.long
 def test_rows_solved_again_have_no_typical_error_of_fewer_steps():
     """Data of rank 10 in 100 dimensions, where the pilot's own steps do not meet the tolerance."""
     sde = scoremle.SDE("straight", scoremle.LinearLogSNR(-18.0, 13.3), 1 / (1 + np.exp(-9)))

@@ -110,6 +110,7 @@ def test_a_wheel_does_the_whole_job_from_an_empty_folder(clone, tmp_path):
     assert_printed(column(empty / "scores.csv"), told["bpd"])
 
 
+@pytest.mark.long
 def test_an_editable_install_is_found_from_the_folder_above_the_clone(clone, tmp_path):
     programs = installed(tmp_path / "venv", "--editable", clone)
     code = "import scoremle; print(scoremle.__file__, scoremle.VP.__name__)"

@@ -16,6 +16,8 @@ from scoremle_conformance.fields import Field
 from scoremle_conformance.paths import PATHS, cut
 from scoremle_conformance.signatures import SIGNATURES
 
+LONG = pytest.mark.long
+
 README = Path(__file__).parents[1] / "README.md"
 OTHERS = [name for name in ADAPTERS if name != "sample"]
 
@@ -124,7 +126,9 @@ def test_an_adapter_s_best_setting_is_right(library):
     np.testing.assert_allclose(found, field.subject.log_model(x, field.path), atol=0.01)
 
 
-@pytest.mark.parametrize("library", ["flow_matching", "torchdiffeq", "zuko", "azula"])
+@pytest.mark.parametrize("library", [
+    "torchdiffeq", "zuko", *(pytest.param(each, marks=LONG) for each in ("azula", "flow_matching"))
+])  # fmt: skip
 def test_a_torch_library_has_the_precision_that_it_states_and_probes_by_the_seed(library):
     pytest.importorskip(library)
     kind = adapter_class(library)

@@ -55,6 +55,7 @@ def test_import_prints_what_it_found(tmp_path, capsys):
         assert any(words in line for line in lines), words
 
 
+@pytest.mark.long
 def test_an_imported_model_is_a_trained_one(imported):
     model = scoremle.load(imported)
     experiment = built(imported)

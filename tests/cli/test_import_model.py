@@ -8,7 +8,6 @@ import os
 import jax
 import numpy as np
 import pytest
-from helpers.marks import some
 from helpers.small_song import write_song
 from helpers.true_files import of_diffusers
 from helpers.weights import drawn
@@ -169,6 +168,7 @@ def test_what_gets_ranks_is_stated_for_every_model(imported):
     assert "score such images too" in how_to_get(str(workdir), model, "steps")
 
 
+@pytest.mark.long
 def test_an_evaluation_by_a_chain_of_steps(imported):
     file, workdir = imported
     flags = ("--config.eval.bound_steps=6", "--eval-folder=chain", "--config.seed=5")
@@ -203,8 +203,8 @@ def of_classes(tmp_path_factory):
     return file, folder / "run"
 
 
-@pytest.mark.slow
-@some("label", ["7", "all"], quick=["7"])
+@pytest.mark.long
+@pytest.mark.parametrize("label", ["7", "all"])
 def test_an_evaluation_under_a_label_or_the_mean_over_all(label, of_classes, images, capsys):
     file, workdir = of_classes
     data = ("--config.data.dataset=images", f"--config.data.path={images}")

@@ -92,6 +92,7 @@ def test_training_goes_on_and_ends_with_the_same_parameters(tiny, tmp_path, caps
     assert rows[0] == rows[1]
 
 
+@pytest.mark.long
 def test_a_training_that_was_stopped_says_so_to_the_end(tmp_path, monkeypatch, capsys):
     """By its exit code; and what is measured of the snapshot before says that there is more."""
     write = JsonLines.write
@@ -325,6 +326,7 @@ def test_auto_says_what_it_chose_corrects_the_mean_and_states_its_errors(
     np.testing.assert_array_equal(again, difference)
 
 
+@pytest.mark.long
 def test_the_published_solver_is_there_to_compare_with(tiny):
     _, results = evaluate(tiny, "published", eval__solver="rk45_reference", eval__num_images=8)
     result = results["exact_test_ckpt_2"]

@@ -145,6 +145,7 @@ def test_pictures(tiny, model, folder, tmp_path, capfd):
     assert summary["mean"] == pytest.approx(float(row["bpd"]), abs=0.51)
 
 
+@pytest.mark.long
 def test_profiles_are_in_columns_and_on_the_page(tiny, model, tmp_path, capfd):
     np.save(tmp_path / "x.npy", IMAGES[:3])
     out, page = tmp_path / "s.csv", tmp_path / "p.html"
@@ -488,6 +489,7 @@ def model():
 """
 
 
+@pytest.mark.long
 def test_the_table_is_written_before_the_mean_is_corrected(folder, tmp_path, capfd, monkeypatch):
     """And not without being asked to; what was stopped goes on."""
     out, page = tmp_path / "s.csv", tmp_path / "p.html"

@@ -173,7 +173,9 @@ sys.exit(main())
     [
         ("scoremle.cli.parser", signal.SIGINT, ["verify", "docs"]),
         ("jax._src.lib", signal.SIGTERM, ["verify", "docs"]),
-        ("optax", signal.SIGINT, ["train", "digits", "nowhere"]),
+        pytest.param(
+            "optax", signal.SIGINT, ["train", "digits", "nowhere"], marks=pytest.mark.long
+        ),
     ],
 )
 def test_while_the_program_is_loaded_one_line_is_all(module, number, words):

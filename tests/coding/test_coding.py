@@ -241,7 +241,7 @@ def restless(layers, name, every):
     return layers
 
 
-@pytest.mark.parametrize(("name", "every"), [("back", 149), ("encoded", 3)])
+@some("name,every", [("back", 149), ("encoded", 3)], quick=[("encoded", 3)])
 def test_a_block_that_does_not_come_back_is_stored_plainly(name, every, tmp_path):
     """Other means of the first layer leave the pixels as they are, and change the bits below."""
     layers, path = layers_of(model_of(), 5), tmp_path / "x.bits"
@@ -253,7 +253,7 @@ def test_a_block_that_does_not_come_back_is_stored_plainly(name, every, tmp_path
     assert np.array_equal(codec.decompress(layers, file.read_coded(path)[1]), IMAGES[:20])
 
 
-@pytest.mark.parametrize("scale", [1.001, np.nan])
+@some("scale", [1.001, np.nan], quick=[1.001])
 def test_another_rounding_is_never_wrong_pixels(scale):
     coded, _ = codec.compress(layers_of(model_of()), IMAGES[:20])
     with pytest.raises(UserError, match="not decoded"):
@@ -343,7 +343,11 @@ def test_one_image_has_no_standard_error(tmp_path):
     assert rates.stderr is None and "+-" not in rates.line
 
 
-@pytest.mark.parametrize("names", [["a", "a"], ["a", "../b"], ["a", ""], ["a", "b\n"], ["a"]])
+@some(
+    "names",
+    [["a", "a"], ["a", "../b"], ["a", ""], ["a", "b\n"], ["a"]],
+    quick=[["a", "../b"], ["a", "b\n"]],
+)
 def test_names_that_files_can_not_have_are_left_out(names, tmp_path, caplog):
     images.compress_images(model_of(), IMAGES[:2], tmp_path / "x", names=names, steps=2)
     assert "by number" in caplog.text
@@ -385,6 +389,7 @@ def test_numbers_of_a_record_may_be_their_limits(fields, words, unchecked):
             file._check(plain, RECORD, of, wrong)
 
 
+@pytest.mark.long
 def test_names_that_are_too_many_to_be_read_again_are_left_out(tmp_path, caplog, monkeypatch):
     """Letters that are no ASCII take up to twelve bytes each in the record."""
     names = [14 * letter for letter in "\N{GRINNING FACE}ab"]
@@ -533,6 +538,7 @@ def test_the_commands_bring_images_back(tmp_path, capfd):
     assert code == 2 and "two files" in err
 
 
+@pytest.mark.long
 def test_models_in_a_file_and_in_a_folder_of_others(tiny, tmp_path, capfd):
     np.save(tmp_path / "x.npy", np.zeros((2, 8, 8, 1), np.uint8))
     shutil.copytree(tiny.workdir, tmp_path / "w")

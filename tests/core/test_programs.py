@@ -80,7 +80,7 @@ def same(found, expected):
     jax.tree.map(compare, found, expected)
 
 
-@some("name", CALLS, quick=["log_prob", "condition", "gradient in parameters"])
+@some("name", CALLS, quick=["condition"])
 def test_a_program_is_found_again(name):
     """By the second call, other parameters, and other numbers of rows."""
     call, model = CALLS[name], with_leaves()
@@ -127,6 +127,7 @@ def test_a_method_is_the_same_where_it_is_taken_anew():
     assert (first, again) == ({8}, set())
 
 
+@pytest.mark.long
 def test_within_vmap_it_is_as_without():
     model = with_leaves()
     found, rows = traced(jax.vmap(lambda x: model.log_prob(x[None], KEY).latent[0]), X[:3])
@@ -135,6 +136,7 @@ def test_within_vmap_it_is_as_without():
     np.testing.assert_allclose(found, alone, rtol=1e-5)
 
 
+@pytest.mark.long
 def test_a_tolerance_finds_its_programs_again():
     def call(seed):
         return with_leaves(seed).log_prob(X, KEY, tolerance=0.5)
@@ -246,7 +248,7 @@ def noise_of(kind, big):
     }[kind]
 
 
-@some("kind", ["function", "method", "with leaves"], quick=["function", "method"])
+@some("kind", ["function", "method", "with leaves"], quick=["method"])
 def test_programs_keep_no_model_alive(kind):
     def used():
         big = np.ones((1000, 2), np.float32)
@@ -293,7 +295,7 @@ def test_samplers_are_told_apart_by_their_options():
         np.testing.assert_allclose(found, times * one[0], rtol=1e-6)
 
 
-@pytest.mark.parametrize("kind", ["numbers", "arrays"])
+@some("kind", ["numbers", "arrays"], quick=["numbers"])
 def test_a_noise_prediction_may_be_a_partial(kind):
     def used():
         w = {"numbers": 0.3, "arrays": np.full(1, 0.3, np.float32)}[kind]
@@ -330,7 +332,7 @@ USES = {
 }
 
 
-@some("name", USES, quick=["check", "profile", "sample", "score", "msma"])
+@some("name", USES, quick=["sample", "score"])
 def test_no_method_keeps_a_model_alive(name):
     def used():
         big = np.ones((1000, 2), np.float32)
@@ -348,6 +350,7 @@ class Slotted:
     __slots__ = ()
 
 
+@pytest.mark.long
 def test_a_thing_that_can_not_be_held_weakly_is_held():
     slotted, usual, ended = Slotted(), Net(X), []
     held, weakly = (programs._held(thing, lambda: ended.append(1)) for thing in (slotted, usual))

@@ -255,6 +255,7 @@ def test_labels_that_name_more_than_fits_anywhere():
         unpickle_rows(pickle.dumps({"data": ROWS, "labels": labels}, 4), "here")
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory is limited on Linux")
 def test_ten_thousand_mutations(tmp_path):
     """In a process of little memory: each is read or refused in one line."""

@@ -178,7 +178,8 @@ def test_shares_have_the_scales_of_the_whole(score, estimator, tmp_path):
     np.testing.assert_array_equal(merged, whole)
 
 
-@some("estimator", ["ode", "bound"], quick=["bound"])
+@pytest.mark.long
+@pytest.mark.parametrize("estimator", ["ode", "bound"])
 def test_a_learned_range_decodes_where_it_is_of_the_last_step(score, estimator, tmp_path):
     _, told, bpd = score("ranged", f"--estimator={estimator}", "--repeats=1")
     told = " ".join(told.split())
@@ -335,6 +336,7 @@ def test_what_looks_wrong_is_said_and_nothing_if_all_is_well(score, tmp_path):
         assert worth.startswith("its last noise hides the levels")
 
 
+@pytest.mark.long
 def test_a_label_or_the_mean_over_all(score, tmp_path):
     flags = "--estimator=steps", "--repeats=2"
     model, by_steps = model_of(tmp_path, "labelled"), BySteps(clip=False)
@@ -360,6 +362,7 @@ def test_samples_of_a_label_or_of_the_mean_over_all(tmp_path):
         assert abs(np.load(out).mean() - expected) < 8  # 3 standard errors
 
 
+@pytest.mark.long
 def test_under_all_labels_the_pilot_goes_by_the_first(score, tmp_path):
     model, choice = model_of(tmp_path, "labelled").condition_on(np.array([0])).calibrated(IMAGES)
     found = prepared(model_of(tmp_path, "labelled"), IMAGES, label="all")

@@ -81,6 +81,7 @@ def test_it_does_not_go_on_for_another_score_model_or_another_flow(trained, capf
     assert "deq.filters was" in line
 
 
+@pytest.mark.long
 def test_evaluation_with_the_newest_flow_or_another(trained):
     _, results = evaluate(trained, "flow", eval__dequantizer=True, **FLOW, **FEW)
     result = results["exact_variational_test_ckpt_2"]

@@ -182,6 +182,7 @@ def test_samples_do_not_depend_on_the_size_of_a_round(tiny, judged, monkeypatch,
     assert len(np.unique(one, axis=0)) == 50
 
 
+@pytest.mark.long
 def test_the_langevin_corrector_mixes_a_round_and_says_so(tiny):
     flags = (
         "--eval_folder=langevin", "--config.sampling.method=PC", "--config.model.num_scales=25",

@@ -226,6 +226,7 @@ def test_denoisers_of_azula(kind):
     assert np.isfinite(model.log_prob(jnp.asarray(data(), float), KEY).log_prob).all()
 
 
+@pytest.mark.long
 def test_a_live_pipeline_is_its_folder(tmp_path):
     diffusers = pytest.importorskip("diffusers")
     torch.manual_seed(0)

@@ -20,6 +20,7 @@ def log_prob(x, solver):
     )
 
 
+@pytest.mark.long
 def test_a_solver_of_diffrax_is_within_its_stated_error_of_a_mixture():
     diffrax = pytest.importorskip("diffrax")
     x = DATA.draw(0, 40).astype(np.float32)

@@ -243,8 +243,8 @@ def expected(name):
     return log_prob64(made(kind), seen, prediction, time_input, steps=steps)
 
 
-# An output on each way, and images.
-QUICK = [("eps", "torch"), ("v", "torchax"), ("image", "torchax")]
+# An output on each way.
+QUICK = [("eps", "torch"), ("v", "torchax")]
 
 
 @pytest.mark.parametrize(("name", "by"), [
@@ -366,6 +366,7 @@ def test_products_of_attention_have_gradients():
     assert (dx * v).sum().item() == pytest.approx(moved.item(), rel=1e-2)
 
 
+@pytest.mark.long
 @by_both(quick="torchax")
 def test_attention_has_a_second_derivative(by):
     model = from_module(
@@ -433,6 +434,7 @@ def test_classes_and_contexts(by):
     np.testing.assert_allclose(jnp.vdot(jax.grad(log_prob)(context), way), change, rtol=5e-3)
 
 
+@pytest.mark.long
 @by_both(quick="torch")
 def test_two_models_in_one_program_and_in_two_threads(by):
     models = [mlp_model(by, made(MLP)), mlp_model(by, made(MLP, classes=1), condition=[0])]
@@ -463,6 +465,7 @@ def test_two_models_in_one_program_and_in_two_threads(by):
         np.testing.assert_allclose(np.stack(several), np.stack([own] * 3), atol=1e-3)
 
 
+@pytest.mark.long
 @by_both(quick="torch")
 def test_under_vmap_and_by_the_sliced_bound(by):
     """Draws under vmap, and the bound whose integrand is a product of forward mode."""
@@ -484,6 +487,7 @@ def test_under_vmap_and_by_the_sliced_bound(by):
     assert (gaps < 5 * np.hypot(bounds[0].stderr, bounds[1].stderr)).all()
 
 
+@pytest.mark.long
 @by_both(quick="torchax")
 def test_images_of_integers_are_scored_by_a_name_of_betas(by):
     """The pixels of a pipeline, its steps and its labels: all by schedule="linear"."""
@@ -687,6 +691,7 @@ def of_table(read, **options):
     return from_module(Table(READS[read]), schedule=schedule, shape=(3,), **options)
 
 
+@pytest.mark.long
 @by_both(quick="torchax")
 @some("read", ["raw", "cut off"], quick=["cut off"])
 def test_between_the_steps_of_a_table_outputs_are_mixed(read, by):

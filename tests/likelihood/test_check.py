@@ -173,6 +173,7 @@ def test_a_noise_prediction_of_ones_own():
     assert lines and all("Gaussian of the data" in line for line in lines)
 
 
+@pytest.mark.long
 def test_conditions_and_variances_are_seen_through():
     inner = network("v")
 
@@ -198,6 +199,7 @@ def as_vectors(network, x, label):
     return network(x.reshape(-1, SIZE, SIZE, 1), label).reshape(x.shape)
 
 
+@pytest.mark.long
 def test_reals_are_checked_as_images_are():
     """The same numbers as vectors: nothing of the Fourier transform, and no grid."""
     data = PIXELS.points[IMAGES].reshape(len(IMAGES), -1)

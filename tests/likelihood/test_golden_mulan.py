@@ -92,6 +92,7 @@ def test_golden_codes(golden, params):
     np.testing.assert_array_equal(top_k(jnp.zeros((1, 5)), 2), [[1, 1, 0, 0, 0]])  # not five
 
 
+@pytest.mark.long
 def test_the_noise_of_codes_has_its_scale_the_right_way_up(golden):
     """That of the released code is turned over: 0.22 in place of 3.21 for 15 bits."""
     arrays, k = golden("mulan"), 15
@@ -174,7 +175,7 @@ def test_golden_likelihood_and_what_the_published_one_leaves_out(mode, golden, p
 PATHS = ("scalar", "multivariate", "multivariate_other_path")
 
 
-@some("path", PATHS, quick=PATHS[1:])
+@some("path", PATHS, quick=PATHS[2:])
 def test_a_gaussian_under_a_schedule_for_each_dimension(path, golden, x64):
     """Density by the ODE, drift, divergence and diffusion term, against closed forms."""
     arrays = golden("gaussian_schedules")

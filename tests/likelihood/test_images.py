@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.marks import some
 from helpers.oracles import Mixture
 
 from scoremle import (
@@ -141,7 +142,7 @@ def change(divergence):
     return fine - coarse
 
 
-@pytest.mark.parametrize("divergence", [Exact(), Hutchinson(), Orthogonal(2)])
+@some("divergence", [Exact(), Hutchinson(), Orthogonal(2)], quick=[Hutchinson(), Orthogonal(2)])
 def test_a_difference_of_steps_is_what_they_change_with_the_same_noise(divergence):
     found = alike(OdeDifference(ByOde(divergence), 8, 24))
     exact, fresh = change(Exact()), change(Hutchinson())

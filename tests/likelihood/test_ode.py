@@ -186,8 +186,10 @@ TRANSFORMS = {
 }
 
 
-@pytest.mark.parametrize(
-    ("name", "options"), [*((name, True) for name in TRANSFORMS), ("jvp", False)]
+@some(
+    "name,options",
+    [*((name, True) for name in TRANSFORMS), ("jvp", False)],
+    quick=[("jit", True), ("jvp", True)],
 )
 def test_the_noise_may_close_over_what_is_traced(name, options, monkeypatch):
     """The default is the first solution then; also where a program has no options."""

@@ -167,6 +167,7 @@ def test_its_halves_are_fitted_to_each_other():
     assert (same.scale, same.of_these) == (alone.scale, alone.of_these)
 
 
+@pytest.mark.long
 def test_a_score_does_not_depend_on_its_batch():
     model, images = gaussian()
     decoder = InformedDecoder(model.pixels.points, scale_of_others(model, images, KEY))

@@ -332,6 +332,7 @@ def test_likelihood_by_dimension(x64):
     assert (error < 5 * drawn.std(axis=0) / np.sqrt(24)).all() and drawn.std() > 1e-3
 
 
+@pytest.mark.long
 def test_likelihood_and_bound_by_independent_dimension(x64):
     """Each dimension alone is a closed form, the prior's mismatch in it."""
     sde = SDE("vp", Curved(8.0, jnp.asarray(FALL), jnp.asarray(CURVATURE)), 1.0)
@@ -390,6 +391,7 @@ class Betas(PerDimension):
         return -jnp.log(jnp.expm1(self.slopes * t**2 + 0.1 * t))
 
 
+@pytest.mark.long
 def test_the_error_of_a_bound_by_dimension_covers():
     """Data N(0, I), whose marginals are those of the prior at all times."""
     sde = SDE("vp", Betas(jnp.asarray([8.0, 10.0, 12.0])), 1.0)

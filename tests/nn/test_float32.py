@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.marks import some
 
 import scoremle
 from scoremle.core.dequantize import Flow
@@ -39,7 +40,7 @@ def test_first_parameters_of_networks_and_schedules(name, fields, x64):
     assert set(types) == {"float32"}
 
 
-@pytest.mark.parametrize("variant", ["cifar10", "imagenet32"])
+@some("variant", ["cifar10", "imagenet32"], quick=["cifar10"])
 def test_a_flow_begins_in_float32_and_takes_doubles(variant, x64):
     flow = FlowPP(variant, filters=8, components=2, blocks=1, couplings=1, heads=2)
     x = np.random.default_rng(0).integers(0, 256, (2, 4, 4, 3), np.uint8)
@@ -50,6 +51,7 @@ def test_a_flow_begins_in_float32_and_takes_doubles(variant, x64):
     assert log_q.dtype == np.float64 and ((u > 0) & (u < 1)).all()
 
 
+@pytest.mark.long
 def test_the_model_that_ships_is_loaded_with_doubles(x64):
     images = scoremle.data.load("digits").test[:2]
     scores = scoremle.load("digits").score(images)

@@ -113,7 +113,7 @@ RECORDS = {
     params=[
         pytest.param(MARKUP, id="markup"),
         pytest.param(PATH, id="path", marks=pytest.mark.long),
-        pytest.param(LINES, id="lines"),
+        pytest.param(LINES, id="lines", marks=pytest.mark.long),
     ],
 )
 def text(request):

@@ -280,6 +280,7 @@ def test_records_that_were_altered_are_a_line(file, old, new, words, tmp_path, c
     assert words in line and line.count("\n") == 1
 
 
+@pytest.mark.long
 def test_images_that_are_not_here_are_no_end(tmp_path):
     make(tmp_path / "run", field={"data.dataset": "cifar10", "data.path": str(tmp_path / "no")})
     assert isinstance(Subject(Workdir(tmp_path / "run"), "eval").data, str)

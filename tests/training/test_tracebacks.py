@@ -6,6 +6,7 @@ import sys
 from types import SimpleNamespace
 
 import pytest
+from helpers.marks import some
 from helpers.places import ROOT
 
 from scoremle.training import tracebacks
@@ -26,7 +27,7 @@ time.sleep(0.5)
 """
 
 
-@pytest.mark.parametrize("debug", [False, True])
+@some("debug", [False, True], quick=[False])
 def test_a_disk_that_is_full(debug, tmp_path):
     more = "import logging; logging.getLogger('scoremle').setLevel('DEBUG')" if debug else ""
     done = subprocess.run(

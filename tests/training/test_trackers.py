@@ -82,6 +82,7 @@ def test_trackio_has_one_run_with_all_rows(trained):
     assert found == [f"run digits {mark}", 42, [[1, 1.5], [2, 3.0]]]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("trained", ["wandb"], indirect=True)
 def test_wandb_has_one_run_with_all_rows(trained):
     from wandb.proto.wandb_internal_pb2 import Record

@@ -75,7 +75,7 @@ def relative_error(a, b):
     return np.abs(a - b).max() / np.abs(b).max()
 
 
-@some("name", GOLDEN, quick=["improved", "guided_legacy_order"])
+@some("name", GOLDEN, quick=["guided_legacy_order"])
 def test_output_is_the_published_one(name, golden):
     flags, tensors, arrays = published(name, golden)
     network = ADM.from_flags(flags)

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.marks import some
 
 from scoremle.errors import UserError
 from scoremle.nn.ddpmpp import DDPMpp
@@ -50,7 +51,7 @@ def song():
     return lambda label: Labelled(network)(given, X, T, label)
 
 
-@pytest.mark.parametrize("network", [adm, unet2d, song])
+@some("network", [adm, unet2d, song], quick=[song])
 def test_a_class_that_there_is_not_is_nan_and_no_other_class(network):
     output = jax.jit(network())(LABELS)
     assert (np.isnan(output) == ((LABELS < 0) | (LABELS >= CLASSES))[:, None, None, None]).all()
