@@ -53,6 +53,11 @@ class Imported:
     def is_there(self) -> bool:
         return (self.folder / RECORD).is_file()
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of what an import that was stopped may leave."""
+        return (FOLDER, RECORD, "data.json") if self.is_there else (FOLDER,)
+
     @cached_property
     def record(self) -> _Record:
         """Record of the model. Raises UserError if its file was altered."""

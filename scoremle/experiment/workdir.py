@@ -19,9 +19,10 @@ A folder as published has nothing but published files in the folders of checkpoi
 working directory like any other.
 """
 
+import json
 import logging
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,7 @@ from typing import Any, TypedDict
 import jax
 from ml_collections import ConfigDict
 
+from scoremle.data.prepared import is_prepared
 from scoremle.errors import UserError, in_short
 from scoremle.experiment import record
 from scoremle.experiment.config import CONFIG_RECORD, REMEDY, flat, recorded_config
@@ -217,6 +219,27 @@ class Workdir:
         say(f"resuming from step {meta['step']}, {self.snapshots.path(number)}")
         return state
 
+    def check_vacant(self, experiment: Recorded | None = None, but: Container[str] = ()) -> None:
+        """Raises UserError where something is in the folder: nothing of it may be overwritten.
+
+        Args:
+            experiment: whose records may be there, as ``describe`` writes them.
+            but: names that may be there, too: of what was left when the same work was stopped.
+        """
+        left = {}
+        if experiment:
+            left = {self.config_path: experiment.config, self.data_path: data_facts(experiment)}
+        there = self.folder.iterdir() if self.folder.exists() else ()
+        others = [
+            path.name for path in sorted(there)
+            if not (path.name.startswith(".") or path.name in but)
+            and not (path in left and _has(path, left[path]))
+        ]  # fmt: skip
+        if others:
+            raise UserError(
+                f"{self.folder} has {in_short(others, DIFFERENCES_SHOWN)} already: choose another"
+            )
+
     def describe(self, experiment: Recorded) -> None:
         """Writes what the experiment is.
 
@@ -236,6 +259,8 @@ class Workdir:
         """
         if self.imported:
             return
+        if is_prepared(self.folder):
+            raise UserError(f"{self.folder} is a prepared data set: name another --workdir")
         if not self.begun:  # what could be mixed up are results alone
             from scoremle.experiment.results import RESULTS  # not for a model that is loaded
 
@@ -347,6 +372,14 @@ class Workdir:
         path = facts.get("data_flags", {}).get("path")
         known = self.config().data.path if path else ""
         return len(names) < 2 and not (known and Path(known).absolute() != Path(path))
+
+
+def _has(path: Path, content: Mapping[str, Any]) -> bool:
+    """Whether a sealed record is there with such content."""
+    try:
+        return read_sealed(path, REMEDY) == json.loads(json.dumps(content))
+    except UserError:
+        return False
 
 
 def _field(experiment: Recorded, name: str) -> Any:

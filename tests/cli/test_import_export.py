@@ -13,6 +13,7 @@ from helpers.golden_networks import golden
 from helpers.published_folder import DEQUANTIZER, FILE, FOLDER, NAME, expected, restore
 from helpers.pytorch_checkpoints import as_checkpoint, as_tensors
 from helpers.tiny_runs import evaluate, params_of
+from helpers.true_files import of_diffusers
 
 import scoremle
 from scoremle import published
@@ -223,7 +224,7 @@ def test_mistakes_are_one_line(imported, tmp_path, capsys):
     shutil.copy(FILE, tmp_path / "mine")
     err = one_line(capsys, "import", tmp_path / "mine")
     assert "SDE and data" in err and "--name=cifar10_deep_vp" in err
-    assert "is there already" in one_line(capsys, "import", FOLDER, f"--out={imported}")
+    assert "already" in one_line(capsys, "import", FOLDER, f"--out={imported}")
     assert "of a DDPM++" in one_line(capsys, "import", DEQUANTIZER)
     folder = shutil.copytree(FOLDER, tmp_path / "twice" / NAME)
     shutil.copy(FILE, folder / "flowpp_dequantizer" / "checkpoints")
@@ -243,3 +244,21 @@ def test_mistakes_are_one_line(imported, tmp_path, capsys):
     assert f"; scoremle import {tmp_path / NAME} makes one of it" in err
     assert not Path("x").exists()
     assert published.checkpoint_files(tmp_path) == {}
+
+
+@pytest.mark.parametrize("there", ["another training", "a file of one's own", "pictures"])
+def test_an_import_overwrites_nothing(there, imported, tiny, tmp_path, capsys):
+    place = tmp_path / "w"
+    if there == "another training":
+        shutil.copytree(tiny.workdir, place)
+    else:
+        place.mkdir()
+        (place / {"pictures": "a.png"}.get(there, "config.json")).write_text("hello")
+    before = {path: path.read_bytes() for path in place.rglob("*") if path.is_file()}
+    for name, content in of_diffusers().items():
+        file = tmp_path / "pipeline" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(content)
+    for source in (FOLDER, tmp_path / "pipeline"):
+        assert "already" in one_line(capsys, "import", source, f"--out={place}")
+    assert before == {path: path.read_bytes() for path in place.rglob("*") if path.is_file()}

@@ -96,12 +96,12 @@ def _import_model(path: Path, family: str, place: "Workdir", dataset: str) -> No
     from scoremle.zoo.families import FAMILIES
 
     model = scoremle.load(path)
-    if place.config_path.exists() or (place.begun and not place.imported):
-        raise UserError(f"{place.folder} is a working directory already: choose another")
-    config = _config_of(model, dataset)
-    Imported(place.folder).write(family, path)
+    config, imported = _config_of(model, dataset), Imported(place.folder)
+    # Without the config, which comes last, the others can be made anew.
+    place.check_vacant(but=imported.names)
+    imported.write(family, path)
     write_sealed(place.data_path, {"name": config.data.dataset, "levels": pixels_of(model).levels})
-    write_sealed(place.config_path, config.to_dict())  # last: without it, it can be made anew
+    write_sealed(place.config_path, config.to_dict())
     low, high = (float(model.sde.log_snr(t)) for t in (1.0, model.eps))
     say(f"{path}", f"  family      {FAMILIES[family].title}", f"  model       {model}")
     say(f"  log-SNR     {high:.2f} to {low:.2f}")
@@ -168,9 +168,7 @@ def _import_checkpoint(path: Path, name: str | None, place: "Workdir") -> None:
         of_flow, _ = _read(flow, "dequantizer")
         template = init_state(of_flow.params, experiment.training.optimizer)
         flows.append(to_save(store, count, flow, of_flow, template))
-    for store, number, *_ in [score, *(flows if place.begun else [])]:
-        if number in store.numbers():
-            raise UserError(f"{store.path(number)} is there already: choose another --out")
+    place.check_vacant(experiment, but=[FLOW_FOLDER, *[SNAPSHOTS] * (not place.begun)])
     place.describe(experiment)
     with Saving() as saves:  # in a thread, which no signal interrupts
         # The score model comes last: without it, the others can be made anew.
