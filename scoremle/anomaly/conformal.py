@@ -14,12 +14,14 @@ Hochberg's procedure all the same (Bates et al., arXiv 2104.08279).
 import math
 
 import numpy as np
-from jaxtyping import Bool, Float, UInt64
+from jaxtyping import Bool, Float, Int, UInt64
 from scipy.stats import false_discovery_control
 
 OfExamples = Float[np.ndarray, " m"]
 # A share of a rate by which rounding may move an adjusted p-value.
 ROUNDING = 1e-9
+# By which share of the greatest value rounding of a network in float32 may move a statistic.
+OF_A_NETWORK = 1e-5
 
 
 def p_values(
@@ -33,10 +35,29 @@ def p_values(
         ties: random words, by which ties are broken; None: an equal reference counts as greater,
             and p is too large where there are ties.
     """
-    left, right = (np.searchsorted(reference, scores, side) for side in ("left", "right"))
+    left, right = places(reference, scores)
     equal = right - left
     above = equal if ties is None else (ties % (equal + 1).astype(np.uint64)).astype(int)
     return (1.0 + len(reference) - right + above) / (len(reference) + 1)
+
+
+def places(
+    reference: Float[np.ndarray, " n"], values: OfExamples
+) -> tuple[Int[np.ndarray, " m"], Int[np.ndarray, " m"]]:
+    """Numbers of the reference that are below each value, and that are not above it.
+
+    What differs by rounding is equal: a network rounds one example alone otherwise than among
+    others.
+
+    Args:
+        reference: in ascending order.
+        values: of the examples.
+    """
+    few = OF_A_NETWORK * np.abs(reference).max(initial=0)
+    return (
+        np.searchsorted(reference, values - few, "left"),
+        np.searchsorted(reference, values + few, "right"),
+    )
 
 
 def suspects(p: OfExamples, rate: float) -> tuple[OfExamples, Bool[np.ndarray, " m"]]:

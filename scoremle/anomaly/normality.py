@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from scoremle.anomaly.conformal import places
 from scoremle.errors import UserError, needing
 from scoremle.numerics import varies
 
@@ -45,7 +46,7 @@ class Ranks:
 
     def __call__(self, features: FeatureTable) -> Unusual:
         values, normal = _residuals(features, np.asarray(self.slopes)), np.asarray(self.residuals)
-        rank = np.mean([np.searchsorted(normal, values, s) for s in ("left", "right")], axis=0)
+        rank = np.mean(places(normal, values), axis=0)
         beyond = np.maximum(normal[0] - values, 0) + np.maximum(values - normal[-1], 0)
         return np.abs(rank / len(normal) - 0.5) + beyond / (np.std(normal) or 1.0)
 

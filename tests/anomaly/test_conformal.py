@@ -5,6 +5,7 @@ import pytest
 from scipy.stats import betabinom, chisquare
 
 from scoremle.anomaly.conformal import fewest_references, fewest_together, p_values, suspects
+from scoremle.anomaly.normality import Ranks
 
 RNG = np.random.default_rng(0)
 N = 19
@@ -29,6 +30,18 @@ def test_each_p_value_is_equally_likely(draw):
     counts = np.bincount(np.round(np.asarray(p) * (N + 1)).astype(int), minlength=N + 2)
     assert counts[0] == 0
     assert chisquare(counts[1:]).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e4])
+def test_what_rounding_changes_is_equal(scale):
+    reference = scale * np.sort(np.concatenate([np.ones(10), np.arange(2.0, 11)]))
+    for moved in (1 - 1e-6, 1, 1 + 1e-6):
+        p = p_values(np.full(99, scale * moved), reference, words(99))
+        assert {*np.round(20 * p).astype(int)} == {*range(10, 21)}
+    ranks = Ranks((0.0,), tuple(reference - reference.mean()))
+    same = [ranks(scale * each[:, None] - reference.mean())[0] for each in
+            (np.ones(1), np.ones(1) + 1e-6, np.ones(1) - 1e-6)]  # fmt: skip
+    assert same[0] < 0.5 and np.ptp(same) < 1e-5
 
 
 def test_by_one_reference_set_small_p_values_are_beta_binomial():
