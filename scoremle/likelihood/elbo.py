@@ -107,18 +107,19 @@ def variance_of_mean(samples: Float[Array, "k b"], stratified: bool) -> PerExamp
     """Variance of the mean of ``k`` draws in order of time; NaN for too few draws.
 
     Stratified draws are compared within pairs of neighbours, which a trend in time hardly moves
-    apart. The trend itself causes the error of the rule of even steps: with one random offset for
-    all, to first order 1/k of its rise times a uniform number of variance 1/12 (Euler, Maclaurin).
+    apart; the last of an odd number with its neighbour, too. The trend itself causes the error of
+    the rule of even steps: with one random offset for all, to first order 1/k of its rise times a
+    uniform number of variance 1/12 (Euler, Maclaurin).
     """
     k = samples.shape[0]
     if k < 2:
         return jnp.full(samples.shape[1], jnp.nan, samples.dtype)
     if not stratified:
         return jnp.var(samples, axis=0, ddof=1) / k
-    pairs = k // 2
-    gaps = samples[0 : 2 * pairs : 2] - samples[1 : 2 * pairs : 2]
-    noise = jnp.mean(jnp.square(gaps), axis=0) / (2 * k)
-    return noise + jnp.square((samples[-1] - samples[0]) / k) / 12
+    # The square of a gap is the variance of both draws.
+    gaps = jnp.square(jnp.diff(samples, axis=0))
+    noise = jnp.sum(gaps[::2], axis=0) + (gaps[-1] if k % 2 else 0)
+    return noise / k**2 + jnp.square((samples[-1] - samples[0]) / k) / 12
 
 
 def decoder_draws(decoder: Decoder | type[Decoder], draws: int) -> int:

@@ -19,6 +19,7 @@ from helpers.oracles import (
 )
 from scipy.integrate import quad
 
+import scoremle
 from scoremle.core.divergence import FixedProbe
 from scoremle.core.loss import denoising_residual
 from scoremle.core.pixels import Pixels, bits_per_dim
@@ -334,3 +335,20 @@ def test_what_is_no_integer_decoder_or_control_is_refused(given, words, unchecke
     with pytest.raises(UserError, match=words):
         elbo(noise, SDES["vp"], jnp.zeros((1, 2)), KEY, eps=1e-5, times=UniformTime(1e-5),
              draws=4, **how)  # fmt: skip
+
+
+@pytest.mark.parametrize("draws", [3, 5, 32, 33])
+def test_the_error_of_an_odd_number_of_draws_has_the_last_one(draws):
+    """Most of the noise is that of the last, where the weight is largest."""
+    x = jnp.repeat(jnp.asarray([[1.0, -0.5, 0.2, 0.8]]), 4000, axis=0)
+    sde = scoremle.VP()
+
+    def noise(x, t):
+        alpha, sigma = sde.alpha(t)[:, None], sde.sigma(t)[:, None]
+        exact = sigma * (x - 0.4 * alpha) / (0.3 * alpha**2 + sigma**2)
+        return exact + 0.2 * jnp.sin(2 * x)
+
+    times = scoremle.AlphaSquared(sde, 0.01, stratified=True)
+    found = elbo(noise, sde, x, jax.random.key(1), eps=0.01, times=times, draws=draws)
+    stated = np.sqrt(np.mean(np.square(found.stderr)))
+    assert 0.95 < stated / np.std(found.log_prob) < 1.2
