@@ -196,9 +196,12 @@ class LinearBeta(Schedule):
 
     def time_of_log_snr(self, lam: Times) -> Times:
         b = -2 * KERNELS[self.kernel].log_alpha(lam)
-        # The root of the quadratic in the form that subtracts nothing.
-        root = jnp.sqrt(self.beta_min**2 + 2 * (self.beta_max - self.beta_min) * b)
-        return 2 * b / (self.beta_min + root)
+        # The root of the quadratic in the form that subtracts nothing. Where betas fall, rounding
+        # may lead beta(t)^2 below what it is at t = 1, and t beyond 1.
+        least = jnp.square(jnp.minimum(self.beta_min, self.beta_max))
+        squared = self.beta_min**2 + 2 * (self.beta_max - self.beta_min) * b
+        t = 2 * b / (self.beta_min + jnp.sqrt(jnp.maximum(squared, least)))
+        return t - jax.lax.stop_gradient(jnp.maximum(t - 1, 0))
 
 
 @frozen_pytree

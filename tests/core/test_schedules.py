@@ -282,6 +282,14 @@ def test_numbers_are_leaves_and_gradients_are_no_sdes():
     assert jax.tree.map(lambda leaf: False, VP()).schedule.beta_max is False
 
 
+@pytest.mark.parametrize("beta_max", [1e-4, 1e-3, 0.1])
+def test_betas_that_fall_end_at_one(beta_max):
+    sde = VP(20.0, beta_max)
+    times = sde.time_of_log_snr(sde.log_snr(jnp.asarray([0.3, 1.0])))
+    np.testing.assert_allclose(times, [0.3, 1], atol=2e-3)
+    assert times[1] <= 1
+
+
 def test_one_program_serves_sdes_of_other_numbers():
     traced = []
 
