@@ -94,12 +94,16 @@ def frechet_of_moments(
     square root of a matrix that isn't symmetric is taken.
     """
     values, vectors = np.linalg.eigh(cov_a)
-    root = vectors * np.sqrt(values.clip(0)) @ vectors.T
-    cross = np.linalg.eigvalsh(root @ cov_b @ root).clip(0)
+    root = vectors * _roots(values) @ vectors.T
+    cross = _roots(np.linalg.eigvalsh(root @ cov_b @ root)).sum()
     difference = mean_a - mean_b
-    return float(
-        difference @ difference + np.trace(cov_a) + np.trace(cov_b) - 2 * np.sqrt(cross).sum()
-    )
+    return float(difference @ difference + np.trace(cov_a) + np.trace(cov_b) - 2 * cross)
+
+
+def _roots(eigenvalues: Float[np.ndarray, " d"]) -> Float[np.ndarray, " d"]:
+    """Square roots of those that are more than rounding: a root of rounding would be much."""
+    least = len(eigenvalues) * np.finfo(float).eps * eigenvalues.max(initial=0)
+    return np.sqrt(np.where(eigenvalues > least, eigenvalues, 0))
 
 
 def kernel_distance(a: FeatureRows, b: FeatureRows, *, subset: int = SUBSET) -> Estimate:
@@ -182,6 +186,8 @@ def precision_recall(
     """
     check_count("neighbours", neighbours)
     samples, reference = map(_thinned, _rows(samples, reference, least=neighbours + 1))
+    centre = reference.mean(axis=0)  # squares of a common offset would take digits
+    samples, reference = samples - centre, reference - centre
     return PrecisionRecall(
         _covered(samples, reference, neighbours),
         _covered(reference, samples, neighbours),
