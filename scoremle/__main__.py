@@ -12,6 +12,7 @@ STOPPED = tuple(128 + number for number in (signal.SIGINT, signal.SIGTERM))
 
 def main() -> int:
     """Runs the command line; gives the exit code."""
+    _open_closed()
     for number in (signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _end)
@@ -26,6 +27,16 @@ def main() -> int:
             sys.stdout.flush()
         os._exit(code)
     return code
+
+
+def _open_closed() -> None:
+    """Opens /dev/null in place of a standard stream that is closed.
+
+    Else the stream is None, and the next file that is opened gets its number.
+    """
+    for name, mode in {"stdin": "r", "stdout": "w", "stderr": "w"}.items():
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
 
 
 def _end(number: int, _: FrameType | None) -> None:

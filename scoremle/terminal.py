@@ -89,20 +89,42 @@ def passing(text: str) -> Iterator[None]:
 def say(*lines: object) -> None:
     """Prints lines, if any, at once. What is given as one line is one, whatever it contains.
 
-    Where the reader of a pipe has seen enough, the work goes on, and nothing more is printed.
+    Where they can't be written the work goes on, and nothing more is printed. If that is for
+    another reason than that the reader of a pipe has seen enough, ``unsaid`` gives it.
     """
+    global _unsaid
     if not lines or is_mute():
         return
     try:
         print(*(in_a_line(str(line)) for line in lines), sep="\n", flush=True)
-    except BrokenPipeError:
+    except OSError as error:
+        if not isinstance(error, BrokenPipeError):
+            _unsaid = f"can't write to standard output: {error.strerror}"
         with open(os.devnull, "w") as nowhere:
             os.dup2(nowhere.fileno(), sys.stdout.fileno())
 
 
+_unsaid = ""
+
+
+def unsaid() -> str:
+    """Returns why lines could not be written since the last call; "" where all were."""
+    global _unsaid
+    words, _unsaid = _unsaid, ""
+    return words
+
+
+def complain(line: str) -> None:
+    """Prints a line on standard error, if that can be written."""
+    try:
+        print(line, file=sys.stderr, flush=True)
+    except (OSError, ValueError):  # full, or closed: the exit code remains
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+
+
 def say_mistake(text: str) -> int:
     """Prints the line of an error, and gives the exit code of a user's mistake."""
-    print(f"scoremle: error: {' '.join(printable(text).splitlines())}", file=sys.stderr)
+    complain(f"scoremle: error: {' '.join(printable(text).splitlines())}")
     return 2
 
 

@@ -2,11 +2,14 @@
 
 import logging
 import os
+import shlex
+import subprocess
 import sys
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from helpers.places import ROOT
 
 from scoremle.cli import main as cli
 from scoremle.errors import (
@@ -79,6 +82,33 @@ def test_work_goes_on_where_the_reader_has_seen_enough(monkeypatch):
     with stdout_by_a_pipe(monkeypatch) as reader:
         reader.close()
         assert cli.main(["x"]) == 4 and done == [["x"]]
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is full")
+def test_output_that_can_not_be_written_does_not_stop_the_work(monkeypatch, capsys):
+    done = []
+    monkeypatch.setattr(cli, "_run", lambda arguments: say("a") or done.append(arguments) or 0)
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        assert cli.main(["x"]) == 2 and done == [["x"]]
+    assert "to standard output" in capsys.readouterr().err
+    monkeypatch.undo()
+    monkeypatch.setattr(cli, "_run", lambda arguments: 0)
+    assert cli.main(["x"]) == 0
+
+
+def test_a_mistake_keeps_its_code_where_it_can_not_be_said(monkeypatch):
+    closed = open(os.devnull, "w")  # noqa: SIM115
+    closed.close()
+    monkeypatch.setattr(sys, "stderr", closed)
+    assert cli.main(["no such command"]) == 2
+
+
+@pytest.mark.parametrize(("closed", "code"), [("<&-", 0), (">&-", 0), ("2>&-", 0)])
+def test_a_closed_stream_is_as_none(closed, code):
+    command = f"exec {shlex.quote(sys.executable)} -m scoremle --version {closed}"
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == code and "Traceback" not in done.stderr
 
 
 def test_what_an_encoding_lacks_is_an_escape(monkeypatch):

@@ -20,7 +20,7 @@ from scoremle.cli.commands.help import config_table, screen
 from scoremle.cli.signals import answered
 from scoremle.errors import Stopped, UserError, in_a_line, nearest, out_of_memory
 from scoremle.experiment.own_code import mistakes
-from scoremle.terminal import Formatter, passing, say, say_mistake
+from scoremle.terminal import Formatter, complain, passing, say, say_mistake, unsaid
 
 __all__ = ["main"]
 
@@ -56,10 +56,10 @@ def main(argv: list[str] | None = None) -> int:
         with _logged(logging.DEBUG if DEBUG in given else logging.INFO), mistakes():
             code = _run(arguments)
             sys.stdout.flush()
-            return code
+            return say_mistake(words) if (words := unsaid()) else code
     except SystemExit as end:  # Stopped; argparse, after it printed a command's help
         if isinstance(end, Stopped) and end.words:
-            print(in_a_line(f"scoremle: stopped; {end.words}"), file=sys.stderr)
+            complain(in_a_line(f"scoremle: stopped; {end.words}"))
         return int(end.code or 0)
     except BrokenPipeError:  # whoever read a command's help has seen enough
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
@@ -78,7 +78,7 @@ def main(argv: list[str] | None = None) -> int:
         return say_mistake(f"{words}; {_less_memory(arguments)}")
     except KeyboardInterrupt as interrupt:
         words = "; ".join(["scoremle: interrupted", *map(str, interrupt.args)])
-        print(in_a_line(words), file=sys.stderr)
+        complain(in_a_line(words))
         return 130
 
 
