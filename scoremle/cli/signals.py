@@ -16,6 +16,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 from typing import Any, cast
 
@@ -68,14 +69,18 @@ def answered() -> Iterator[None]:
 
 
 @contextmanager
-def going_on(words: str) -> Iterator[None]:
-    """In the block Ctrl-C and SIGTERM raise with words that say how the work goes on."""
+def going_on(words: str, within: Path | None = None) -> Iterator[None]:
+    """In the block Ctrl-C and SIGTERM raise with words that say how the work goes on.
+
+    If no array is ``within`` a folder that is given, nothing was finished: there are no words.
+    """
     try:
         yield
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(words) from None
-    except Stopped as stopped:
-        raise Stopped(stopped.signal, words) from None
+    except (KeyboardInterrupt, Stopped) as end:
+        said = [words] if within is None or any(within.rglob("*.npz")) else []
+        if isinstance(end, Stopped):
+            raise Stopped(end.signal, *said) from None
+        raise KeyboardInterrupt(*said) from None
 
 
 def say_stopping() -> None:

@@ -17,7 +17,7 @@ from jax.experimental.buffer_callback import buffer_callback
 from scoremle.__main__ import main as program
 from scoremle.cli import main as cli
 from scoremle.cli import signals
-from scoremle.cli.signals import ANSWERED, answered
+from scoremle.cli.signals import ANSWERED, answered, going_on
 from scoremle.errors import Stopped, UserError
 
 ENDS = {signal.SIGINT: KeyboardInterrupt, signal.SIGTERM: Stopped}
@@ -130,6 +130,16 @@ def test_what_others_drop_is_still_shown(monkeypatch):
     with answered():
         Last()
     assert str(told[0]) == "of another" and len(told) == 1
+
+
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, lambda: Stopped(signal.SIGTERM)])
+def test_what_is_finished_is_named_if_there_is_any(kind, tmp_path):
+    for name, said in (("x.json", ""), ("x.npz", "it is there")):
+        (tmp_path / name).touch()
+        with pytest.raises((KeyboardInterrupt, Stopped)) as end, going_on("it is there", tmp_path):
+            raise kind()
+        words = end.value.words if isinstance(end.value, Stopped) else "".join(end.value.args)
+        assert words == said
 
 
 def test_a_thread_beside_the_main_one_is_left_alone():
