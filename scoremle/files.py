@@ -300,6 +300,9 @@ def _sweep(folder: Path) -> None:
 def make_folder(folder: Path) -> None:
     """Makes a folder and those above it, on disk when this returns."""
     new = [place for place in (folder, *folder.parents) if not place.exists()]
+    above = new[-1].parent if new else folder
+    if not above.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, f"{above} is no folder")
     folder.mkdir(parents=True, exist_ok=True)
     for place in new:
         sync(place.parent)

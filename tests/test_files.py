@@ -14,7 +14,14 @@ import pytest
 from scoremle import files
 from scoremle.data.prepared import made_whole
 from scoremle.errors import UserError
-from scoremle.files import read_json, read_npz, write_atomically, write_json
+from scoremle.files import (
+    make_folder,
+    read_json,
+    read_npz,
+    write_atomically,
+    write_json,
+    writing,
+)
 from scoremle.training.checkpoints import Checkpoints
 from scoremle.training.writers import JsonLines
 
@@ -145,8 +152,10 @@ def test_a_name_as_long_as_names_may_be(tmp_path):
 
 def test_what_can_not_be_made_is_one_line(tmp_path):
     (tmp_path / "file").write_text("no folder")
-    with pytest.raises(UserError, match="Not a directory"):
+    with pytest.raises(UserError, match="file is no"):
         write_json(tmp_path / "file" / "below" / "x", {})
+    with pytest.raises(UserError, match="file is no"), writing(tmp_path / "file" / "x"):
+        make_folder(tmp_path / "file" / "x")
 
 
 @pytest.fixture
