@@ -6,9 +6,17 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
-from scoremle.core.arguments import check_count, check_number, check_seed
+from scoremle.core.arguments import (
+    as_array,
+    check_count,
+    check_kind,
+    check_number,
+    check_seed,
+    shown,
+)
 from scoremle.errors import UserError
 from scoremle.training.checkpoints import Checkpoints
 from scoremle.training.loop import Intervals, Loop
@@ -48,9 +56,10 @@ def fit(
             from the newest that is whole, and ends with the same bits as a training that was not
             stopped. None: no checkpoints.
 
-    Raises UserError for a loss that is an array, a loss, gradient or parameter that is not finite,
-    and a folder with checkpoints of other parameters, of another seed or ``ema_rate``, or of more
-    steps; Stopped after SIGTERM or Ctrl-C, when the step is saved.
+    Raises UserError for a loss that is no real number, parameters that are no reals, a batch
+    without an axis of examples, a loss, gradient or parameter that is not finite, and a folder
+    with checkpoints of other parameters, of another seed or ``ema_rate``, or of more steps;
+    Stopped after SIGTERM or Ctrl-C, when the step is saved.
 
     Example:
         >>> import optax
@@ -63,17 +72,25 @@ def fit(
         >>> print(f"{mean:.1f}")
         3.0
     """
+    check_kind("loss", loss, Callable, "lambda params, x, key: jnp.mean(...)")
+    check_kind("batch", batch, Callable, "lambda i: x")
+    such = "optax.adam(1e-3)"
+    check_kind("optimizer", optimizer, optax.GradientTransformation, such)
+    check_kind("folder", folder, str | Path | None, "a path, or None")
+    if folder == "":
+        raise UserError("folder is an empty name: give a path, or None for no checkpoints")
     check_count("steps", steps)
     check_count("every", every)
     check_number("ema_rate", ema_rate, 0, 1)
     check_seed(seed)
+    _check_reals(params)
     store = None if folder is None else Checkpoints(Path(folder), keep=2)
     note = {"seed": seed, "ema_rate": ema_rate}
     if store:
         _check_begun(store, steps, note)
     training = Loop(
         make_program(loss, optimizer, ema_rate, seed=seed),
-        lambda _: batch,
+        lambda _: lambda i: _checked(batch(i)),
         Intervals(steps, 1, every, steps, every, every),
         preemption=store,
         writers=[Console(steps)],
@@ -82,6 +99,24 @@ def fit(
     # Copies, since the loop uses up the state that it begins with.
     found = training.run(init_state(jax.tree.map(jnp.array, params), optimizer))
     return jax.tree.map(lambda e, p: e.astype(p.dtype), found.ema, found.params)
+
+
+def _check_reals(params: Params) -> None:
+    """Raises UserError for parameters that have no gradient."""
+    leaves = jax.tree.leaves(params)
+    if not leaves:
+        raise UserError("params has no arrays")
+    for leaf in leaves:
+        if not jnp.issubdtype(as_array(leaf, "params").dtype, jnp.floating):
+            raise UserError(f"params must be arrays of reals, not {shown(leaf)}")
+
+
+def _checked(examples: AnyArray) -> AnyArray:
+    """A batch. Raises UserError if its arrays have no axis of examples, or not the same."""
+    counts = {np.shape(as_array(leaf, "a batch"))[:1] for leaf in jax.tree.leaves(examples)}
+    if len(counts) != 1 or counts == {()}:
+        raise UserError("batch(i) must be arrays with an axis of examples, the same for all")
+    return examples
 
 
 def _check_begun(store: Checkpoints, steps: int, note: dict[str, Any]) -> None:

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
+from scoremle.core.arguments import shown
 from scoremle.errors import UserError
 from scoremle.types import AnyArray, PRNGKey
 
@@ -204,8 +205,11 @@ def _gradient(fixed: Fixed, state: TrainState, images: Array, key: PRNGKey) -> G
     def both(params: Params) -> tuple[Scalar, dict[str, Any]]:
         found = fixed[1](params, images, key, *memory)
         value, more = found if isinstance(found, tuple) else (found, {})
-        if shape := jnp.shape(value):
-            raise UserError(f"a loss is a number, such as a mean over examples; this has {shape}")
+        real = value is not None and jnp.issubdtype(jnp.result_type(value), jnp.floating)
+        if not real or jnp.shape(value):
+            raise UserError(
+                f"a loss is a real number, such as a mean over examples, not {shown(value)}"
+            )
         return value, more
 
     return jax.value_and_grad(both, has_aux=True)(state.params)

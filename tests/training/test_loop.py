@@ -326,10 +326,10 @@ def test_lines_and_checkpoints_come_after_so_many_steps(tmp_path, monkeypatch):
     monkeypatch.setattr(importlib.import_module("scoremle.training.fit"), "Loop", looped)
     for folder in (tmp_path, None):
         with pytest.raises(Called):
-            fit(worker.loss, 0.0, lambda i: i, steps=50, every=7, folder=folder,
+            fit(worker.loss, 0.0, lambda i: np.full(1, i), steps=50, every=7, folder=folder,
                 optimizer=optax.sgd(0.1), ema_rate=0.5, seed=3)  # fmt: skip
         *_, batches, schedule, options = called.pop()
-        assert schedule == loop.Intervals(50, 1, 7, 50, 7, 7) and batches(1)(9) == 9
+        assert schedule == loop.Intervals(50, 1, 7, 50, 7, 7) and batches(1)(9) == [9]
         assert options["note"] == {"seed": 3, "ema_rate": 0.5}
         (writer,), store = options["writers"], options["preemption"]
         assert isinstance(writer, writers.Console)
@@ -817,3 +817,33 @@ except UserError as error:
     store = Checkpoints(whole[0] / "checkpoints", keep=None)
     one = store.restore(template()).tree.params["in"]
     np.testing.assert_allclose(np.load(file), one, rtol=1e-3, atol=1e-4)
+
+
+def squares(p, x, key):
+    return jnp.mean(jnp.square(p - x))
+
+
+@pytest.mark.parametrize(
+    ("words", "changed"),
+    [
+        ("loss", {"loss": None}),
+        ("loss", {"loss": lambda p, x, key: None}),
+        ("loss", {"loss": lambda p, x, key: jnp.sum(x).astype(int)}),
+        ("batch must", {"batch": np.ones(3)}),
+        (r"batch\(i\)", {"batch": lambda i: None}),
+        (r"batch\(i\)", {"batch": lambda i: 1.0}),
+        (r"batch\(i\)", {"batch": lambda i: (np.ones(3), np.ones(2))}),
+        ("optimizer", {"optimizer": optax.adam}),
+        ("optimizer", {"optimizer": None}),
+        ("params", {"params": np.arange(3)}),
+        ("params", {"params": {}}),
+        ("folder", {"folder": 3}),
+        ("folder", {"folder": ""}),
+    ],
+)
+def test_arguments_of_a_training_are_checked(words, changed, tmp_path, monkeypatch, unchecked):
+    monkeypatch.chdir(tmp_path)
+    given = {"loss": squares, "params": jnp.zeros(()), "batch": lambda i: np.ones(3), "steps": 2}
+    with pytest.raises(UserError, match=words):
+        fit(**(given | {"optimizer": optax.sgd(0.1)} | changed))
+    assert not [*tmp_path.iterdir()]
