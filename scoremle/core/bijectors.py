@@ -7,7 +7,7 @@ without bounds. At t = eps, where a likelihood starts and samples end, data have
 that is a map as well (`AtTime`). All maps here act on each dimension alone.
 """
 
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -15,8 +15,8 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from scoremle.core.arguments import as_array, as_data, check_kind
-from scoremle.core.pytree import frozen_pytree, require
+from scoremle.core.arguments import as_array, as_data, as_reals, check_kind
+from scoremle.core.pytree import frozen_pytree, known, require
 from scoremle.core.sde import SDE
 from scoremle.errors import UserError
 from scoremle.numerics import expand, floating, sum_data, sum_over, varies
@@ -65,7 +65,8 @@ class Affine:
         shift: a number, or one for each dimension.
         scale: likewise; none is 0.
 
-    Raises UserError for a scale of 0, and what is not finite.
+    Raises UserError for a scale of 0, what is not finite, both in float32, and what are no numbers
+    or not of one shape.
 
     Example:
         >>> z, log_det = scoremle.Affine(1.0, 2.0).forward(jnp.asarray([[3.0, 1.0]]))
@@ -77,9 +78,15 @@ class Affine:
     scale: ArrayLike
 
     def __post_init__(self) -> None:
-        require(self, lambda: np.isfinite(self.shift), "shift must be finite")
-        require(self, lambda: np.isfinite(self.scale) & np.not_equal(self.scale, 0),
-              "scale must not be 0, and finite")  # fmt: skip
+        _check_numbers(self, shift=self.shift, scale=self.scale)
+        require(self, lambda: np.isfinite(_in_float32(self.shift)), "shift must be finite")
+        # And its inverse, in float32, which most data have.
+        least = np.finfo(np.float32).tiny
+        require(
+            self,
+            lambda: np.isfinite(of := _in_float32(self.scale)) & (np.abs(of) >= least),
+            "scale must not be 0, and finite",
+        )
 
     def __repr__(self) -> str:
         return "Affine"
@@ -93,7 +100,8 @@ class Affine:
 
         Raises UserError for what are not finite reals, and for a dimension in which all are equal.
         """
-        as_data(x)
+        if len(as_data(x)) < 2:
+            raise UserError("x must have two examples or more")
         digits = np.asarray(x, np.float64)
         mean, std = np.mean(digits, axis=0), np.std(digits, axis=0)
         if not varies(digits).all():
@@ -121,7 +129,7 @@ class Bounded:
         low: a number, or one for each dimension.
         high: likewise.
 
-    Raises UserError unless low < high.
+    Raises UserError unless low < high, and for what are no numbers or not of one shape.
 
     Example:
         >>> bounded = scoremle.Bounded(np.asarray([0.0, -np.inf]), np.asarray([1.0, np.inf]))
@@ -134,6 +142,7 @@ class Bounded:
     high: ArrayLike = np.inf
 
     def __post_init__(self) -> None:
+        _check_numbers(self, low=self.low, high=self.high)
         require(self, lambda: np.less(self.low, self.high), "low must be below high")
 
     def __repr__(self) -> str:
@@ -163,6 +172,24 @@ class Bounded:
         # Rounding may not lead to a bound, where the logarithm is infinite.
         x = jnp.where(below, jnp.maximum(x, _next(low, 1)), x)
         return jnp.where(above, jnp.minimum(x, _next(high, -1)), x)
+
+
+def _in_float32(value: ArrayLike) -> np.ndarray:
+    """Numbers as most data have them: infinite or 0 where float32 has none such."""
+    with np.errstate(over="ignore", under="ignore"):
+        return np.asarray(value, np.float32)
+
+
+def _check_numbers(record: Any, **given: ArrayLike) -> None:
+    """Raises UserError for what are no reals, and for shapes that do not go together."""
+    if not known(record):
+        return
+    shapes = [as_reals(value, f"{record}: {name}").shape for name, value in given.items()]
+    try:
+        np.broadcast_shapes(*shapes)
+    except ValueError:
+        names = " and ".join(f"{n} of shape {s}" for n, s in zip(given, shapes, strict=True))
+        raise UserError(f"{record}: {names} do not go together") from None
 
 
 @frozen_pytree

@@ -99,3 +99,25 @@ def test_what_is_no_bijection_is_refused(unchecked):
         Affine.standardizing(np.ones((5, 2)))
     with pytest.raises(UserError, match="all examples"):  # whose mean is rounded
         Affine.standardizing(np.full((100, 2), 0.1))
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: Affine(0.0, 1e39), "scale"),
+        (lambda: Affine(0.0, 1e-39), "scale"),
+        (lambda: Affine(1e39, 1.0), "shift must"),
+        (lambda: Affine("a", 1.0), "shift is no"),
+        (lambda: Affine(np.zeros(3), np.ones(2)), "go together"),
+        (lambda: Affine.standardizing(np.zeros((0, 3))), "two examples"),
+        (lambda: Affine.standardizing(np.zeros((1, 3))), "two examples"),
+        (lambda: Affine.standardizing(1e-39 * np.arange(1.0, 7).reshape(3, 2)), "scale"),
+        (lambda: Bounded(np.zeros(2), np.ones(3)), "go together"),
+        (lambda: Bounded(0.0, None), "high"),
+        (lambda: Bounded("a", 1.0), "low is no"),
+        (lambda: Bounded(np.nan, 1.0), "below high"),
+    ],
+)
+def test_what_is_wrong_with_numbers_is_named(make, words, unchecked):
+    with pytest.raises(UserError, match=words):
+        make()
