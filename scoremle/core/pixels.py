@@ -15,13 +15,21 @@ the last at b,
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Float, Integer
 
-from scoremle.core.arguments import as_array, check_count, check_number
+from scoremle.core.arguments import (
+    as_array,
+    check_count,
+    check_examples,
+    check_kind,
+    check_number,
+)
+from scoremle.core.pytree import known
 from scoremle.errors import UserError
 from scoremle.types import AnyArray, Data, IntImages
 
@@ -88,7 +96,13 @@ class Pixels:
         Args:
             x: [b *d] integers from 0 to levels - 1.
             u: [b *d] their noise, or one number for all.
+
+        Raises UserError for numbers outside of these, as far as they are known.
         """
+        self._check_integers(x)
+        # Rounding may lead a flow's noise to 1.
+        if _here(u) and not np.all((np.asarray(u) >= 0) & (np.asarray(u) <= 1)):
+            raise UserError("u, the noise of integers, must lie in [0, 1)")
         return self.low + (self.high - self.low) * (x + u) / self.levels
 
     def encode_grid(self, x: IntImages) -> Data:
@@ -96,7 +110,10 @@ class Pixels:
 
         Args:
             x: [b *d] integers from 0 to levels - 1.
+
+        Raises UserError for others, as far as they are known.
         """
+        self._check_integers(x)
         return self.low + (self.high - self.low) * jnp.asarray(x, float) / (self.levels - 1)
 
     @property
@@ -116,12 +133,22 @@ class Pixels:
 
         Args:
             y: [b *d] reals.
+
+        Raises UserError for a number that is not finite, as far as known.
         """
+        check_examples(y, "y")
         bins = (y - self.low) / (self.high - self.low) * self.levels
         # The lower edge of a bin (u = 0) belongs to it, though rounding may put it below.
         k = jnp.floor(bins + ROUNDING * self.levels)
         dtype = jnp.uint8 if self.levels <= 256 else jnp.uint16
         return jnp.clip(k, 0, self.levels - 1).astype(dtype)
+
+    def _check_integers(self, x: IntImages) -> None:
+        if _here(x) and np.size(x):
+            values = np.asarray(x)
+            low, high = values.min(), values.max()
+            if not (low >= 0 and high < self.levels and (values == np.floor(values)).all()):
+                raise UserError(f"x must be integers from 0 to {self.levels - 1}")
 
     def checked(self, images: ArrayLike, shape: tuple[int, ...]) -> Integer[np.ndarray, "n h w c"]:
         """Images of this shape as [n h w c]; those of one channel may lack its axis.
@@ -167,15 +194,22 @@ def bits_per_dim(
         pixels: what y = pixels.encode(x, u) is.
         dims: dimensions of one image.
 
-    Raises UserError for no dimensions.
+    Raises UserError for no dimensions, no ``Pixels``, and what are no numbers.
 
     Example:
         >>> uniform = jnp.full(1, 3 * np.log(1 / 2))  # in nats, the density 1/2 on [-1, 1)^3
         >>> print(f"{scoremle.bits_per_dim(uniform, scoremle.Pixels(256), 3)[0]:.4f}")
         8.0000
     """
+    check_kind("pixels", pixels, Pixels, "scoremle.Pixels(256)")
     check_count("dims", dims)
-    return -(log_prob / dims + pixels.log_det_per_dim) / math.log(2)
+    nats: Any = as_array(log_prob, "log_prob")
+    return -(nats / dims + pixels.log_det_per_dim) / math.log(2)
+
+
+def _here(x: Any) -> bool:
+    """Whether the numbers are known, and in this process."""
+    return known(x) and getattr(x, "is_fully_addressable", True)
 
 
 def as_integers(array: np.ndarray, name: str = "array", top: int = 255) -> str:

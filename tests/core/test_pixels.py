@@ -129,3 +129,21 @@ def test_the_remedy_that_is_named_reaches_the_highest_level(levels, unchecked):
 def test_integers_are_scored_where_the_shape_is_one_of_images():
     with pytest.raises(UserError, match=r"\(1, 6, 1\)"):
         Pixels(17).checked(np.zeros((2, 6), np.uint8), (6,))
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda p: p.encode(np.full((1, 2), 17), 0.5),
+        lambda p: p.encode(np.full((1, 2), -1), 0.5),
+        lambda p: p.encode(np.full((1, 2), 0.5), 0.5),
+        lambda p: p.encode(np.zeros((1, 2), int), 1.5),
+        lambda p: p.encode(np.zeros((1, 2), int), np.nan),
+        lambda p: p.encode_grid(np.full((1, 2), 17)),
+        lambda p: p.decode(np.full((1, 2), np.nan)),
+        lambda p: bits_per_dim(np.zeros(1), 256, 3),
+    ],
+)
+def test_what_is_no_integer_and_no_noise_is_refused(call, unchecked):
+    with pytest.raises(UserError, match=r"must|finite"):
+        call(Pixels(17))
