@@ -454,3 +454,10 @@ def test_rows_solved_again_have_no_typical_error_of_fewer_steps():
     x = np.random.default_rng(0).normal(size=(16, 100)).astype(np.float32) * scale
     found = model.log_prob(x, KEY, tolerance=0.05)
     assert found.evaluations.max() < 500 and found.solver_error.max() < 0.05
+
+
+def test_log_p_that_is_not_finite_is_said(unchecked):
+    broken = ScoreModel(lambda x, t: x * jnp.nan, VP, START, (2,))
+    for model, x in ((of(DATA), np.full((3, 2), 3e38, np.float32)), (broken, X)):
+        with pytest.warns(UserWarning, match=f"{len(x)} of {len(x)}"):
+            model.log_prob(x, KEY)

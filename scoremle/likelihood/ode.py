@@ -102,6 +102,12 @@ def ode_log_likelihood(
         found = _along_flow(noise, sde, x, key, eps, divergence, solver, condition)[1]
     if found.refined:
         warn_of_rows(found.solver_error, found.probe_stderr, tolerance or TOLERANCE)
+        if count := int(np.sum(~np.isfinite(np.asarray(found.log_prob)))):
+            warnings.warn(
+                f"log p of {count} of {len(x)} examples is not finite: the noise prediction is"
+                " not, or the data are far beyond its range",
+                stacklevel=2,
+            )
     return found
 
 
