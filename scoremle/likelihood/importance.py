@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from scoremle.core.arguments import check_count
+from scoremle.core.arguments import check_count, check_kind
 from scoremle.core.keys import as_keys, split
 from scoremle.core.pytree import frozen_pytree
 from scoremle.likelihood.record import Likelihood
@@ -63,7 +63,7 @@ def importance_bound(draw: DrawLikelihood, keys: Keys, samples: int) -> Importan
         keys: one for each image, or one of which ``draw`` makes its own.
         samples: how many draws.
 
-    Raises UserError for no draws.
+    Raises UserError for no draws, and a ``draw`` that is none.
 
     Example:
         >>> sde, pixels, x = scoremle.VP(), scoremle.Pixels(8), jnp.asarray([[1, 6]])
@@ -79,10 +79,15 @@ def importance_bound(draw: DrawLikelihood, keys: Keys, samples: int) -> Importan
     """
 
     def one(keys: Keys) -> tuple[Array, ...]:
-        found, log_q = draw(keys)
+        drawn = draw(keys)
+        such = "a likelihood and log q, as the example has them"
+        check_kind("what draw gives", drawn, tuple, such)
+        found, log_q = drawn
+        check_kind("the first that draw gives", found, Likelihood, such)
         log_weight = found.log_prob - log_q
         return log_weight, found.probe_deviations, found.solver_error, found.evaluations
 
+    check_kind("draw", draw, Callable, "the function of the example")
     check_count("samples", samples)
     keys = as_keys(keys, "keys")
     log_weights, deviations, errors, evaluations = jax.lax.map(one, split(keys, samples))
