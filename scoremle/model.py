@@ -605,7 +605,7 @@ class ScoreModel:
         numbers = example_numbers(index, n)
         if n == 0:
             return Scores(*np.zeros((5, 0)))
-        model, choice, devices = self, None, devices or jax.devices()[:1]
+        model, choice, devices = self, None, _chosen(devices)
         plain, condition = self._apart(condition, n)
         if tolerance is not None:
             if estimator:
@@ -807,7 +807,7 @@ class ScoreModel:
             if not self.coder:  # by which each sample has a schedule of its own
                 check_sampler(sampler, self.sde)
         model, condition = self._apart(condition, n)
-        rows, devices = rows_of(condition, n), devices or jax.devices()[:1]
+        rows, devices = rows_of(condition, n), _chosen(devices)
         model = replicate(model, devices)
         if log_prob:
             if self.coder:
@@ -1017,6 +1017,17 @@ def _decode(rows: tuple[Data, Condition], model: ScoreModel) -> Data:
     noise, solver = model.condition_on(condition).noise, model._solver_of_states
     x = ode_sample(noise, model.sde, z, eps=model.eps, solver=solver)
     return model._outside(x, model.eps)
+
+
+def _chosen(devices: Sequence[jax.Device] | None) -> Sequence[jax.Device]:
+    """The devices that are given, or one. Raises UserError for what are none."""
+    if devices is None:
+        return jax.devices()[:1]
+    such = "jax.devices()"
+    check_kind("devices", devices, list | tuple, such)
+    for each in devices or [None]:
+        check_kind("each of devices", each, jax.Device, such)
+    return devices
 
 
 def draw_samples(

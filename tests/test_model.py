@@ -599,3 +599,11 @@ def test_work_in_batches_has_its_size_and_its_label(n, batch_size, size, seen):
     assert found == {"size": size, "label": "words", "unit": "profile"}
     found = seen("resumable_map", lambda: model.sample(n, KEY, **options))
     assert found == {"size": min(n, batch_size), "least": 1, "label": "words", "unit": "sample"}
+
+
+@pytest.mark.parametrize("devices", ["cpu", [3], [], jax.devices()[0]])
+def test_what_are_no_devices_is_refused(devices, unchecked):
+    with pytest.raises(UserError, match="devices"):
+        images().score(IMAGES, devices=devices)
+    with pytest.raises(UserError, match="devices"):
+        images().sample(2, jax.random.key(0), devices=devices)
