@@ -791,6 +791,8 @@ BAD_ARRAYS = [
     (np.zeros((3, 3, 8, 8), np.uint8), "channels come first"),
     (np.zeros((8, 8), np.uint8), r"shape \(8, 8\)"),
     (np.zeros((0, 8, 8), np.uint8), "no images"),
+    (np.zeros((8, 8, 1), np.uint8), r"array\[None\]"),
+    (np.zeros((8, 9, 3), np.uint8), r"array\[None\]"),
     (np.array([{}]), "pickled objects"),
 ]
 

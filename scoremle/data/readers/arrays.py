@@ -93,6 +93,11 @@ def check_images(array: np.ndarray, where: str) -> np.ndarray:
     """Returns the array as uint8 [n h w c], or raises a UserError on how to make it so."""
     if array.dtype != np.uint8:
         raise UserError(f"{where} is {array.dtype}, not uint8{_advice(array)}")
+    if array.ndim == 3 and array.shape[2] in (1, 3):
+        raise UserError(
+            f"{where} has shape {array.shape}: if it is one image, save array[None]; if it is"
+            f" {len(array)} of {by(array.shape[1:])} pixels, save array[..., None]"
+        )
     if array.ndim == 3:
         array = array[..., None]
     if array.ndim != 4 or array.shape[3] not in (1, 3) or 0 in array.shape[1:]:
