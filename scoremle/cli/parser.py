@@ -50,6 +50,7 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, *, text: str | None = "", **settings: Any) -> None:
         super().__init__(**settings)
         self.switches = set[str]()
+        self._below = dict[str, Parser]()
         self.describe(text)
 
     def describe(self, text: str | None) -> None:
@@ -75,10 +76,13 @@ class Parser(argparse.ArgumentParser):
         Args:
             runs: what they run, by their names. Its docstring is their help.
         """
-        commands = self.add_subparsers(dest="what", required=True, parser_class=Parser)
+        commands = self.add_subparsers(
+            dest="what", metavar="COMMAND", required=True, parser_class=Parser
+        )
         for name, run in runs.items():
             first, _, _ = (run.__doc__ or "").partition("\n")
-            yield name, commands.add_parser(name, text=run.__doc__, help=first).add
+            self._below[name] = commands.add_parser(name, text=run.__doc__, help=first)
+            yield name, self._below[name].add
 
     def checked(self, arguments: Sequence[str]) -> Any:
         """The options that arguments mean. Raises UserError for a mistake in them."""
@@ -99,7 +103,8 @@ class Parser(argparse.ArgumentParser):
         if rest and rest[0].startswith("-") and rest[0] in names:
             raise UserError(f"{rest[0]} is no flag after --: name it before")
         if rest:
-            raise UserError(self.unknown(rest[0]))
+            meant = self._below[options.what] if self._below else self
+            raise UserError(meant.unknown(rest[0]))
         return options
 
     def unknown(self, argument: str) -> str:
