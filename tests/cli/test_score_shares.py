@@ -115,7 +115,8 @@ def test_ray_that_is_not_there_is_named(images, tmp_path, capsys, monkeypatch):
         *(("out", f"--{flag}", f"--{flag.split('=')[0]} is not")
           for flag in ("skip-bad", "page=x", "profile", "merge", "correct")),
         ("pictures", "", "among the images"),
-        ("pictures/../pictures/scores.csv", "", "among the images"),
+        ("pictures/../pictures/scores", "", "among the images"),
+        ("o.csv", "", "o.csv must be"),
         (".", "", "among the images"),
     ],
 )  # fmt: skip

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 NEEDS = "scoremle.experiment.own_measurement"
+TABLE = Path("scores.csv")
 # Those of experiment/own_measurement.py, whose import brings JAX.
 ESTIMATORS = ("ode", "bound", "steps")
 ARRAY = "SLURM_ARRAY_TASK_"
@@ -60,7 +61,7 @@ def arguments(parser: Parser) -> None:
     add("images", "a picture, a folder or archive of pictures, or a .npy or .npz of uint8; a .npy"
         " of reals [n d] for a model without pixels, whose log p is in nats",
         type=Path)  # fmt: skip
-    add("-o --out", "the table to write (scores.csv)", type=Path, default=Path("scores.csv"),
+    add("-o --out", "the table to write (scores.csv)", type=Path, default=TABLE,
         metavar="FILE")  # fmt: skip
     add("--page", "a page of HTML to write: the images in the order of their bits/dim", type=Path,
         metavar="FILE")  # fmt: skip
@@ -150,8 +151,9 @@ def _check_for_ray(options: Any) -> None:
     names = "page", "profile", "shard", "merge", "correct", "force", "skip_bad"
     if given := [as_flag(name) for name in names if getattr(options, name)]:
         raise UserError(f"{given[0]} is not for --engine=ray: leave it out")
-    options.out = options.out.with_suffix("") if options.out.suffix == ".csv" else options.out
-    if options.out.is_file():
+    if options.out == TABLE:
+        options.out = TABLE.with_suffix("")
+    if options.out.is_file() or options.out.suffix == TABLE.suffix:
         raise UserError(f"--out={options.out} must be a folder: workers write files into it")
     out, images = options.out.resolve(), options.images.resolve()
     if out.is_relative_to(images) or images.is_relative_to(out):
@@ -221,7 +223,7 @@ def run(options: Any) -> dict[str, Any]:
     if options.merge:
         names = [report.name for report in reports if report.pixels is not None]
         _check_whole(parts, names, passes)
-    with going_on(f"finished batches are in {parts.parent}: the same command resumes"):
+    with going_on(f"finished batches are in {above}: the same command resumes", within=parts):
         scored = score()
     if scored.mean is None:
         raise UserError("no image has bits/dim that are a finite number: check the model")
