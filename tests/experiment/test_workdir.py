@@ -9,6 +9,7 @@ import pytest
 from helpers.tiny_runs import TINY
 
 from scoremle.cli.commands import parser_of
+from scoremle.data.prepared import META
 from scoremle.errors import UserError
 from scoremle.experiment.build import build
 from scoremle.experiment.config import flat
@@ -201,6 +202,12 @@ def test_results_of_a_training_that_is_gone_are_not_taken_for_those_of_another(
     write_json(tmp_path / "eval" / RESULTS, {})
     Workdir(tmp_path).check(experiment, "evaluation")
     with pytest.raises(UserError, match="checkpoints are gone"):
+        Workdir(tmp_path).check(experiment, "training")
+
+
+def test_a_training_is_not_begun_in_a_prepared_data_set(experiment, tmp_path):
+    write_json(tmp_path / META, {})
+    with pytest.raises(UserError, match="prepared data"):
         Workdir(tmp_path).check(experiment, "training")
 
 

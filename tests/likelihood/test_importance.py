@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from scoremle.errors import UserError
 from scoremle.likelihood.importance import importance_bound, jackknife
 from scoremle.likelihood.ode import Likelihood
 
@@ -171,3 +172,9 @@ def test_the_error_of_the_draws_is_none_of_rounding():
     large = np.float32(-8000 + small)
     expected = jackknife(jnp.asarray(large + 8000))
     np.testing.assert_allclose(jackknife(jnp.asarray(large)), expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize("draw", [3, lambda keys: 3, lambda keys: (3, 4)])
+def test_a_draw_that_gives_no_likelihood_is_refused(draw, unchecked):
+    with pytest.raises(UserError, match="draw"):
+        importance_bound(draw, jax.random.key(0), samples=2)
