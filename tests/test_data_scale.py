@@ -263,3 +263,20 @@ def test_what_is_filled_in_has_the_scale_of_what_is_known():
     )(x)
     np.testing.assert_array_equal(found[:, 0], x[:, 0])
     assert abs(found[:, 1].mean() - MEAN) < 0.03 and 0.08 < found[:, 1].std() < 0.12
+
+
+def test_a_pilot_takes_data_in_the_scale_of_the_model(monkeypatch):
+    taken, model = [], model_of("vp", bijector=Affine(1.0, 2.0))
+
+    class Called(Exception):
+        pass
+
+    def choose(noise, sde, z, **_):
+        taken.append(z)
+        raise Called
+
+    monkeypatch.setattr(scoremle.model, "choose_within", choose)
+    with pytest.raises(Called):
+        model.within(0.1, data(model))
+    alpha = float(model.sde.alpha(jnp.asarray([model.eps]))[0])
+    np.testing.assert_allclose(taken[0], alpha * (data(model) - 1) / 2, rtol=1e-6)

@@ -21,6 +21,7 @@ MAPS = {
     "one of each kind": MIXED,
     "chain": Chain((MIXED, Affine.standardizing(np.asarray(MIXED.forward(X)[0])))),
     "chain of none": Chain(()),
+    "at a time": AtTime(VP(), 0.5),
 }
 every_map = pytest.mark.parametrize("name", MAPS)
 

@@ -8,9 +8,11 @@ from helpers.golden_networks import golden_noise
 from helpers.marks import some
 from helpers.oracles import SDES, Gaussian, drift_and_diffusion64, schedule, schedule64
 from helpers.reference_kernels import REFERENCE
+from helpers.schedules import Curved
 
 from scoremle.core.keys import normal
-from scoremle.core.loss import denoising_loss, denoising_residual
+from scoremle.core.loss import denoising_loss, denoising_residual, loss_at
+from scoremle.core.sde import SDE
 from scoremle.core.times import UniformLogSNR, UniformTime
 
 # --- golden numbers ---------------------------------------------------------------------------
@@ -136,3 +138,15 @@ def test_loss_draws_as_documented():
     for weighting, weight in weights.items():
         loss = denoising_loss(noise, sde, x, key, times=times, weighting=weighting)
         np.testing.assert_allclose(loss, weight / p * residual, rtol=1e-4)
+
+
+@pytest.mark.parametrize("density", [1.0, 0.4])
+def test_where_dimensions_have_weights_the_loss_is_over_the_density_too(density):
+    sde = SDE("vp", Curved(9.0, np.linspace(16.0, 20.0, 3), np.zeros(3)), 1.0)
+    x, z = np.random.default_rng(0).normal(size=(2, 5, 3))
+    t = jnp.linspace(0.2, 0.9, 5)
+    found = loss_at(
+        lambda x, t: 0 * x, sde, x, t, jnp.full(5, density), z, weighting="likelihood"
+    )  # fmt: skip
+    expected = np.sum(sde.likelihood_weight(t) * z**2, axis=1) / 2 / density
+    np.testing.assert_allclose(found, expected, rtol=1e-5)

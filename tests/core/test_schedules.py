@@ -288,6 +288,7 @@ def test_betas_that_fall_end_at_one(beta_max):
     times = sde.time_of_log_snr(sde.log_snr(jnp.asarray([0.3, 1.0])))
     np.testing.assert_allclose(times, [0.3, 1], atol=2e-3)
     assert times[1] <= 1
+    assert np.isfinite(jax.grad(sde.time_of_log_snr)(sde.log_snr(jnp.asarray(1.0))))
 
 
 def test_one_program_serves_sdes_of_other_numbers():

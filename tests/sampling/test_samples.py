@@ -199,3 +199,11 @@ def test_samplers_without_a_density_are_refused(options, words):
     model = of(PLANE, solver=options.pop("solver", Multistep()))
     with pytest.raises(UserError, match=words):
         model.sample(3, KEY, log_prob=True, **options)
+
+
+def test_log_p_of_samples_is_in_the_scale_of_the_data():
+    """At t = 0.05 alpha is 0.985, and its logarithm is 0.03 nats in two dimensions."""
+    model = of(PLANE, VP, 0.05, bijector=Affine(1.0, 2.0))
+    found = model.sample(5, KEY, log_prob=True)
+    back = model.log_prob(found.x, OTHER, solver=Multistep(128))
+    np.testing.assert_allclose(found.log_prob, back.log_prob, atol=5e-3)

@@ -8,6 +8,7 @@ from helpers.marks import some
 from scipy.stats import norm
 
 from scoremle import VP, Pixels, TruncatedNormal, UserError
+from scoremle.core.keys import example_keys
 from scoremle.likelihood.score_images import score_images
 from scoremle.weights import from_flow
 from scoremle.weights.flows import ByLogProb
@@ -36,6 +37,18 @@ def test_one_draw_is_the_bound_that_is_known():
     gap = one.bpd - per_level[IMAGES].mean(axis=(1, 2, 3))
     error = np.sqrt(np.mean(one.stderr**2))
     assert abs(gap.mean()) < 4 * error / np.sqrt(len(gap)) and 0.7 < gap.std() / error < 1.3
+
+
+@pytest.mark.parametrize("draws", [1, 3])
+def test_the_density_of_the_noise_is_taken_off(draws, unchecked):
+    """Of noise in the middle of each bin, whose stated log-density is 0.7 nats an image."""
+
+    def middles(keys, x):
+        return np.full(x.shape, 0.5), np.full(len(x), 0.7)
+
+    found = ByLogProb(draws)(flow(), middles, IMAGES, example_keys(jax.random.key(0), len(IMAGES)))
+    plain = log_prob(PIXELS.encode(IMAGES, 0.5)) + 6 * np.log(2 / 8)
+    np.testing.assert_allclose(found["bpd"], (0.7 - plain) / 6 / np.log(2), rtol=1e-6)
 
 
 START = float(VP().time_of_log_snr(jnp.asarray(2 * np.log(10))))
