@@ -10,10 +10,10 @@ import os
 import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from scoremle.errors import in_a_line
 
@@ -100,8 +100,7 @@ def say(*lines: object) -> None:
     except OSError as error:
         if not isinstance(error, BrokenPipeError):
             _unsaid = f"can't write to standard output: {error.strerror}"
-        with open(os.devnull, "w") as nowhere:
-            os.dup2(nowhere.fileno(), sys.stdout.fileno())
+        _silence(sys.stdout)
 
 
 _unsaid = ""
@@ -119,7 +118,14 @@ def complain(line: str) -> None:
     try:
         print(line, file=sys.stderr, flush=True)
     except (OSError, ValueError):  # full, or closed: the exit code remains
-        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+        with suppress(OSError, ValueError):
+            _silence(sys.stderr)
+
+
+def _silence(stream: TextIO) -> None:
+    """Drops what is written to a stream from now on, and what it could not write."""
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), stream.fileno())
 
 
 def say_mistake(text: str) -> int:

@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 ARRAYS = (".npy", ".npz")
 SKIP = "--skip-bad goes on without such files"
-FIT = ", or --fit=crop, resize or pad where it is the size"
+FIT = "--fit=crop, resize or pad where it is the size"
 
 
 def are_arrays(path: Path) -> bool:
@@ -72,7 +72,9 @@ def read_images(
     if any(reason == UNKNOWN for _, reason in bad):
         say(f"pictures that are read: {IMAGE_FORMATS}")
     of_size = any(reason.endswith(f", not {shape[0]}x{shape[1]}") for _, reason in bad)
-    flags = SKIP + FIT * (of_size and not fit)
+    flags = ", or ".join(
+        [SKIP] * (len(bad) < len(reports)) + [FIT] * (of_size and not fit)
+    )  # fmt: skip
     refuse(path, bad, len(reports), skip_bad, remedy or flags)
     if len(bad) == len(reports):
         raise UserError(f"{path} holds no picture that can be used")
@@ -95,7 +97,7 @@ def refuse(
         bad: their names and reasons.
         total: how many files there are.
         skip_bad: goes on.
-        remedy: what to do if not.
+        remedy: what to do if not; "": nothing.
     """
     if not bad:
         return
@@ -108,7 +110,7 @@ def refuse(
     elif name != path.name:
         first = f"{name}: {first}"
     if not skip_bad:
-        raise UserError(f"{path}: {first}; {remedy}")
+        raise UserError(f"{path}: {first}" + f"; {remedy}" * bool(remedy))
 
 
 def images_of_arrays(
