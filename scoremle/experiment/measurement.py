@@ -79,7 +79,7 @@ class Measurement:
         """
         model = self.model
         if isinstance(model, ScoreModel):
-            of_model = {"model": model_hash(model), "sde": model.sde.describe(), "eps": model.eps}
+            of_model: dict[str, Any] = {"model": model_hash(model)}
         else:  # whose functions show by their values alone what they are
             of_model = {"log_prob": model.log_prob(np.full((1, *model.shape), 0.5)).tolist()}
         return {

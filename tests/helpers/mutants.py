@@ -659,7 +659,7 @@ CHANGES: list[tuple[str, ...]] = [
      "name", "test_keys.py"),
     ("experiment/run_sampling.py", "SamplingRun._facts", "'sde': model.sde.describe(), ", "",
      "test_keys.py"),
-    ("experiment/measurement.py", "Measurement.identity", ", 'eps': model.eps", "",
+    ("experiment/measurement.py", "Measurement.identity", "'model': model_hash(model)", "",
      "test_keys.py"),
     ("data/prepared.py", "Prepared._compare", "state.st_mtime_ns, ", "", "test_keys.py"),
     ("experiment/record.py", "FREE", "'data.on_device'", "'data.on_device', 'data.random_flip'",
