@@ -283,7 +283,7 @@ def one_line(capsys, *arguments):
 
 def test_mistakes_are_one_line(imported, images, golden, tmp_path, capsys):
     file, workdir = imported
-    assert "config.json, eval" in one_line(capsys, "import", file, workdir)
+    assert "has config.json" in one_line(capsys, "import", file, workdir)
     own = tmp_path / "own.safetensors"
     safetensors.write(own, {}, {"config": "{}", "data": "{}"})
     err = one_line(capsys, "import", own, tmp_path / "a")
