@@ -39,7 +39,7 @@ from scoremle.experiment.folders import PREEMPTION, SNAPSHOTS, WRITTEN
 from scoremle.experiment.imported import Imported, ImportedCheckpoints
 from scoremle.experiment.lock import locked
 from scoremle.experiment.record import DataFacts, Recorded, data_facts, of_the_network
-from scoremle.files import inside, read_sealed, write_sealed
+from scoremle.files import inside, read_json, read_sealed, write_sealed
 from scoremle.numerics import check_finite
 from scoremle.processes import check_agreed
 from scoremle.published import PublishedCheckpoints, origin
@@ -262,6 +262,7 @@ class Workdir:
         if is_prepared(self.folder):
             raise UserError(f"{self.folder} is a prepared data set: name another --workdir")
         if not self.begun:  # what could be mixed up are results alone
+            self._check_own_records()
             from scoremle.experiment.results import RESULTS  # not for a model that is loaded
 
             if what == "training" and (left := next(self.folder.glob(f"*/{RESULTS}"), None)):
@@ -301,6 +302,18 @@ class Workdir:
                 "%s was trained with %s=%s, as its name says, and goes on with %s",
                 self.folder, name, value, _field(experiment, name),
             )  # fmt: skip
+
+    def _check_own_records(self) -> None:
+        """Raises UserError for a file of somebody's own where a record is to be written."""
+        for path, names in ((self.config_path, {"training", "model"}), (self.data_path, {"name"})):
+            try:
+                own = not path.exists() or names <= read_json(path).keys()
+            except UserError:
+                own = False
+            if not own:
+                raise UserError(
+                    f"{path} is no record of a training: move it away, or use another --workdir"
+                )
 
     def _check_numbers(self, experiment: Recorded) -> None:
         """Raises UserError if a snapshot to come could take the place of one that is there."""

@@ -246,14 +246,18 @@ def test_mistakes_are_one_line(imported, tmp_path, capsys):
     assert published.checkpoint_files(tmp_path) == {}
 
 
-@pytest.mark.parametrize("there", ["another training", "a file of one's own", "pictures"])
+@pytest.mark.parametrize(
+    "there", ["another training", "a file of one's own", "pictures", "a flow of another"]
+)
 def test_an_import_overwrites_nothing(there, imported, tiny, tmp_path, capsys):
     place = tmp_path / "w"
     if there == "another training":
         shutil.copytree(tiny.workdir, place)
     else:
-        place.mkdir()
-        (place / {"pictures": "a.png"}.get(there, "config.json")).write_text("hello")
+        names = {"pictures": "a.png", "a flow of another": "flowpp_dequantizer/checkpoints/x"}
+        file = place / names.get(there, "config.json")
+        file.parent.mkdir(parents=True)
+        file.write_text("hello")
     before = {path: path.read_bytes() for path in place.rglob("*") if path.is_file()}
     for name, content in of_diffusers().items():
         file = tmp_path / "pipeline" / name

@@ -211,6 +211,15 @@ def test_a_training_is_not_begun_in_a_prepared_data_set(experiment, tmp_path):
         Workdir(tmp_path).check(experiment, "training")
 
 
+@pytest.mark.parametrize("name", ["config.json", "data.json"])
+@pytest.mark.parametrize("content", ["hello", "[]", '{"mine": 1}'])
+def test_a_file_of_ones_own_is_no_record_to_write_over(name, content, experiment, tmp_path):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(UserError, match=f"{name} is no"):
+        Workdir(tmp_path).check(experiment, "training")
+    assert (tmp_path / name).read_text() == content
+
+
 def test_the_config_is_read_as_it_was_written(begun, experiment):
     assert build(begun.config()).config == experiment.config
 

@@ -41,7 +41,7 @@ def test_one_draw_is_the_bound_that_is_known():
 
 @pytest.mark.parametrize("draws", [1, 3])
 def test_the_density_of_the_noise_is_taken_off(draws, unchecked):
-    """Of noise in the middle of each bin, whose stated log-density is 0.7 nats an image."""
+    """Noise in the middle of each bin has a stated log-density of 0.7 nats an image here."""
 
     def middles(keys, x):
         return np.full(x.shape, 0.5), np.full(len(x), 0.7)

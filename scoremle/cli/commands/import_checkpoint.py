@@ -168,7 +168,9 @@ def _import_checkpoint(path: Path, name: str | None, place: "Workdir") -> None:
         of_flow, _ = _read(flow, "dequantizer")
         template = init_state(of_flow.params, experiment.training.optimizer)
         flows.append(to_save(store, count, flow, of_flow, template))
-    place.check_vacant(experiment, but=[FLOW_FOLDER, *[SNAPSHOTS] * (not place.begun)])
+    # With the same records an import was stopped here, before its last checkpoint.
+    stopped = place.config_path.exists() and not place.begun
+    place.check_vacant(experiment, but=[FLOW_FOLDER, SNAPSHOTS] if stopped else [])
     place.describe(experiment)
     with Saving() as saves:  # in a thread, which no signal interrupts
         # The score model comes last: without it, the others can be made anew.
