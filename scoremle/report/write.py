@@ -14,10 +14,8 @@ from scoremle.report.page import Page
 from scoremle.report.subject import Subject, names_of
 from scoremle.terminal import is_stream
 
-__all__ = ["CHARTS", "write_report"]
+__all__ = ["charts_of", "write_report"]
 
-# The folder of the charts, beside the page.
-CHARTS = "charts"
 # Every report says so.
 MADE_BY = "Made by scoremle "
 
@@ -44,7 +42,12 @@ def write_report(folders: Sequence[Path], out: Path, *, eval_folder: str = "eval
     page.write(out)  # first: it is the sign that the charts beside it may be written over
     if not is_stream(out):
         for chart in drawn:
-            chart.write(inside(out.parent, CHARTS, writing=True))
+            chart.write(inside(out.parent, charts_of(out).name, writing=True))
+
+
+def charts_of(out: Path) -> Path:
+    """The folder of a page's charts, beside it: each page has its own."""
+    return out.with_name(f"{out.stem}_charts")
 
 
 def check_own(out: Path) -> None:
@@ -53,11 +56,10 @@ def check_own(out: Path) -> None:
         return
     if out.exists() and not _is_own(out):
         raise UserError(f"{out} is there, and is no report of scoremle: name another --out")
-    charts = out.parent / CHARTS
-    if charts.exists() and not any(map(_is_own, (out, *out.parent.glob("*.html")))):
+    if not out.exists() and (charts := charts_of(out)).exists():
         raise UserError(
-            f"{charts} is there without a report, which would write its charts there: name an"
-            " --out in another folder"
+            f"{charts} is there without a report, which would write its charts there: name"
+            " another --out"
         )
 
 

@@ -262,7 +262,7 @@ def test_a_log_that_is_longer_than_any_is_not_read(places):
 
 def test_a_report_takes_the_place_of_a_report_alone(tmp_path):
     out = tmp_path / "site/index.html"
-    (tmp_path / "site/charts").mkdir(parents=True)
+    (tmp_path / "site/index_charts").mkdir(parents=True)
     with pytest.raises(UserError, match="charts is there"):
         check_own(out)
     for text, own in (("<p>My own page", False), (f"<p>{MADE_BY}1.0 on Monday", True)):
@@ -271,4 +271,7 @@ def test_a_report_takes_the_place_of_a_report_alone(tmp_path):
             check_own(out)
     check_own(tmp_path / "other/index.html")
     check_own(tmp_path / "site/another.html")
+    (tmp_path / "site/another_charts").mkdir()
+    with pytest.raises(UserError, match="charts is there"):
+        check_own(tmp_path / "site/another.html")
     check_own(Path("/dev/null"))

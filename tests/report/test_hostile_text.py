@@ -179,7 +179,8 @@ def test_a_report(clean, stranger, known, tmp_path, capsys, text):
         assert said.out.count("\n") == 1 and not said.err
         shown = check_page(out, known / f"{len(folders)}.html")
         assert text.partition("\n")[0].replace("/", "|") in shown
-        assert all("<script" not in chart.read_text() for chart in out.parent.glob("charts/*.svg"))
+        drawn = out.parent.glob("*_charts/*.svg")
+        assert all("<script" not in chart.read_text() for chart in drawn)
     assert tree(above) == before
     assert tree(tmp_path) == {out.parent, *tree(out.parent)}
 

@@ -93,7 +93,7 @@ def test_images_are_in_their_order(reported):
 
 def test_charts_are_written_and_hold_their_data(reported):
     folder, values, text = reported
-    names = {path.name for path in (folder / "report" / "charts").iterdir()}
+    names = {path.name for path in (folder / "report" / "index_charts").iterdir()}
     drawn = {"loss", "training_bpd", "grad_norm", "learning_rate", "histogram",
              "profile_1", "estimators", "solver_steps", "latents"}  # fmt: skip
     assert names == {f"{name}.{kind}" for name in drawn for kind in ("svg", "png")}

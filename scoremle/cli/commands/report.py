@@ -38,7 +38,7 @@ def run(options: Any) -> None:
     """Writes the page, and says where it is."""
     from scoremle.experiment.models import is_model_alone, is_published
     from scoremle.files import inside
-    from scoremle.report.write import CHARTS, write_report
+    from scoremle.report.write import charts_of, write_report
 
     for place in map(str, options.workdirs):
         if is_model_alone(place):
@@ -52,5 +52,5 @@ def run(options: Any) -> None:
             raise UserError(f"{place} is a file, and a report is of a working directory")
     out = options.out or inside(options.workdirs[0], "report", writing=True) / "index.html"
     write_report(options.workdirs, out, eval_folder=options.eval_folder)
-    charts = "" if is_stream(out) else f"; its charts as SVG and PNG: {out.parent / CHARTS}"
+    charts = "" if is_stream(out) else f"; its charts as SVG and PNG: {charts_of(out)}"
     say(f"report: {out}{charts}")
