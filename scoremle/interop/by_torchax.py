@@ -1,7 +1,8 @@
 """A PyTorch module translated to JAX by torchax: its parameters are leaves, as of any network.
 
 Transposed convolutions are put right here: torchax mixes the groups of those that have some, of
-several channels each.
+several channels each. So are tables: PyTorch refuses an index beyond one, and torchax reads its
+nearest row; here that is NaN.
 
 torchax changes settings of PyTorch and of JAX when it is imported; they are put back. It gives
 PyTorch's private backend the name "jax", which can't be undone.
@@ -15,6 +16,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -51,11 +53,13 @@ def translated(module: nn.Module) -> Partial:
         from torchax.tensor import Environment
 
         environment = Environment()
-
-        def convolve(*arguments: Any) -> Any:
-            return environment.j2t_iso(_convolve(*environment.t2j_iso(arguments)))
-
-        environment.override_op_definition(torch.ops.aten.convolution.default, convolve)
+        for operation, function in (
+            (torch.ops.aten.convolution.default, _convolve),
+            (torch.ops.aten.embedding.default, _embed),
+        ):
+            environment.override_op_definition(operation, _of_tensors(environment, function))
+        getitem, read = torch.Tensor.__getitem__, partial(_read, environment)
+        environment.override_op_definition(getitem, read, is_view_op=True)
         weights, function = torchax.extract_jax(module, environment)
     # By the host, so that JAX is free to put them on its GPU: what torchax gives is bound to the
     # device of the module.
@@ -111,6 +115,32 @@ def _without_dynamo() -> Iterator[None]:
         yield
     finally:
         delattr(function, SWITCHED_OFF)
+
+
+def _of_tensors(environment: Any, function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function of arrays as one of torchax's tensors."""
+
+    def operation(*arguments: Any) -> Any:
+        return environment.j2t_iso(function(*environment.t2j_iso(arguments)))
+
+    return operation
+
+
+def _embed(table: Array, rows: Array, *_: Any) -> Array:
+    """Rows of a table; NaN below 0 and beyond its end."""
+    return jnp.take(table, jnp.where(rows < 0, len(table), rows), axis=0, mode="fill")
+
+
+def _read(environment: Any, tensor: Any, places: Any) -> Any:
+    """tensor[places]; NaN where a tensor of whole numbers leads beyond the ends."""
+    from torchax.ops.jtorch import getitem
+
+    each = places if isinstance(places, tuple) else (places,)
+    kinds = {place.dtype for place in each if isinstance(place, torch.Tensor)}
+    if not kinds or torch.bool in kinds:
+        return getitem(tensor, places)
+    x, where = environment.t2j_iso((tensor, each))
+    return environment.j2t_iso(x.at[where].get(mode="fill"))
 
 
 def _convolve(x: Array, weight: Array, bias: Array | None, *how: Any) -> Array:
