@@ -32,19 +32,29 @@ logger = logging.getLogger(__name__)
 By = Literal["torchax", "torch"]
 # How far values and forms may be off, as a share of their size.
 TOLERANCE = 1e-4
+# How far a form may be from differences of the values, and the steps of these, as a share of x.
+SLOPE_TOLERANCE, STEPS = 0.1, (1e-2, 1e-3, 1e-4, 1e-1)
 
 
 @frozen_pytree
 class _AsThere:
     """Calls a network of float32 images [b c h w] with images [b h w c]; vectors stay.
 
-    ``way``: how it came to JAX, in words.
+    ``way``: how it came to JAX, in words. ``takes``: of each example of a condition, whether it is
+    of reals, and the shape of a row.
     """
 
     network: Callable[..., Data]
     way: str = static()
+    takes: tuple[tuple[bool, tuple[int, ...]], ...] = static(default=())
 
     def __call__(self, x: Data, label: Labels, *condition: Array) -> Data:
+        found = tuple(_kind_of(_in_float32(each)) for each in condition)
+        if found != self.takes:
+            raise UserError(
+                f"the module was made for {_in_words(self.takes)}, and is called with"
+                f" {_in_words(found)}"
+            )
         image = x.ndim == 4
         shown = jnp.moveaxis(x, -1, 1) if image else x
         y = self.network(*map(_in_float32, (shown, label, *condition))).astype(x.dtype)
@@ -78,6 +88,7 @@ def network_of(
     if steps:
         _check_between_steps(frozen, *(frozen.given(torch.from_numpy(a)) for a in inputs))
     truth = _Truth(frozen, inputs)
+    takes = tuple(map(_kind_of, inputs[2:]))
     on_gpu_alone = frozen.device.type != "cpu" and jax.default_backend() == "cpu"
     why = "JAX has no GPU here" * (by is None and on_gpu_alone)
     if by != "torch" and not why:
@@ -91,12 +102,12 @@ def network_of(
         else:
             way = "translated to JAX by torchax"
             logger.info("%s is %s", frozen.name, way)
-            return _AsThere(network, way)
+            return _AsThere(network, way, takes)
     _check_device(frozen)
     truth.compare(InTorch(frozen), inputs)
     way = f"in PyTorch, on {frozen.device}: {why or 'by your choice'}"
     logger.log(logging.WARNING if why else logging.INFO, "%s stays %s", frozen.name, way)
-    return _AsThere(InTorch(frozen), way)
+    return _AsThere(InTorch(frozen), way, takes)
 
 
 class _Truth:
@@ -109,8 +120,8 @@ class _Truth:
         self.name = frozen.name
         tensors = [frozen.given(torch.from_numpy(a)) for a in inputs]
         value = frozen.quietly(*tensors)
-        alone = frozen.quietly(*(a[:1] for a in tensors))
-        if not _close(alone.cpu().numpy(), value[:1].cpu().numpy()):
+        alone = [frozen.quietly(*(a[i : i + 1] for a in tensors)) for i in range(len(value))]
+        if not _close(torch.cat(alone).cpu().numpy(), value.cpu().numpy()):
             raise UserError(
                 f"{self.name} gives another output in another batch, or at every call: a density"
                 " needs a function of each example alone"
@@ -119,6 +130,7 @@ class _Truth:
         probes = frozen.given(torch.from_numpy(self.v[None]))
         self.value, (product,) = (a.cpu().numpy() for a in frozen.products(tensors, probes))
         self.terms = _by_example(self.v * product)
+        _check_derivative(frozen, tensors, probes[0], self.terms)
 
     def compare(self, network: Callable[..., Data], inputs: Sequence[np.ndarray]) -> None:
         """Raises UserError unless the network agrees with the module."""
@@ -131,6 +143,30 @@ class _Truth:
         off = np.abs(terms.sum(axis=1) - self.terms.sum(axis=1))
         if not np.all(off <= TOLERANCE * np.maximum(np.abs(self.terms).sum(axis=1), 1e-6)):
             raise UserError(f"{self.name}: its v'Jv differs from PyTorch's by {off.max():.1e}")
+
+
+def _check_derivative(
+    frozen: Frozen, inputs: Sequence[Tensor], v: Tensor, terms: np.ndarray
+) -> None:
+    """Raises UserError where v'J'v by PyTorch, the sum of ``terms``, is not that of the values.
+
+    It is compared with differences of the values over several steps, of which one must agree: a
+    long one may cross a kink, and a short one has the rounding of the values.
+    """
+    x, *more = inputs
+    size = x.square().mean(dim=tuple(range(1, x.ndim)), keepdim=True).sqrt()
+    most = SLOPE_TOLERANCE * np.maximum(np.abs(terms).sum(axis=1), 1e-3)
+    wrong = np.ones(len(x), bool)
+    for step in STEPS:
+        up, down = (frozen.quietly(x + sign * step * size * v, *more) for sign in (1, -1))
+        slope = _by_example((v * (up - down) / (2 * step * size)).cpu().numpy()).sum(axis=1)
+        wrong &= np.abs(slope - terms.sum(axis=1)) > most
+        if not wrong.any():
+            return
+    raise UserError(
+        f"{frozen.name} has a derivative by PyTorch that is not that of its values: take detach()"
+        " and no_grad() out of its forward"
+    )
 
 
 def _check_between_steps(frozen: Frozen, x: Tensor, label: Tensor, *condition: Tensor) -> None:
@@ -178,6 +214,17 @@ def _in_float32(a: Any) -> Any:
     if not hasattr(a, "dtype"):
         raise UserError(f"a module takes one array as its condition, not a {type(a).__name__}")
     return a.astype(np.float32) if jnp.issubdtype(a.dtype, jnp.floating) else a
+
+
+def _kind_of(condition: Any) -> tuple[bool, tuple[int, ...]]:
+    """Whether a condition is of reals, and the shape of its rows."""
+    return bool(jnp.issubdtype(condition.dtype, jnp.floating)), tuple(condition.shape[1:])
+
+
+def _in_words(kinds: Sequence[tuple[bool, tuple[int, ...]]]) -> str:
+    words = [f"{'reals' if real else 'whole numbers'} of shape {('n', *shape)}"
+             for real, shape in kinds]  # fmt: skip
+    return f"a condition of {', '.join(words)}".replace("'", "") if words else "no condition"
 
 
 def _line(error: Exception) -> str:

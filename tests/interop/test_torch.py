@@ -724,6 +724,55 @@ def test_a_module_that_fails_at_whole_steps_too_is_left_to_the_other_checks(capl
     assert not caplog.text
 
 
+class OfClass(nn.Module):
+    """The noise prediction of N(mean of a class, I), whose means are read from a table."""
+
+    def __init__(self, read):
+        super().__init__()
+        self.read, self.means = read, nn.Embedding(3, 2)
+
+    def forward(self, x, log_snr, label):
+        alpha, sigma = (torch.sigmoid(sign * log_snr)[:, None].sqrt() for sign in (1, -1))
+        table = self.means.weight
+        means = {"layer": lambda: self.means(label), "index": lambda: table[label],
+                 "pair": lambda: table[label, :]}  # fmt: skip
+        return sigma * (x - alpha * means[self.read]())
+
+
+@pytest.mark.parametrize("read", ["layer", "index", "pair"])
+def test_a_class_beyond_a_table_is_no_other_class(read):
+    """PyTorch refuses it, and JAX would read the nearest row."""
+    pytest.importorskip("torchax")
+    torch.manual_seed(0)
+    module = OfClass(read)
+    model = from_module(module, schedule=SDE, shape=(2,), time_input="log_snr", condition=1,
+                        by="torchax")  # fmt: skip
+    mean = module.means.weight.detach().numpy()[2]
+    x = np.stack([mean] * 3)
+    with pytest.warns(match="finite"):
+        found = model.log_prob(x, KEY, condition=np.array([2, 3, -4])).log_prob
+    np.testing.assert_allclose(found[0], -np.log(2 * np.pi), atol=2e-3)
+    assert np.isnan(found[1:]).all()
+    wrong = ((None, "no condition"), (1.0, "reals"), (np.ones((3, 2), int), "n, 2"))
+    for condition, words in wrong:
+        with pytest.raises(UserError, match=words):
+            model.log_prob(x, KEY, condition=condition)
+
+
+def test_a_derivative_across_kinks_is_no_mistake():
+    for seed in range(20):
+        torch.manual_seed(seed)
+        small = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 2))
+
+        class Kinks(nn.Module):
+            layers = small
+
+            def forward(self, x, log_snr):
+                return Kinks.layers(x)
+
+        from_module(Kinks(), schedule=SDE, shape=(2,), time_input="log_snr", by="torch")
+
+
 def test_all_probes_of_an_image_share_its_forward_pass():
     class Counting(MLP):
         calls = 0
@@ -756,7 +805,10 @@ class Bad(MLP):
             "tuple": lambda: (y,), "twice": lambda: torch.cat([y, y], 1),
             "half": lambda: y.half(), "nan": lambda: y / 0 * 0,
             "dropout": lambda: nn.functional.dropout(y), "mixes": lambda: y - y.mean(0),
-            "cut": lambda: y.detach(), "many": lambda: y if len(x) < 3 else None,
+            "cut": lambda: y.detach(), "half cut": lambda: y / 2 + y.detach() / 2,
+            "first": lambda: y[:1].expand_as(y), "its time": lambda: super(Bad, self).forward(
+                x, label[:1].expand_as(label)),
+            "many": lambda: y if len(x) < 3 else None,
         }  # fmt: skip
         return bad.get(self.what, lambda: y)()
 
@@ -783,6 +835,9 @@ class ForEach(PerDimension):
         (Bad("nan"), {}, "NaN"),
         (Bad("dropout"), {}, "at every call"),
         (Bad("mixes"), {}, "another batch"),
+        (Bad("first"), {}, "another batch"),
+        (Bad("its time"), {}, "another batch"),
+        (Bad("half cut"), {}, "of its values"),
         (Bad("cut"), {"by": "torch"}, "be differentiated"),
         (made(Uncopied), {}, "cannot pickle"),
         (made(MLP, 5), {}, "failed on inputs"),
