@@ -22,7 +22,10 @@ from scoremle.errors import UserError
 from scoremle.numerics import expand, floating, sum_data, sum_over, varies
 from scoremle.types import Data, PerExample, Scalar
 
-__all__ = ["Affine", "AtTime", "Bijector", "Bounded", "Chain", "in_all_digits"]
+__all__ = [
+    "Affine", "AtTime", "Bijector", "Bounded", "Chain", "forward_of", "in_all_digits",
+    "inverse_of",
+]  # fmt: skip
 
 
 @runtime_checkable
@@ -46,6 +49,44 @@ class Bijector(Protocol):
         ...
 
 
+def forward_of(bijector: Bijector, x: Data) -> tuple[Data, PerExample]:
+    """``forward`` of data, checked.
+
+    Args:
+        bijector: the map, which may be a user's own.
+        x: [b *d] data.
+
+    Raises UserError unless it gives z of the shape of x, and a logarithm for each example.
+    """
+    found = bijector.forward(x)
+    check_kind("what forward gives", found, tuple, "(z, log_det)")
+    shapes = [*map(np.shape, found)]
+    if shapes != [x.shape, x.shape[:1]]:
+        raise UserError(
+            f"forward of {type(bijector).__name__} must give z of shape {x.shape} and log_det of"
+            f" shape {x.shape[:1]}, not {' and '.join(map(str, shapes))}"
+        )
+    return found
+
+
+def inverse_of(bijector: Bijector, z: Data) -> Data:
+    """``inverse`` of z, checked.
+
+    Args:
+        bijector: the map, which may be a user's own.
+        z: [b *d].
+
+    Raises UserError unless it gives data of the shape of z.
+    """
+    x = bijector.inverse(z)
+    if np.shape(x) != z.shape:
+        raise UserError(
+            f"inverse of {type(bijector).__name__} must give data of shape {z.shape}, not"
+            f" {np.shape(x)}"
+        )
+    return x
+
+
 def in_all_digits(bijector: Bijector, x: Float[np.ndarray, "b *d"]) -> Data:
     """``forward`` of data in float64: beside an offset they have more digits than float32.
 
@@ -54,7 +95,7 @@ def in_all_digits(bijector: Bijector, x: Float[np.ndarray, "b *d"]) -> Data:
         x: [b *d] data.
     """
     with jax.enable_x64(True):
-        return bijector.forward(jnp.asarray(x, float))[0]
+        return forward_of(bijector, jnp.asarray(x, float))[0]
 
 
 @frozen_pytree(eq=False)
@@ -219,13 +260,13 @@ class Chain:
     def forward(self, x: Data) -> tuple[Data, PerExample]:
         log_det = jnp.zeros(len(x), jnp.asarray(x).dtype)
         for each in self.maps:
-            x, change = each.forward(x)
+            x, change = forward_of(each, x)
             log_det = log_det + change
         return x, log_det
 
     def inverse(self, z: Data) -> Data:
         for each in reversed(self.maps):
-            z = each.inverse(z)
+            z = inverse_of(each, z)
         return z
 
 

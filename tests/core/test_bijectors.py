@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scoremle import VP, Affine, Bounded, Chain, UserError
+from scoremle import VP, Affine, Bounded, Chain, ScoreModel, UserError
 from scoremle.core.bijectors import AtTime
 
 inf = np.inf
@@ -100,6 +100,42 @@ def test_what_is_no_bijection_is_refused(unchecked):
         Affine.standardizing(np.ones((5, 2)))
     with pytest.raises(UserError, match="all examples"):  # whose mean is rounded
         Affine.standardizing(np.full((100, 2), 0.1))
+
+
+class Half:
+    """z = x / 2 of vectors of three dimensions, or nearly so."""
+
+    def __init__(self, kind):
+        self.kind = kind
+
+    def forward(self, x):
+        each = jnp.full(x.shape, np.log(0.5))
+        return {
+            "right": lambda: (x / 2, each.sum(1)), "of each": lambda: (x / 2, each),
+            "column": lambda: (x / 2, each[:, :1]), "narrower": lambda: (x[:, :1], each.sum(1)),
+            "none": lambda: (x / 2, None), "alone": lambda: x / 2,
+            "three": lambda: (x, each.sum(1), x),
+        }[self.kind]()  # fmt: skip
+
+    def inverse(self, z):
+        return 2 * z[:, :1] if self.kind == "narrower" else 2 * z
+
+
+@pytest.mark.parametrize("within", ["", "chain"])
+@pytest.mark.parametrize("kind", ["of each", "column", "narrower", "none", "alone", "three"])
+def test_what_a_map_of_ones_own_gives_is_checked(kind, within, unchecked):
+    def model(kind):
+        own = Chain((Half(kind),)) if within else Half(kind)
+        sde = VP()
+        return ScoreModel(lambda x, t: sde.sigma(t)[:, None] * x, sde, 1e-3, (3,), bijector=own)
+
+    found = model("right").log_prob(np.zeros((3, 3)), jax.random.key(0)).log_prob
+    np.testing.assert_allclose(found, 3 * (np.log(0.5) - np.log(2 * np.pi) / 2), atol=1e-3)
+    with pytest.raises(UserError, match="forward"):
+        model(kind).log_prob(np.zeros((3, 3)), jax.random.key(0))
+    if kind == "narrower":
+        with pytest.raises(UserError, match="inverse"):
+            model(kind).sample(2, jax.random.key(0))
 
 
 @pytest.mark.parametrize(
