@@ -16,6 +16,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Integer, Key
 
 from scoremle.core.arguments import (
+    as_array,
     as_data,
     as_shape,
     check_count,
@@ -25,7 +26,7 @@ from scoremle.core.arguments import (
     check_part,
     check_seed,
 )
-from scoremle.core.bijectors import AtTime, Bijector
+from scoremle.core.bijectors import AtTime, Bijector, forward_of, inverse_of
 from scoremle.core.dequantize import (
     Dequantizer,
     TruncatedNormal,
@@ -905,6 +906,8 @@ class ScoreModel:
 
     def _apart(self, condition: Condition, n: int) -> tuple["ScoreModel", Condition]:
         """The model under no condition, and the condition that it would be under, checked."""
+        if self.origin.classes and condition is not None:
+            condition = as_array(condition, "condition")  # a list of labels is one array of them
         noise, condition = parted(self.condition_on(condition).noise)
         condition = as_condition(condition, n)
         if self.origin.classes and known(condition):
@@ -936,7 +939,7 @@ class ScoreModel:
     def _outside(self, x: Data, end: Scalar | None) -> Data:
         """Real data from samples at the time ``end``; None: from estimates of the data."""
         x = x if end is None else AtTime(self.sde, end).inverse(x)
-        return x if self.bijector is None else self.bijector.inverse(x)
+        return x if self.bijector is None else inverse_of(self.bijector, x)
 
 
 # Programs: each takes what has a row for each example first, and a model without a condition.
@@ -946,7 +949,7 @@ Reals = tuple[Data, PerExample | Scalar, Keys, Condition]
 
 @Programs
 def _forward(rows: tuple[Data], bijector: Bijector) -> tuple[Data, PerExample]:
-    return bijector.forward(*rows)
+    return forward_of(bijector, *rows)
 
 
 @partial(Programs, cut=Likelihood.first)
@@ -1041,6 +1044,8 @@ def draw_samples(
         keys: one for each sample.
         condition: what the noise prediction takes, a row for each sample or one for all.
         sampler: with its options bound; None: the ODE, by the model's solver.
+
+    Raises UserError for a sampler that gives samples of another shape.
     """
     if sampler is None:
         transport = partial(ode_sample, solver=model._solver_of_states)
@@ -1049,6 +1054,9 @@ def draw_samples(
         model = model.under(model.coder.drawn(fold_in(keys, CODES)))
     noise, shape = model.condition_on(condition).noise, (len(keys), *model.shape)
     x = sampler(noise, model.sde, keys, shape, eps=model.eps)
+    if not isinstance(x, jax.Array | np.ndarray) or x.shape != shape:
+        form = f"shape {x.shape}" if hasattr(x, "shape") else type(x).__name__
+        raise UserError(f"sampler gives samples of {form}, where {shape} is wanted")
     data = model._outside(x, end_of(sampler, model.eps))
     return (data if model.pixels is None else model.pixels.decode(data)), all_finite(data)
 
@@ -1101,7 +1109,7 @@ def _to_data(
     x, at_eps = model._outside(z, model.eps), AtTime(model.sde, model.eps)
     if model.bijector is None:
         return x, at_eps.forward(x)[1], jnp.zeros(len(x), x.dtype)
-    inside, log_det = model.bijector.forward(x)
+    inside, log_det = forward_of(model.bijector, x)
     again, change = at_eps.forward(inside)
     t = jnp.full(len(z), model.eps, z.dtype)
     score = -predict(model.condition_on(condition).noise, z, t) / expand(model.sde.sigma(t), z)

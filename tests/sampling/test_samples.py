@@ -187,6 +187,14 @@ def test_none_are_an_empty_record(unchecked):
     assert repr(found) == "Samples(none)"
 
 
+@pytest.mark.parametrize("shape", [(1, 2), (5, 3), (5,)])
+def test_a_sampler_that_draws_another_shape_is_refused(shape):
+    with pytest.raises(UserError, match="sampler gives"):
+        of(PLANE).sample(5, KEY, sampler=lambda *_, eps: jnp.zeros(shape))
+    with pytest.raises(UserError, match="sampler gives"):
+        of(PLANE).sample(5, KEY, sampler=lambda *_, eps: (jnp.zeros((5, 2)), 1))
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
