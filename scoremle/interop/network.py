@@ -30,6 +30,7 @@ from scoremle.types import Data, Labels
 logger = logging.getLogger(__name__)
 
 By = Literal["torchax", "torch"]
+Kind = Literal["whole", "steps", "numbers"]
 # How far values and forms may be off, as a share of their size.
 TOLERANCE = 1e-4
 # How far a form may be from differences of the values, and the steps of these, as a share of x.
@@ -67,7 +68,7 @@ def network_of(
     label: np.ndarray,
     *condition: np.ndarray,
     by: By | None,
-    steps: bool = False,
+    labels: Kind = "numbers",
 ) -> Callable[..., Data]:
     """``network(x, label, *condition)`` of a module, which is checked at a few such examples.
 
@@ -77,16 +78,17 @@ def network_of(
         label: the module's time input for each.
         condition: a third argument, if it takes one.
         by: the way; None: torchax, or torch where that can't be.
-        steps: labels are numbers of steps, and may be fractions. A module that cuts off
-            fractions is named in a warning.
+        labels: what they are: whole numbers, numbers of steps that may be fractions, or other
+            numbers. A module that cuts off fractions or digits is named in a warning.
 
     Raises UserError if the module can't be used, and for what ``by`` names and can't be done.
     """
     frozen = Frozen(module)
     shown = np.moveaxis(x, -1, 1) if x.ndim == 4 else x
     inputs = [np.ascontiguousarray(_in_float32(a)) for a in (shown, label, *condition)]
-    if steps:
-        _check_between_steps(frozen, *(frozen.given(torch.from_numpy(a)) for a in inputs))
+    if labels != "whole":
+        check = _check_between_steps if labels == "steps" else _check_digits
+        check(frozen, *(frozen.given(torch.from_numpy(a)) for a in inputs))
     truth = _Truth(frozen, inputs)
     takes = tuple(map(_kind_of, inputs[2:]))
     on_gpu_alone = frozen.device.type != "cpu" and jax.default_backend() == "cpu"
@@ -183,6 +185,17 @@ def _check_between_steps(frozen: Frozen, x: Tensor, label: Tensor, *condition: T
     if torch.equal(here, near) and not torch.equal(here, next_):
         logger.warning(
             "%s cuts off fractions of a step, which the ODE falls on: %s",
+            frozen.name, BETWEEN_REMEDY,
+        )  # fmt: skip
+
+
+def _check_digits(frozen: Frozen, x: Tensor, label: Tensor, *condition: Tensor) -> None:
+    """Warns of a module that cuts off digits of its label, as one with a table of times does."""
+    here, near, far = (frozen.quietly(x, s * label, *condition) for s in (1.0, 1 + 1e-5, 0.5))
+    if torch.equal(here, near) and not torch.equal(here, far):
+        logger.warning(
+            "%s cuts off digits of its label, so that errors are larger than stated: give a table"
+            " of times whole steps, by a Discrete schedule, time_input='step' and %s",
             frozen.name, BETWEEN_REMEDY,
         )  # fmt: skip
 

@@ -109,8 +109,8 @@ def from_module(
     x, label = _examples(sde, label_is, as_shape(shape))
     given = () if condition is None else (_rows(condition, len(x)),)
     label = label if between is None else label.astype(np.int32)
-    steps = label_is == "step" and between is None
-    noise = as_noise(network_of(module, x, label, *given, by=by, steps=steps))
+    labels = "whole" if between else "steps" if label_is == "step" else "numbers"
+    noise = as_noise(network_of(module, x, label, *given, by=by, labels=labels))
     first = sde.schedule.eps if isinstance(sde.schedule, Discrete) else EPS
     return ScoreModel(noise, sde, first if eps is None else eps, shape, pixels)
 
@@ -224,8 +224,8 @@ def from_diffusers(pipeline: Any) -> ScoreModel:
 
     name = type(pipeline).__name__
     for part in ("unet", "scheduler"):
-        if not hasattr(pipeline, part):
-            raise UserError(f"{name} has no {part}: a pipeline of diffusers is wanted")
+        if not hasattr(getattr(pipeline, part, None), "config"):
+            raise UserError(f"{name} has no {part} of diffusers: a pipeline of it is wanted")
     diffusers.refuse_latents(name, getattr(pipeline, "config", {}))
     unet = getattr(pipeline.unet, "_orig_mod", pipeline.unet)  # what torch.compile was given
     weights = {name: a.float().cpu().numpy() for name, a in unet.state_dict().items()}

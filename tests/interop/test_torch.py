@@ -712,6 +712,9 @@ def test_a_module_of_whole_steps_is_named_with_the_remedy(caplog):
         assert bool(words) == bool(caplog.text) and words in caplog.text, read
     of_table("cut off", by="torch", between="interpolate")
     assert not caplog.text
+    by_time = Table(lambda table, label: table((19 * label).long()))
+    from_module(by_time, schedule=SDE, shape=(3,), time_input="time", by="torch")
+    assert "cuts off digits" in caplog.text
     with pytest.raises(UserError, match="between='interpolate'"):
         of_table("raw", by="torch")
 
