@@ -86,7 +86,7 @@ class FlowModel:
         if self.inverse is None or self.forward is None:
             raise UserError("the residual needs both directions: give inverse and forward")
         x = np.array(as_data(x))
-        back = _numbers(self.forward(self.inverse(x)), "forward").astype(x.dtype)
+        back = _numbers(self.forward(self.inverse(np.array(x))), "forward").astype(x.dtype)
         if back.size != x.size:
             raise UserError(f"forward must give data of shape {x.shape}, not {back.shape}")
         back = back.reshape(x.shape)

@@ -140,7 +140,7 @@ def reweigh(
         raise UserError(
             "samples must be two or more with their log p: model.sample(n, key, log_prob=True)"
         )
-    target = _checked(log_target(samples.x), len(samples))
+    target = _checked(log_target(np.array(samples.x)), len(samples))
     check_examples(samples.log_prob, "log_prob of samples")
     variance = np.square(np.asarray(samples.probe_stderr, np.float64))
     if not np.isfinite(variance).all():

@@ -123,6 +123,13 @@ def test_a_target_that_is_none_is_refused(target, words):
         reweigh(samples(np.arange(30.0)[:, None], np.zeros(30)), target)
 
 
+def test_a_target_may_write_into_what_it_is_given():
+    drawn = samples(np.arange(30.0)[:, None], np.zeros(30))
+    before = drawn.x.copy()
+    reweigh(drawn, lambda x: 0 * np.subtract(x, 3, out=x)[:, 0])
+    np.testing.assert_array_equal(drawn.x, before)
+
+
 @pytest.mark.parametrize("bad", [np.ones(30) + 1j, ["a"] * 30, [None] * 30, "ab"])
 def test_values_that_are_no_reals_are_refused(bad, unchecked):
     found = reweigh(samples(np.zeros((30, 1)), np.zeros(30)), lambda x: x[:, 0])
