@@ -28,6 +28,7 @@ def arguments(parser: Parser) -> None:
 def check(options: Any) -> None:
     checks.ending("", options.out, ".npz")
     checks.exists(options.weights)
+    checks.different((options.weights,), options.out)
     checks.writable("", options.out, force=options.force)
 
 

@@ -36,7 +36,7 @@ def arguments(parser: Parser) -> None:
 
 def check(options: Any) -> None:
     checks.ending("--out=", options.out, ".npz")
-    checks.different((options.weights,), options.out)
+    checks.different((options.weights, options.path), options.out)
     checks.writable("--out=", options.out, force=options.force)
 
 
