@@ -176,11 +176,14 @@ class _Writer:
         for split in self._splits.values():
             split.finish()
         self._check_usable(source)
-        if self._largest < self._levels < self._own_levels:
+        left = self._largest * self._levels // self._own_levels + 1
+        if self._levels < self._own_levels and (
+            self._largest < self._levels or left < min(self._levels, 3)
+        ):
             raise UserError(
-                f"the values of {source} go to {self._largest}, so they seem to have"
-                f" {self._levels} levels already, of which fewer would be left; an .npz can state"
-                " its number of levels"
+                f"the values of {source} go to {self._largest}, so they seem to have fewer than"
+                f" {self._own_levels} levels already, of which {left} would be left; an .npz can"
+                " state its number of levels"
             )
         with writing(self._folder):
             self._choose_test(source)

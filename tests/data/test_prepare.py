@@ -182,6 +182,14 @@ def test_a_pixel_is_below_the_number_of_levels(largest, code, tmp_path, capsys):
     assert ("pixel is 17" in capsys.readouterr().err) == (code == 2)
 
 
+@pytest.mark.parametrize("levels", [8, 16])
+def test_levels_of_which_one_or_two_would_be_left_are_not_reduced(levels, tmp_path, capsys):
+    images = np.arange(17, dtype=np.uint8).repeat(4).reshape(17, 2, 2)
+    np.savez(tmp_path / "x.npz", train=images, test=images)
+    assert scoremle_data("prepare", tmp_path / "x.npz", f"--levels={levels}") == 2
+    assert "already" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(("stated", "code"), [({}, 2), ({"levels": 17}, 0)])
 def test_images_that_have_so_many_levels_already_are_not_reduced(stated, code, tmp_path, capsys):
     images = np.arange(17, dtype=np.uint8).repeat(4).reshape(17, 2, 2)
