@@ -15,7 +15,13 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 import scoremle
-from scoremle.anomaly.conformal import fewest_references, fewest_together, p_values, suspects
+from scoremle.anomaly.conformal import (
+    LEAST_RATE,
+    fewest_references,
+    fewest_together,
+    p_values,
+    suspects,
+)
 from scoremle.anomaly.normality import Density, Normality, Ranks, as_tuple
 from scoremle.anomaly.statistics import FEATURES, STATISTICS, Examples, Numbers, numbers_of
 from scoremle.bounded import LONGEST_JSON
@@ -76,9 +82,9 @@ class Anomalies:
         Args:
             rate: the expected share of false ones among those that are marked is at most this.
 
-        Raises UserError for a rate outside (0, 1).
+        Raises UserError for a rate outside (1e-9, 1).
         """
-        check_number("rate", rate, 0, 1)
+        check_number("rate", rate, LEAST_RATE, 1)
         return suspects(self.p, rate)[1]
 
 
@@ -212,9 +218,9 @@ class Detector:
             examples: how many are scored.
             rate: of false discoveries.
 
-        Raises UserError for a rate outside (0, 1).
+        Raises UserError for a rate outside (1e-9, 1).
         """
-        check_number("rate", rate, 0, 1)
+        check_number("rate", rate, LEAST_RATE, 1)
         n = len(self.reference)
         together = fewest_together(n, examples, rate)
         if together <= 1:
@@ -252,7 +258,11 @@ class Detector:
         Raises UserError for what is no detector, and for one that is not as it was written.
         """
         place = named(path)
-        if read_json(place).get(SEAL) is None:
+        try:
+            sealed = read_json(place).get(SEAL) is not None
+        except UserError as error:
+            raise UserError(f"{error}; scoremle anomaly fit writes a detector") from None
+        if not sealed:
             raise UserError(f"{path} is no detector: scoremle anomaly fit writes one")
         content = read_sealed(place, "fit it anew")
         check_record(content, cls, path)

@@ -4,6 +4,7 @@ Nothing of JAX or NumPy is imported: mistakes in arguments are found at once.
 """
 
 import argparse
+import math
 import os
 import re
 import tempfile
@@ -15,6 +16,9 @@ from scoremle.errors import UserError, as_flag, no_chain, no_labels, no_model
 from scoremle.experiment.folders import WRITTEN
 from scoremle.experiment.shipped import NAMES, place_of
 from scoremle.terminal import is_stream
+
+# A fraction is above it: with a smaller one, counts would overflow.
+LEAST = 1e-9
 
 
 def at_least(least: int) -> Callable[[str], int]:
@@ -32,8 +36,12 @@ def at_least(least: int) -> Callable[[str], int]:
 
 def fraction(text: str) -> float:
     """The type of a number between 0 and 1."""
-    if not 0 < (value := float(text)) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not LEAST < value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number between 0 and 1, above {LEAST:g}")
     return value
 
 
@@ -92,6 +100,8 @@ def writable(flag: str, place: Path, *, force: bool | None) -> None:
     what = ""
     if str(place) == "-":
         what = "name /dev/stdout, or a file"
+    elif is_stream(place) and place.is_file():
+        what = "it leads to a file; name that file here"
     elif place.is_symlink() and place.is_file():
         what = f"it is a link; name its target, {place.resolve()}"
     elif place.is_dir():

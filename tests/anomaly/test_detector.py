@@ -294,6 +294,7 @@ MISTAKES = {
     "no vectors": (lambda: Detector.fit(None, np.zeros((99, 3, 3))), "vectors"),
     "other vectors": (lambda: Detector.fit(VECTORS, np.zeros((99, 3))), "shape"),
     "rate": (lambda: Anomalies(np.ones(1), np.ones(1)).suspects(1.5), "rate"),
+    "small rate": (lambda: Anomalies(np.ones(1), np.ones(1)).suspects(1e-320), "rate"),
 }  # fmt: skip
 
 

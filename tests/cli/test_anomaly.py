@@ -193,6 +193,8 @@ OF_OTHERS = {"of_code": "my model.py:images", "of_hub": "hf:a/b", "moved": "runs
     ("words", "told"),
     [
         (("score", "detector", "mixed.npz", "--rate=2"), "--rate"),
+        (("score", "detector", "mixed.npz", "--rate=1e-320"), "--rate"),
+        (("score", "detector", "mixed.npz", "--rate="), "no number between"),
         (("score", "mixed.npz", "mixed.npz"), "JSON"),
         (("score", "nowhere", "mixed.npz"), "folder or file"),
         (("score", "placeless", "mixed.npz"), "--model=MODEL"),
