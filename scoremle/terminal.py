@@ -73,6 +73,14 @@ def is_stream(path: Path) -> bool:
     return path.is_fifo() and not path.is_symlink()
 
 
+def is_stdout(path: Path) -> bool:
+    """Whether this is the standard output of the process, under any name."""
+    try:
+        return is_stream(path) and os.path.samestat(path.stat(), os.fstat(1))
+    except OSError:  # it is closed, or is not there
+        return False
+
+
 @contextmanager
 def passing(text: str) -> Iterator[None]:
     """Shows a text on a terminal for as long as something lasts, and then wipes it out."""

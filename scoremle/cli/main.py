@@ -13,6 +13,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, redirect_stdout
+from pathlib import Path
 
 from scoremle.cli.cache import keep_programs
 from scoremle.cli.commands import COMMANDS, parser_of
@@ -20,7 +21,7 @@ from scoremle.cli.commands.help import config_table, screen
 from scoremle.cli.signals import answered
 from scoremle.errors import Stopped, UserError, in_a_line, nearest, out_of_memory
 from scoremle.experiment.own_code import mistakes
-from scoremle.terminal import Formatter, complain, passing, say, say_mistake, unsaid
+from scoremle.terminal import Formatter, complain, is_stdout, passing, say, say_mistake, unsaid
 
 __all__ = ["main"]
 
@@ -88,7 +89,11 @@ def _less_memory(arguments: list[str]) -> str:
 
 
 def _run(arguments: list[str]) -> int:
-    """Runs a command and returns its exit code; ``--json`` prints its result and nothing else."""
+    """Runs a command and returns its exit code.
+
+    ``--json`` prints its result and nothing else. Where a file to write is standard output, what
+    is said goes to standard error.
+    """
     name = _name_of(arguments)
     if name is None:
         return 0 if arguments else 2
@@ -101,9 +106,13 @@ def _run(arguments: list[str]) -> int:
     gc.set_threshold(SELDOM)
     gc.enable()
     as_json = getattr(options, "json", False)
+    places = (getattr(options, name, None) for name in ("out", "page"))
+    is_taken = any(is_stdout(Path(place)) for place in places if place)
+    if as_json and is_taken:
+        raise UserError("--json prints to standard output, too: name a file to write")
     with (
         open(os.devnull, "w") as nowhere,
-        redirect_stdout(nowhere if as_json else sys.stdout),
+        redirect_stdout(nowhere if as_json else sys.stderr if is_taken else sys.stdout),
         answered() if parser.needs else nullcontext(),
     ):
         found = parser.run(options)

@@ -62,6 +62,31 @@ def test_force_writes_over_nothing_that_is_read(words, out, files, capsys):
     assert (files / out).read_bytes() == before
 
 
+@pytest.mark.parametrize(
+    "words", ["stats images --weights=w.npz --path=a.npz --out=a.npz --force",
+              "convert-inception a.npz a.npz --force"]
+)  # fmt: skip
+def test_arrays_that_are_read_are_not_written_over(words, files, capsys):
+    (files / "a.npz").write_bytes(b"mine")
+    assert cli.main(words.split()) == 2
+    assert "two files" in capsys.readouterr().err and (files / "a.npz").read_bytes() == b"mine"
+
+
+def test_standard_output_that_is_a_file_is_named_by_its_own_name(files, capfd):
+    """The shell holds it open, and would write into what is written there."""
+    assert cli.main(["score", "digits", "pictures", "--out=/dev/stdout"]) == 2
+    assert "leads to a file" in capfd.readouterr().err
+
+
+def test_what_is_said_is_not_in_what_goes_to_standard_output(files, monkeypatch, capsys):
+    monkeypatch.setattr(cli, "is_stdout", lambda path: path.suffix == ".csv")
+    words = ["score", "digits", "pictures", "--out=x.csv"]
+    assert cli.main([*words, "--json"]) == 2 and "--json" in capsys.readouterr().err
+    assert cli.main(words) == 0
+    told = capsys.readouterr()
+    assert not told.out and "bits/dim" in told.err
+
+
 def test_a_hyphen_is_no_file(files, capsys):
     assert cli.main(["score", "digits", "pictures", "--out=-"]) == 2
     assert "/dev/stdout" in capsys.readouterr().err and not (files / "-").exists()
