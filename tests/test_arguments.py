@@ -25,7 +25,7 @@ from scoremle.nn.flowpp import _check as flowpp_check
 from scoremle.nn.vdm import VDMNet
 from scoremle.quality.metrics import frechet_distance, kernel_distance, precision_recall
 from scoremle.sampling.conditional import colourise, inpaint
-from scoremle.sampling.ode import denoise, ode_draw
+from scoremle.sampling.ode import denoise, interpolate, ode_draw
 from scoremle.zoo.adm import ADM
 from scoremle.zoo.adm import _check_fields as adm_check
 from scoremle.zoo.unet2d import UNet2D
@@ -178,6 +178,12 @@ CALLS = {
     "features": (lambda features: frechet_distance(features, X), {"features": X}),
     "kernel_distance": (kernel_distance, {"a": X, "b": X}),
     "precision_recall": (precision_recall, {"samples": X, "reference": X}),
+    "Samples": (
+        scoremle.Samples,
+        {"x": X, "log_prob": ONES, "solver_error": ONES, "probe_stderr": ONES, "latent": X,
+         "evaluations": ONES},
+    ),
+    "interpolate": (interpolate, {"z0": X, "z1": X, "weights": [0.0, 0.5]}),
 }  # fmt: skip
 
 NO_NUMBER = ("3", None, [1.0, 2.0])
@@ -194,7 +200,10 @@ NO_KEY = (0, "0", None, np.zeros(3, np.uint32), jax.random.key(0, impl="rbg"))
 MASKED = np.ma.masked_array(X, np.abs(X) > 0)
 NO_ARRAY = ("3", [[1.0, 2.0], [3.0]], np.asarray([["a", "b"]]), X.astype(object), MASKED)
 NOT_FINITE = np.where(np.arange(8)[:, None] == 3, np.nan, X)
-DATA_OF_REALS = (*NO_ARRAY, NOT_FINITE, np.inf * X, X.astype(int), X > 0, X + 1j, 3.0)
+BEYOND_FLOAT32 = np.full((8, 2), 1e300)
+DATA_OF_REALS = (
+    *NO_ARRAY, NOT_FINITE, BEYOND_FLOAT32, np.inf * X, X.astype(int), X > 0, X + 1j, 3.0,
+)  # fmt: skip
 SHAPE = (3, "2", (2.5,), (-1,), (2, 0), ("a",))
 SHAPE_OF_SEVERAL = (*SHAPE, ())
 IMAGES_OF_INTEGERS = (*NO_ARRAY, IMAGES.astype(float), IMAGES[0])
@@ -210,7 +219,8 @@ NO_SOLVER = (*WORD, None, scoremle.Multistep, PublishedRK45())
 TABLE = [
     ("ScoreModel", {"noise": NO_FUNCTION, "sde": NO_SDE, "eps": WITHIN_ONE, "shape": SHAPE,
                     "decoder_scale": POSITIVE[:1]}),
-    ("log_prob", {"x": DATA_OF_REALS, "key": NO_KEY, "condition": CONDITION, "dtype": WORD,
+    ("log_prob", {"x": DATA_OF_REALS, "key": NO_KEY, "condition": CONDITION,
+                  "dtype": (*WORD, "float16"),
                   "tolerance": POSITIVE[:1]}),
     ("within", {"tolerance": POSITIVE, "x": DATA_OF_REALS, "seed": SEED}),
     ("bound", {"x": DATA_OF_REALS, "key": NO_KEY, "draws": COUNT, "condition": CONDITION}),
@@ -260,7 +270,8 @@ TABLE = [
                    "method": (100, "pc", None)}),
     ("PredictorCorrector", {"steps": COUNT, "corrector_steps": COUNT, "snr": POSITIVE,
                             "predictor": ("euler_maruyama", 3), "corrector": ("langevin", X)}),
-    ("inpaint", {"x": DATA_OF_REALS[:-1], "key": NO_KEY, "eps": WITHIN_ONE, "known": NO_ARRAY}),
+    ("inpaint", {"x": DATA_OF_REALS[:-1], "key": NO_KEY, "eps": WITHIN_ONE,
+                 "known": (*NO_ARRAY, [0.5, 1.0])}),
     ("colourise", {"grey": DATA_OF_REALS, "key": NO_KEY, "eps": WITHIN_ONE}),
     ("Multistep", {"steps": COUNT, "calibration": POSITIVE, "typical": (*NUMBER, -1.0)}),
     ("Doubling", {"tolerance": POSITIVE, "fewest": COUNT, "most": (*COUNT, 8)}),
@@ -306,6 +317,9 @@ TABLE = [
     ("kernel_distance", {"subset": (*COUNT, 1)}),
     ("precision_recall", {"neighbours": COUNT}),
     ("features", {"features": NO_FEATURES}),
+    ("Samples", dict.fromkeys(("log_prob", "solver_error", "probe_stderr", "evaluations"),
+                              (ONES[:3], X, X[:, :1]))),
+    ("interpolate", {"z0": DATA_OF_REALS, "weights": (*NO_ARRAY, [0.0, np.nan])}),
 ]  # fmt: skip
 CASES = [
     pytest.param(name, argument, bad, id=f"{name}-{argument}-{i}")

@@ -202,9 +202,11 @@ def as_data(x: ArrayLike, dtype: DTypeLike | None = None, name: str = "x") -> Da
         )
     if not array.ndim:
         raise UserError(f"{name} is one number: it must have a row for each example")
-    data = jnp.asarray(array)
-    data = data.astype(jnp.promote_types(data.dtype, jnp.float32) if dtype is None else dtype)
-    check_examples(data, name)
+    check_examples(array, name)
+    with np.errstate(over="ignore"):
+        data = jnp.asarray(array)
+        data = data.astype(jnp.promote_types(data.dtype, jnp.float32) if dtype is None else dtype)
+    check_examples(data, f"{name}, in {data.dtype},")
     return data
 
 
@@ -215,6 +217,8 @@ def _check_dtype(dtype: Any) -> None:
         found = jnp.dtype(object)
     if not jnp.issubdtype(found, jnp.floating):
         raise UserError(f"dtype must be one of reals, such as 'float64', not {shown(dtype)}")
+    if jnp.finfo(found).bits < 32:
+        raise UserError(f"dtype {found} has too few digits for a density: compute in float32")
     if jax.dtypes.canonicalize_dtype(found) != found:
         raise UserError(
             f"{found} is off in JAX: call jax.config.update('jax_enable_x64', True) at"

@@ -20,11 +20,13 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from scoremle.core.arguments import check_count, check_kind
 from scoremle.core.keys import as_keys, split
 from scoremle.core.pytree import frozen_pytree
+from scoremle.errors import UserError
 from scoremle.likelihood.record import Likelihood
 from scoremle.types import Keys, PerExample
 
@@ -84,6 +86,9 @@ def importance_bound(draw: DrawLikelihood, keys: Keys, samples: int) -> Importan
         check_kind("what draw gives", drawn, tuple, such)
         found, log_q = drawn
         check_kind("the first that draw gives", found, Likelihood, such)
+        if np.shape(log_q) not in ((), found.log_prob.shape):
+            shape = found.log_prob.shape
+            raise UserError(f"draw must give log q of shape {shape}, not {np.shape(log_q)}")
         log_weight = found.log_prob - log_q
         return log_weight, found.probe_deviations, found.solver_error, found.evaluations
 

@@ -22,6 +22,7 @@ from jaxtyping import Array, Float
 from scoremle.core.arguments import as_array, as_data
 from scoremle.core.bijectors import AtTime
 from scoremle.core.keys import normal
+from scoremle.core.pytree import known as is_known
 from scoremle.core.sde import SDE
 from scoremle.errors import UserError
 from scoremle.numerics import expand, predict
@@ -53,11 +54,14 @@ def inpaint(
         eps: the time of the last step.
         method: which steps to take; a corrector improves the approximation.
 
-    Raises UserError where ``known`` does not broadcast against ``x``.
+    Raises UserError where ``known`` does not broadcast against ``x``, or is no booleans.
     """
     known, given = as_array(known, "known"), as_array(x, "x")
+    if is_known(known) and not np.isin(known, (False, True)).all():
+        raise UserError("known must be booleans, or 0 and 1")
     try:
-        x = jnp.where(jnp.broadcast_to(known, given.shape), given, 0)
+        with np.errstate(over="ignore"):  # what is not known may be beyond float32
+            x = jnp.where(jnp.broadcast_to(known, given.shape), given, 0)
     except ValueError:
         raise UserError(f"known has shape {known.shape}, and x has {given.shape}") from None
     return _complete(noise, sde, key, x, known, np.eye(x.shape[-1]), eps, method)

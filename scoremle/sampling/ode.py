@@ -13,7 +13,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from scoremle.core.arguments import as_data, as_shape, check_count, check_kind
+from scoremle.core.arguments import (
+    as_array,
+    as_data,
+    as_shape,
+    check_count,
+    check_examples,
+    check_kind,
+)
 from scoremle.core.keys import example_keys, fold_in, normal, split
 from scoremle.core.prediction import data_of
 from scoremle.core.sde import SDE, check_eps
@@ -133,6 +140,8 @@ def interpolate(z0: Data, z1: Data, weights: Float[Array, " n"]) -> Float[Array,
     Raises UserError for what are not finite reals, and latents of different shapes.
     """
     z0, z1 = as_data(z0, name="z0"), as_data(z1, name="z1")
+    weights = jnp.asarray(as_array(weights, "weights"))
+    check_examples(weights, "weights")
     if z0.shape != z1.shape:
         raise UserError(f"z1 must have the shape of z0, {z0.shape}, not {z1.shape}")
 
@@ -142,7 +151,7 @@ def interpolate(z0: Data, z1: Data, weights: Float[Array, " n"]) -> Float[Array,
     # Accurate for all angles, as the cosine is not; and 0 where a latent is.
     turned0, turned1 = norm(z1) * z0, norm(z0) * z1
     angle = 2 * jnp.arctan2(norm(turned1 - turned0), norm(turned1 + turned0))
-    w = jnp.reshape(jnp.asarray(weights), (-1,) + (1,) * z0.ndim)
+    w = jnp.reshape(weights, (-1,) + (1,) * z0.ndim)
     straight = jnp.sin(angle) < 1e-3
     sine = jnp.where(straight, 1, jnp.sin(angle))
     share0 = jnp.where(straight, 1 - w, jnp.sin((1 - w) * angle) / sine)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Integer
 
+from scoremle.errors import UserError
 from scoremle.numerics import typical
 
 __all__ = ["Samples"]
@@ -26,6 +27,8 @@ class Samples:
     it is larger: by the divergence of the reals in a bin from uniform ones. ``model.score`` bounds
     log P(integers) from the other side.
 
+    Raises UserError for columns that do not have a number for each sample.
+
     Example:
         >>> sde = scoremle.VP()
         >>> noise = lambda x, t: sde.sigma(t)[:, None] * x  # of data N(0, I)
@@ -43,6 +46,14 @@ class Samples:
     latent: Float[np.ndarray, "n *d"]
     evaluations: Integer[np.ndarray, " n"]
     integers: Integer[np.ndarray, "n *d"] | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("log_prob", "solver_error", "probe_stderr", "evaluations"):
+            if (shape := np.shape(getattr(self, name))) != np.shape(self.x)[:1]:
+                raise UserError(
+                    f"{name} must be a number for each of {len(self.x)} samples, not of shape"
+                    f" {shape}"
+                )
 
     def __len__(self) -> int:
         return len(self.x)

@@ -174,7 +174,11 @@ def test_the_error_of_the_draws_is_none_of_rounding():
     np.testing.assert_allclose(jackknife(jnp.asarray(large)), expected, rtol=1e-4)
 
 
-@pytest.mark.parametrize("draw", [3, lambda keys: 3, lambda keys: (3, 4)])
+def of_each_dimension(keys):
+    return found(jnp.zeros(2), jnp.zeros((1, 2))), jnp.zeros((2, 5))
+
+
+@pytest.mark.parametrize("draw", [3, lambda keys: 3, lambda keys: (3, 4), of_each_dimension])
 def test_a_draw_that_gives_no_likelihood_is_refused(draw, unchecked):
     with pytest.raises(UserError, match="draw"):
         importance_bound(draw, jax.random.key(0), samples=2)
