@@ -50,8 +50,8 @@ class Frozen:
 
     def __call__(self, x: Tensor, label: Tensor, *condition: Tensor) -> Tensor:
         """The output. Raises UserError if the module fails or gives no float32 like ``x``."""
-        try:
-            y = self.module(x, label, *condition)
+        try:  # with copies, which it may write into
+            y = self.module(*(a.clone() for a in (x, label, *condition)))
         except Exception as error:
             shapes = ", ".join(f"{_dtype(a)} {list(a.shape)}" for a in (x, label, *condition))
             words = first_line(error, named=True)
@@ -69,8 +69,8 @@ class Frozen:
         return y
 
     def given(self, tensor: Tensor) -> Tensor:
-        """A copy that the module may write into; integers are those that tables are read with."""
-        tensor = tensor.to(self.device, copy=True)
+        """The tensor on the module's device; integers are those that tables are read with."""
+        tensor = tensor.to(self.device)
         return tensor if tensor.is_floating_point() else tensor.long()
 
     def quietly(self, *inputs: Tensor) -> Tensor:

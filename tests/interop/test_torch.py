@@ -727,6 +727,22 @@ def test_a_module_that_fails_at_whole_steps_too_is_left_to_the_other_checks(capl
     assert not caplog.text
 
 
+def test_a_module_may_write_into_its_inputs():
+    class Writes(MLP):
+        def forward(self, x, label):
+            return super().forward(x.mul_(2), label.neg_())
+
+    class Reads(MLP):
+        def forward(self, x, label):
+            return super().forward(2 * x, -label)
+
+    x = jnp.asarray(data((6,)), float)
+    own, other = (mlp_model("torch", made(kind)) for kind in (Writes, Reads))
+    found = own.log_prob(x, KEY, solver=scoremle.Multistep(8))
+    expected = other.log_prob(x, KEY, solver=scoremle.Multistep(8))
+    np.testing.assert_array_equal(found.log_prob, expected.log_prob)
+
+
 class OfClass(nn.Module):
     """The noise prediction of N(mean of a class, I), whose means are read from a table."""
 
