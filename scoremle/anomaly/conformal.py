@@ -19,7 +19,7 @@ from scipy.stats import false_discovery_control
 
 OfExamples = Float[np.ndarray, " m"]
 # No references would reach a smaller rate of false discoveries.
-LEAST_RATE = 1e-9
+LEAST_RATE = 1e-10
 # A share of a rate by which rounding may move an adjusted p-value.
 ROUNDING = 1e-9
 # By which share of the greatest value rounding of a network in float32 may move a statistic.

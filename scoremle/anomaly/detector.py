@@ -82,7 +82,7 @@ class Anomalies:
         Args:
             rate: the expected share of false ones among those that are marked is at most this.
 
-        Raises UserError for a rate outside (1e-9, 1).
+        Raises UserError for a rate outside (1e-10, 1).
         """
         check_number("rate", rate, LEAST_RATE, 1)
         return suspects(self.p, rate)[1]
@@ -218,7 +218,7 @@ class Detector:
             examples: how many are scored.
             rate: of false discoveries.
 
-        Raises UserError for a rate outside (1e-9, 1).
+        Raises UserError for a rate outside (1e-10, 1).
         """
         check_number("rate", rate, LEAST_RATE, 1)
         n = len(self.reference)

@@ -18,7 +18,7 @@ from scoremle.experiment.shipped import NAMES, place_of
 from scoremle.terminal import is_stream
 
 # A fraction is above it: with a smaller one, counts would overflow.
-LEAST = 1e-9
+LEAST = 1e-10
 
 
 def at_least(least: int) -> Callable[[str], int]:

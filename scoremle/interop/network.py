@@ -30,7 +30,7 @@ from scoremle.types import Data, Labels
 logger = logging.getLogger(__name__)
 
 By = Literal["torchax", "torch"]
-Kind = Literal["whole", "steps", "numbers"]
+LabelKind = Literal["whole", "steps", "numbers"]
 # How far values and forms may be off, as a share of their size.
 TOLERANCE = 1e-4
 # How far a form may be from differences of the values, and the steps of these, as a share of x.
@@ -68,7 +68,7 @@ def network_of(
     label: np.ndarray,
     *condition: np.ndarray,
     by: By | None,
-    labels: Kind = "numbers",
+    labels: LabelKind = "numbers",
 ) -> Callable[..., Data]:
     """``network(x, label, *condition)`` of a module, which is checked at a few such examples.
 

@@ -46,7 +46,11 @@ def write_report(folders: Sequence[Path], out: Path, *, eval_folder: str = "eval
 
 
 def charts_of(out: Path) -> Path:
-    """The folder of a page's charts, beside it: each page has its own."""
+    """The folder of a page's charts, beside it: each page has its own.
+
+    Args:
+        out: the page.
+    """
     return out.with_name(f"{out.stem}_charts")
 
 
