@@ -225,10 +225,8 @@ def from_diffusers(pipeline: Any) -> ScoreModel:
     name = type(pipeline).__name__
     diffusers.refuse_latents(name, getattr(pipeline, "config", {}))
     for part in ("unet", "scheduler"):
-        if (found := getattr(pipeline, part, None)) is None:
-            raise UserError(f"{name} has no {part}: a pipeline of diffusers is wanted")
-        if not hasattr(found, "config"):
-            raise UserError(f"{name} has a {type(found).__name__}, which is not of diffusers")
+        if not hasattr(getattr(pipeline, part, None), "config"):
+            raise UserError(f"{name} has no {part} of diffusers: a pipeline of it is wanted")
     unet = getattr(pipeline.unet, "_orig_mod", pipeline.unet)  # what torch.compile was given
     weights = {name: a.float().cpu().numpy() for name, a in unet.state_dict().items()}
     return diffusers.assembled(

@@ -267,8 +267,9 @@ class Latent:
         (lambda: from_azula(Net(), shape=(3,)), "no schedule"),
         (lambda: from_edm(Net(), shape=(3,), sigma_min=0.0), "sigma_min must"),
         (lambda: from_diffusers(Net()), "no unet"),
-        (lambda: from_diffusers(SimpleNamespace(unet=Net(), scheduler=None)), "no scheduler"),
-        (lambda: from_diffusers(SimpleNamespace(unet=Net(), scheduler=Net())), "has a Net"),
+        (lambda: from_diffusers(SimpleNamespace(unet=Net(), scheduler=None)), "no unet"),
+        (lambda: from_diffusers(SimpleNamespace(unet=SimpleNamespace(config={}), scheduler=None)),
+         "no scheduler"),
         (lambda: from_diffusers(Latent()), "a vae"),
     ],
 )
