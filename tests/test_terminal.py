@@ -28,11 +28,20 @@ from scoremle.errors import (
 from scoremle.evaluation.tables import table
 from scoremle.experiment.own_images import refuse
 from scoremle.progress import progress
-from scoremle.terminal import cell, counted, html_table, in_markdown, printable, say
+from scoremle.terminal import cell, counted, html_table, in_markdown, is_stdout, printable, say
 
 # Clears the screen, names the window, goes back, turns what follows around; a byte of no UTF-8.
 NAME = "a\x1b[2J\x1b]0;me\x07\r\x9b1m‮\udce9é±图"
 SHOWN = r"a\x1b[2J\x1b]0;me\x07\r\x9b1m\u202e\udce9é±图"
+
+
+def test_standard_output_is_known_under_all_its_names(tmp_path, monkeypatch):
+    (tmp_path / "x").touch()
+    _, pipe = os.pipe()
+    monkeypatch.setattr(os, "fstat", lambda number, fstat=os.fstat: fstat(pipe))
+    assert is_stdout(Path(f"/dev/fd/{pipe}")) and is_stdout(Path(f"/proc/self/fd/{pipe}"))
+    for place in (Path("/dev/null"), tmp_path / "x", tmp_path / "nothing"):
+        assert not is_stdout(place)
 
 
 def test_what_is_visible_stays():
