@@ -63,13 +63,20 @@ def test_force_writes_over_nothing_that_is_read(words, out, files, capsys):
 
 
 @pytest.mark.parametrize(
-    "words", ["stats images --weights=w.npz --path=a.npz --out=a.npz --force",
-              "convert-inception a.npz a.npz --force"]
+    "words",
+    [
+        "stats images --weights=w.npz --path=a.npz --out=a.npz", "convert-inception a.npz a.npz",
+        "sample a.npz --out=a.npz", "export w w/config", "export w w/../w/data",
+    ],
 )  # fmt: skip
-def test_arrays_that_are_read_are_not_written_over(words, files, capsys):
-    (files / "a.npz").write_bytes(b"mine")
-    assert cli.main(words.split()) == 2
-    assert "two files" in capsys.readouterr().err and (files / "a.npz").read_bytes() == b"mine"
+def test_what_a_command_reads_is_not_written_over(words, files, capsys):
+    (files / "w").mkdir()
+    own = [files / name for name in ("a.npz", "w/config.json", "w/data.json")]
+    for path in own:
+        path.write_bytes(b"mine")
+    assert cli.main([*words.split(), "--force"]) == 2
+    assert "two files" in capsys.readouterr().err
+    assert all(path.read_bytes() == b"mine" for path in own)
 
 
 def test_standard_output_that_is_a_file_is_named_by_its_own_name(files, capfd):

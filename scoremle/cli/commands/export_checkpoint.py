@@ -47,8 +47,10 @@ def check(options: Any) -> None:
         )
     # Its record is beside it, if not in it.
     record = path.suffix != ".safetensors" and not is_stream(path)
-    for ending in ("", *[".json"] * record, *[".md"] * options.card):
-        checks.writable("", Path(f"{path}{ending}"), force=options.force)
+    places = [Path(f"{path}{end}") for end in ("", *[".json"] * record, *[".md"] * options.card)]
+    checks.different((options.workdir / name for name in ("config.json", "data.json")), *places)
+    for place in places:
+        checks.writable("", place, force=options.force)
 
 
 def run(options: Any) -> None:

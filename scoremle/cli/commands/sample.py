@@ -48,6 +48,7 @@ def arguments(parser: Parser) -> None:
 def check(options: Any) -> None:
     options.out = options.out or Path("samples.npz" if options.log_prob else "samples.png")
     checks.ending("-o ", options.out, ".png", ".npy", ".npz")
+    checks.different((options.model,), options.out)
     checks.writable("-o ", options.out, force=options.force)
     if options.log_prob:
         checks.ending("--log-prob writes an array: -o ", options.out, ".npz")
