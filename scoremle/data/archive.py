@@ -296,11 +296,25 @@ class _Xz:
 
     def __init__(self, raw: IO[bytes]) -> None:
         self._raw = raw
-        self._unpack = lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=bounded.MAX_XZ)
+        self._unpack = self._stream()
+
+    @staticmethod
+    def _stream() -> lzma.LZMADecompressor:
+        return lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=bounded.MAX_XZ)
+
+    def _begin_next(self) -> bool:
+        """Begins the stream behind the one that ended and zeros; False: there is none."""
+        packed = self._unpack.unused_data
+        while not (packed := packed.lstrip(b"\0")):
+            if not (packed := self._raw.read(io.DEFAULT_BUFFER_SIZE)):
+                return False
+        self._unpack = self._stream()
+        self._unpack.decompress(packed, 0)
+        return True
 
     def read(self, size: int) -> bytes:
         content = b""
-        while not content and not self._unpack.eof:
+        while not content and (not self._unpack.eof or self._begin_next()):
             packed = self._raw.read(io.DEFAULT_BUFFER_SIZE) if self._unpack.needs_input else b""
             if not packed and self._unpack.needs_input:
                 raise EOFError("it is cut off")

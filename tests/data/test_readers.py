@@ -1,8 +1,10 @@
 """Every reader on small files laid out as the real ones; every hostile file is one clear line."""
 
+import bz2
 import contextlib
 import gzip
 import io
+import lzma
 import os
 import pickle
 import struct
@@ -735,6 +737,19 @@ def test_a_header_that_is_too_long_is_refused(form, tmp_path, prepare, monkeypat
         archive.addfile(tarfile.TarInfo(f"{name}/a.png"))
     with pytest.raises(UserError, match="header of a"):
         prepare("images", tmp_path / "x.tar")
+
+
+@pytest.mark.parametrize("suffix, packer", [("gz", gzip), ("bz2", bz2), ("xz", lzma)])
+def test_archives_of_several_streams(suffix, packer, tmp_path, prepare):
+    """Programs that pack by several processors write a stream for each block."""
+    images = pictures(4)
+    files = {f"{i}.png": encoded(x) for i, x in enumerate(images)}
+    tar = write_archive(tmp_path / "x.tar", files).read_bytes()
+    parts, zeros = (tar[:700], tar[700:5000], b"", tar[5000:]), bytes(8) * (packer is lzma)
+    packed = tmp_path / f"x.tar.{suffix}"
+    packed.write_bytes(b"".join(packer.compress(part) + zeros for part in parts))
+    found = prepare("images", packed)
+    assert len(found.images("train")) + len(found.images("test")) == len(images)
 
 
 @pytest.mark.parametrize("suffix", [".zip", ".tar", ".tar.gz", ".tar.bz2", ".tar.xz"])
