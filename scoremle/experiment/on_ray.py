@@ -9,7 +9,7 @@ import logging
 import math
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -172,10 +172,15 @@ def _read(batch: Batch, kind: ImageKind, fit: str) -> Iterator[Batch]:
             reports = images.values()
             yield {
                 INDEX: np.asarray([*images], np.uint64),
-                "name": np.asarray([report.name for report in reports]),
+                "name": _texts(report.name for report in reports),
                 "image": np.stack([nothing if r.pixels is None else r.pixels for r in reports]),
-                "reason": np.asarray([report.reason for report in reports]),
+                "reason": _texts(report.reason for report in reports),
             }
+
+
+def _texts(texts: Iterable[str]) -> np.ndarray:
+    """A column of texts; bytes that are not UTF-8, which Parquet needs, are escaped."""
+    return np.asarray([text.encode(errors="backslashreplace").decode() for text in texts])
 
 
 class _Work:
@@ -202,7 +207,9 @@ def ray_data() -> Any:
         import pyarrow  # noqa: F401
         import ray
         import ray.data
-    ray.data.DataContext.get_current().enable_progress_bars = False
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.raise_original_map_exception = True  # else the reason of a worker's error is lost
     for handler in logging.getLogger("ray.data").handlers:
         handler.setLevel(logging.ERROR)
     return ray
@@ -220,7 +227,11 @@ def _running(ray: Any, address: str, wanted: int | None) -> Iterator[tuple[int, 
     with warnings.catch_warnings():
         # What Ray forks starts another program at once, and does not touch JAX.
         warnings.filterwarnings("ignore", message=r"os.fork\(\) was called")
-        ray.init(**where, log_to_driver=False, logging_level=logging.ERROR)
+        try:
+            ray.init(**where, log_to_driver=False, logging_level=logging.ERROR)
+        except Exception as error:  # many kinds: a timeout is a bare Exception
+            what = f"the cluster {address} can't be reached" if address else "Ray can't begin"
+            raise UserError(f"{what}: {first_line(error, named=True)}") from error
     try:
         there = ray.cluster_resources()
         gpus = int(there.get("GPU", 0))
@@ -249,4 +260,4 @@ def _in_a_line(ray: Any) -> Iterator[None]:
         cause: BaseException = error
         while (inner := getattr(cause, "cause", None) or cause.__cause__) is not None:
             cause = inner
-        raise UserError(f"a worker failed: {first_line(cause)}") from error
+        raise UserError(f"a worker failed: {first_line(cause, named=True)}") from error

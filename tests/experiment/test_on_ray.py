@@ -120,6 +120,37 @@ def test_killed_and_stopped(engine, request, tmp_path):
         run()
 
 
+class Failing(Mortal):
+    def __call__(self, batch):
+        raise ValueError("out of luck")
+
+
+@pytest.mark.long
+def test_the_reason_of_a_worker_is_named(ray, tmp_path):
+    Image.fromarray(IMAGES[0, ..., 0]).save(tmp_path / "a.png")
+    scorer = functools.partial(Failing, tmp_path / "died")
+    with pytest.raises(UserError, match="out of luck"):
+        score_on_ray(scorer, pieces_of(tmp_path), DIGITS, Table(tmp_path / "out"), batch_size=4)
+
+
+def test_names_that_are_not_utf8(serial, tmp_path):
+    Image.fromarray(IMAGES[0, ..., 0]).save(tmp_path / "a.png")
+    os.rename(tmp_path / "a.png", bytes(tmp_path) + b"/\xff.png")
+    table, scorer = Table(tmp_path / "out"), functools.partial(Mortal, tmp_path / "died")
+    score_on_ray(scorer, pieces_of(tmp_path), DIGITS, table, batch_size=4)
+    assert table.column("name").tolist() == [r"\udcff.png"]
+
+
+@pytest.mark.parametrize("address", ["", "10.0.0.1:6379"])
+def test_a_ray_that_does_not_begin_is_a_line(address):
+    def init(**_):
+        raise Exception("timed out")
+
+    ray = SimpleNamespace(init=init)
+    with pytest.raises(UserError, match="timed out"), on_ray._running(ray, address, 1):
+        pass
+
+
 def test_workers():
     assert _workers(None, gpus=2, cpus=8) == 2
     assert _workers(None, gpus=0, cpus=8) == 2
