@@ -1,4 +1,4 @@
-"""A model: its SDE, its noise prediction, and the kind of its images.
+"""A model: its SDE, its noise prediction, and what its images are.
 
 Each method calls a public function of arrays with the model's own settings. Nothing in a model
 changes when it is used.
@@ -303,7 +303,7 @@ class ScoreModel:
         """Estimator by the bound of a chain of so many steps on the probability of integers.
 
         Args:
-            steps: of a discrete schedule that many of its own; else that many in log-SNR.
+            steps: the number of steps: of a discrete schedule its own, else even in log-SNR.
 
         Raises UserError for fewer than two steps, more than a discrete schedule has, and a model
         of reals; and ValueError for a schedule that has a log-SNR for each dimension.

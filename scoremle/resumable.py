@@ -1,10 +1,10 @@
-"""Work on many images in parts, each a small file: what was killed goes on from what is finished.
+"""Work on many images in parts, each a small file: a killed run goes on from its finished parts.
 
 A part holds rows of arrays, one for each image of a range, its own place (the pass and the first
 image), and a seal of all that and of the folder's name. Whatever ranges the parts cover are taken
 from them, and the rest is worked on, so that a run may go on with batches of another size, and
 parts of several runs may lie together. A part that is damaged, or that was made for another
-folder or place, is named and worked on again.
+folder or place, is named and computed again.
 """
 
 import hashlib
@@ -153,7 +153,7 @@ def _finished(folder: Path | None) -> Iterator[Arrays]:
             yield part
         else:
             logger.warning(
-                "%s is damaged or was made for another place: its images are worked on again", path
+                "%s is damaged or was made for another place: its images are computed again", path
             )
 
 

@@ -1,4 +1,4 @@
-"""Codes of images: k bits of m that are on, those of the k largest logits of an encoder.
+"""Codes of images: k bits of m that are 1, those of the k largest logits of an encoder.
 
 A code costs log C(m, k) nats, as one of all such sets, each as likely (Sahoo et al., arXiv
 2312.13236, have the divergence of a single draw from the softmax of the logits, which is less).

@@ -100,7 +100,7 @@ def draw_profile(axes: Any, profile: Mapping[str, Sequence[float]]) -> None:
         )  # fmt: skip
     # A prediction of zero: half a nat for each dimension.
     nothing = 0.5 / np.log(2)
-    axes.axhline(nothing, color=INK, linestyle="--", label="nothing known of the noise")
+    axes.axhline(nothing, color=INK, linestyle="--", label="predicting no noise")
     axes.set(
         xlabel="log signal-to-noise ratio: noise on the left, data on the right",
         ylabel="bits/dim for each unit of log-SNR", xlim=(edges[0], edges[-1]),

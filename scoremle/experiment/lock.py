@@ -1,4 +1,4 @@
-"""One process at a time: a file that says who is at work, for as long as it is.
+"""One process at a time: a file that names the process that works there, while it does.
 
 The system lets go of a lock (flock) when its process ends, however it ends. Network file systems
 may have no such locks, or keep them within one machine. So the owner also writes into the file

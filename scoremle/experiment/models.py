@@ -200,7 +200,7 @@ def place_in(file: Path, place: str, given: str, flag: str = "--model") -> str:
     if given:
         return given
     if not place:
-        raise UserError(f"{file} does not say where its model is: {flag}=MODEL does")
+        raise UserError(f"{file} does not name the place of its model: give {flag}=MODEL")
     if is_own(place) or place.startswith(HUB):
         raise UserError(
             f"{file} was made with {place!r}, which is code or a download: allow it by"

@@ -203,6 +203,7 @@ class _Work:
 def ray_data() -> Any:
     """The module ``ray``, with its data. Raises UserError where it is not installed."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent anywhere
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its advice to programmers
     with needing("--engine=ray", "ray"):
         import pyarrow  # noqa: F401
         import ray
@@ -211,7 +212,7 @@ def ray_data() -> Any:
     context.enable_progress_bars = False
     context.raise_original_map_exception = True  # else the reason of a worker's error is lost
     for handler in logging.getLogger("ray.data").handlers:
-        handler.setLevel(logging.ERROR)
+        handler.setLevel(logging.CRITICAL)
     return ray
 
 
@@ -260,4 +261,6 @@ def _in_a_line(ray: Any) -> Iterator[None]:
         cause: BaseException = error
         while (inner := getattr(cause, "cause", None) or cause.__cause__) is not None:
             cause = inner
-        raise UserError(f"a worker failed: {first_line(cause, named=True)}") from error
+        # Ray adds advice about its own settings; in a UserError it is on the same line.
+        reason, *_ = first_line(cause, named=True).split(r"\nFailed to apply UDF")
+        raise UserError(f"a worker failed: {reason}") from error

@@ -121,8 +121,9 @@ def worth_of(model: ScoreModel, images: Images) -> str:
     decoder = cast(InformedDecoder, model.decoder)
     informed, flat = decoder_worth(model, decoder, few, key)
     return (
-        f"its last noise hides the levels: from there to the integers the informed decoder takes"
-        f" {informed:.2f} bits/dim, and a flat one would take {flat:.2f}{_origin(model, decoder)}"
+        "its smallest noise hides the levels: from there to the integers the informed decoder"
+        f" takes {informed:.2f} bits/dim, and a flat one would take"
+        f" {flat:.2f}{_origin(model, decoder)}"
     )
 
 
@@ -148,5 +149,5 @@ def _doubts(model: ScoreModel, images: Images) -> tuple[str, ...]:
     """
     if model.origin.step is not None or model.coder or len(images) < fewest(model.dims):
         return ()
-    of_kind = "check, if these images are of the kind that it was trained on"
+    of_kind = "check, if these images are like those of its training"
     return tuple(f"{of_kind}: {line}" for line in model.check(images))

@@ -4,7 +4,7 @@ A network that is fed or read in another way than it was trained predicts the no
 likelihoods are wrong without a sign. So it is tried in other ways: with another meaning of its
 output, another time input, or data of another range. The way is named that gives it the most
 skill (``skill.py``), where that is certainly more than in the declared way. A network that has
-little skill in any way is too young to say.
+little skill in any way was trained too little to be checked.
 
 Where its error is larger by d than that of a Gaussian of the data, the bound loses d/2 nats per
 dimension and unit of log-SNR: the Gaussian is a weak model, and a network that is worse was not
@@ -49,8 +49,8 @@ __all__ = ["check_declaration", "fewest"]
 NODES, NUMBERS, EXAMPLES, OTHER_NUMBERS, OTHERS = 12, 2048, (8, 256), 2**20, 256
 # Fewer examples, or fewer numbers in all of them, show nothing.
 FEWEST, FEWEST_NUMBERS = 4, 128
-# With less skill a network is too young. By how much that of another reading must be certainly
-# larger, and the logarithm of the error under another grid smaller.
+# With less skill a network was trained too little. By how much that of another reading must be
+# certainly larger, and the logarithm of the error under another grid smaller.
 YOUNG, SKILL, GRID = 0.2, 0.01, 0.02
 # What networks predict, by the kernel.
 OF_VP = ("eps", "score", "x_0", "v", "u", "edm")
@@ -127,7 +127,7 @@ def check_declaration(
     if certain(-errors.skill) > -YOUNG:
         skill = max(0.0, float(errors.skill.mean()))
         return [
-            f"too young to say: it has {skill:.0%} of the skill of a Gaussian of the data; train"
+            f"trained too little: it has {skill:.0%} of the skill of a Gaussian of the data; train"
             " longer, or look for more than one mistake"
         ]
     lines = [*trial.differences(best), *trial.regions(errors), *hidden]
@@ -239,7 +239,7 @@ class _Trial:
             if certain(gain) > GRID * sees.sum():
                 return other, []
             if not certain(-gain) > GRID * sees.sum():
-                why = "the network, too young or trained on bins, does not show"
+                why = "the network, trained too little or on bins, does not show"
                 hidden = _hidden(pixels, why)
         return reading, hidden
 

@@ -1,4 +1,4 @@
-"""The likelihood along the probability flow: one solution, with the evidence beside it.
+"""The likelihood along the probability flow: one solution, with its error.
 
     log p_eps(x) = log p_1(z) + int_eps^1 div dt,       z the end of the ODE that starts from x
 

@@ -1,4 +1,4 @@
-"""A log-likelihood with the evidence beside it."""
+"""A log-likelihood with its error."""
 
 from dataclasses import replace
 
@@ -18,7 +18,7 @@ HIDDEN = 0.25
 
 @frozen_pytree(eq=False, repr=False)
 class Likelihood:
-    """Log-likelihood of each example, in nats, with the evidence beside it.
+    """Log-likelihood of each example, in nats, with its error.
 
     ``probe_stderr`` is the standard error from the random probes: zero for an exact trace, and NaN
     for one probe that stays the same along the path. With new probes at each step, it is estimated

@@ -1,4 +1,4 @@
-"""Initial value problems on device, many at once, with the evidence beside the answer.
+"""Initial value problems on device, many at once, with estimates of their error.
 
 A problem is a state for each example and quadratures beside it, d(state)/dc = v(c, state) and
 d(integral)/dc = w(c, state), over a clock c from ``start`` to ``stop`` in either direction. Every

@@ -47,7 +47,7 @@ from scoremle.zoo.families import flags_beside, named_errors, published_model
 
 # The kernel of a path, and the velocity that networks predict there.
 PATHS = {"VP": ("vp", "v"), "SP": ("straight", "unit_u")}
-# Bits of MuLAN's code that are on; channels of its network that was trained as a velocity.
+# Bits of MuLAN's code that are 1; channels of its network that was trained as a velocity.
 MULAN_ON, MULAN_VELOCITY = 15, 128
 
 

@@ -88,7 +88,7 @@ def test_the_share_of_a_task_of_a_cluster(task, share, monkeypatch):
 def test_a_task_beside_the_steps_of_its_array_is_refused(number, step, monkeypatch):
     for name, value in {"ID": number, "MIN": 0, "COUNT": 4, "STEP": step}.items():
         monkeypatch.setenv(f"SLURM_ARRAY_TASK_{name}", str(value))
-    with pytest.raises(UserError, match="say I/N"):
+    with pytest.raises(UserError, match="give I/N"):
         asked("--shard")
 
 

@@ -326,14 +326,14 @@ def test_a_mean_of_probabilities_is_not_corrected(label, mean_over, monkeypatch,
 def test_what_looks_wrong_is_said_and_nothing_if_all_is_well(score, tmp_path):
     _, told, _ = score("misread", "--repeats=1")
     assert (
-        "check, if these images are of the kind that it was trained on: the declared prediction is"
+        "check, if these images are like those of its training: the declared prediction is"
         " v, but the output looks like eps: say prediction='eps'\n"
     ) in told
     for function, images in (("plain", IMAGES), ("misread", IMAGES[:3])):  # three can't tell
         found = prepared(model_of(tmp_path, function), images, "bound")
         (worth,) = found.notes
         assert not found.doubts
-        assert worth.startswith("its last noise hides the levels")
+        assert worth.startswith("its smallest noise hides")
 
 
 @pytest.mark.long

@@ -122,14 +122,18 @@ def test_killed_and_stopped(engine, request, tmp_path):
 
 class Failing(Mortal):
     def __call__(self, batch):
-        raise ValueError("out of luck")
+        raise self.error("unlucky")
 
 
 @pytest.mark.long
-def test_the_reason_of_a_worker_is_named(ray, tmp_path):
+@pytest.mark.parametrize(
+    "error, reason", [(ValueError, "ValueError: unlucky"), (UserError, "unlucky")]
+)
+def test_the_reason_of_a_worker_is_named(error, reason, ray, tmp_path, monkeypatch):
+    monkeypatch.setattr(Failing, "error", error, raising=False)
     Image.fromarray(IMAGES[0, ..., 0]).save(tmp_path / "a.png")
     scorer = functools.partial(Failing, tmp_path / "died")
-    with pytest.raises(UserError, match="out of luck"):
+    with pytest.raises(UserError, match=f"failed: {reason}$"):
         score_on_ray(scorer, pieces_of(tmp_path), DIGITS, Table(tmp_path / "out"), batch_size=4)
 
 

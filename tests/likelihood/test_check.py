@@ -157,7 +157,7 @@ def test_a_network_that_learned_nothing():
         lambda x, label: x / 0,
     ):
         (line,) = model_of(useless).check(IMAGES)
-        assert line.startswith("too young to say: it has 0% of the skill of a Gaussian"), line
+        assert line.startswith("trained too little: it has 0% of the skill"), line
 
 
 def test_a_noise_prediction_of_ones_own():

@@ -404,7 +404,7 @@ CHARTS = {
     "profile": (
         charts.profile_chart(1, "bound", NOISE, 6.0),
         ("log signal-to-noise ratio", "bits/dim for each unit of log-SNR"),
-        ["nothing known of the noise"],
+        ["predicting no noise"],
     ),
     "course": (
         charts.course(LEARNED), ("time t: data on the left", "log-SNR"), ["learned", "fixed"],

@@ -9,7 +9,7 @@ it is evaluated, and on what.
 
 Of score_flow and score_sde a checkpoint is written that training can go on from. The architecture
 comes from the arrays, step and rates from the file; SDE, objective and data set from the name of
-the folder. What nothing says (dropout, activations, the size of the images) is that of the
+the folder. What is in no file (dropout, activations, the size of the images) is that of the
 published config. A file that ``scoremle export`` wrote has all of it beside it, in PATH.json.
 """
 

@@ -48,7 +48,7 @@ def run(options: Any) -> dict[str, Any]:
     experiment, images, notes = _experiment(options.config)
     there = scoremle.devices.memory()
     if not (memory := options.memory or (there and there.whole)):
-        raise UserError("this device does not say how much memory it has: name it, --memory=24GB")
+        raise UserError("the memory of this device is not known: give it, --memory=24GB")
     say("compiling and timing: a training step, and the network with and without its derivative")
     found = Plan(experiment, memory, options.devices).costs(images)
     say(*table(("what", "takes"), _rows(found)).splitlines())

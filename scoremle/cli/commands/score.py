@@ -115,10 +115,10 @@ def _share_of_task() -> tuple[int, int]:
             if not between and 0 <= share < count:
                 return share + 1, count
             raise argparse.ArgumentTypeError(
-                f"task {number} is none of {count} from {least} in steps of {step}: say I/N"
+                f"task {number} is none of {count} from {least} in steps of {step}: give I/N"
             )
     raise argparse.ArgumentTypeError(
-        "this is no task of an array of SLURM, and none of several of SLURM or Open MPI: say I/N"
+        "this is no task of an array of SLURM, and none of several of SLURM or Open MPI: give I/N"
     )
 
 
@@ -208,7 +208,7 @@ def run(options: Any) -> dict[str, Any]:
     say(*wrapped(*found.doubts))
     levels = found.choice and found.choice.levels
     if options.correct and not levels:
-        logger.warning("the mean is not corrected: no pilot chose steps, on four images or more")
+        logger.warning("the mean is not corrected: that takes a pilot on four images or more")
     beside = Path() if is_stream(options.out) else options.out.parent
     # Hidden, since the table may be written among the pictures, which are read again.
     above, passes = beside / f".{options.out.name}.parts", options.passes

@@ -38,7 +38,7 @@ def run(options: Any) -> dict[str, Any]:
     model = load(options.model, options.checkpoint)
     pixels, shape = of_images(model, options.model)
     kind, pieces = ImageKind(shape, pixels.levels), pieces_of(options.images)
-    say("looking at a few images: is the model what it says, and how many steps do they need")
+    say("testing on a few images what the model declares, and how many steps they need")
     reference = reference_of(options.model, model, options.estimator, options.label)
     found = prepared(
         reference.as_measured(model), _first(pieces, kind, options), options.estimator,

@@ -85,7 +85,7 @@ COPY = "put a copy back"
 RECORD = "put its copy back, or move it away and run the training's command, which writes it anew"
 AGAIN = "remove it, and run the command again that wrote it"
 BEFORE = "put a copy back, or remove it: the one before is taken"
-PART = "remove it: its images are worked on again"
+PART = "remove it: its images are computed again"
 RESULT = "move it away and evaluate again"
 LOG = "go on with the training, or remove it"
 

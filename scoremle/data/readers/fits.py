@@ -1,4 +1,4 @@
-"""Ways to bring an image to another size, each of which says what it did."""
+"""Functions that bring an image to another size, each with a record of what it did."""
 
 from collections.abc import Callable
 
