@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
+from scoremle.evaluation.result import Result
 from scoremle.experiment.measurement import kind_under, with_noise
 from scoremle.experiment.results import measured
 from scoremle.experiment.shipped import place_of
@@ -18,6 +19,9 @@ from scoremle.model import ScoreModel
 __all__ = ["how_to_get", "ranks", "reference_of"]
 
 EVALUATION = "eval"
+# Flags of an evaluation by which it may solve less accurately than others are measured, and the
+# error of an image that such values may have, as a share of their standard deviation.
+OF_SOLVER, LARGEST_ERROR = {"solver", "nodes", "tolerance"}, 0.1
 # Fields of an evaluation of bits/dim of all test images, by one estimator.
 OF_ALL_IMAGES = {
     "enable_bpd": True, "suite": False, "bound_steps": 0, "importance_samples": 1,
@@ -51,7 +55,8 @@ NO_RANKS = (
 def reference_of(place: str, model: Any, estimator: str, label: str = "") -> ReferenceScores:
     """Reads an evaluation's values by the same estimator, at the same step, for the same label.
 
-    Those of another data set than the model's own are left out.
+    Those of another data set than the model's own are left out, and those for which a
+    flag chose a solver with too large an error.
 
     Args:
         place: where the model is, as ``load`` takes it.
@@ -72,11 +77,18 @@ def reference_of(place: str, model: Any, estimator: str, label: str = "") -> Ref
         found = (result.kind, result.split, result.step, result.full_pass)
         if found != known or not Workdir(folder).has_measured(result.to_json()):
             continue
-        if (values := result.values) is not None:
+        values = result.values
+        if values is not None and _is_accurate(result, values):
             scale = result.decoder_scale
             fitted = scale if isinstance(scale, float) else None
             return ReferenceScores(np.sort(values), fitted)
     return NOTHING
+
+
+def _is_accurate(result: Result, values: Float[np.ndarray, " n"]) -> bool:
+    """Whether values have the solver of their model, or an error that hardly moves a rank."""
+    allowed = LARGEST_ERROR * float(values.std())
+    return OF_SOLVER.isdisjoint(result.flags) or (result.solver_error or 0) <= allowed
 
 
 def _kind(model: ScoreModel, estimator: str, label: str) -> str | None:
@@ -129,7 +141,7 @@ def how_to_get(
         first = f"scoremle {shlex.join(['import', place])} FOLDER --dataset=IMAGES"
         return (
             f"no ranks: {first} and then scoremle {shlex.join(['eval', 'FOLDER', *flags])} measure"
-            " images that do belong; then scores of the model in that folder have ranks"
+            " normal images; then scores of the model in that folder have ranks"
         )
     return NO_RANKS
 

@@ -631,6 +631,19 @@ def test_ranks_of_a_model_of_the_middles_of_bins_are_by_its_own_noise(
     assert len(reference_of(str(tmp_path), middles, estimator).values) == 3
 
 
+@pytest.mark.parametrize(
+    ("flags", "error", "known"), [({"nodes": 4}, 0.2, 0), ({"nodes": 99}, 0.05, 3), ({}, 0.2, 3)]
+)
+def test_ranks_are_not_among_values_of_a_coarser_solver(flags, error, known, model, tmp_path):
+    values = np.array([[1.0, 2.0, 3.0]])  # with a standard deviation of 0.8
+    facts = {"split": "test", "step": 7, "full_pass": True, "images": 3, "flags": flags,
+             "mean_solver_error": error}  # fmt: skip
+    write_npz(tmp_path / "eval" / "exact.npz", {"bpd": values})
+    add_results(tmp_path / "eval" / "results.json", {"exact": result("exact", values, **facts)})
+    seventh = dataclasses.replace(model, origin=Origin(step=7))
+    assert len(reference_of(str(tmp_path), seventh, "ode").values) == known
+
+
 @pytest.mark.long
 def test_the_mean_is_corrected_as_that_of_an_evaluation(by_digits):
     place, found = by_digits
