@@ -224,7 +224,8 @@ def _curves(subject: Subject) -> Iterator[Chart]:
         norm = {"grad_norm": "training"}
         yield charts.columns("grad_norm", "Norm of the gradient", log, norm, log=True)
     yield charts.learning_rate(
-        lambda i: optim.lr * np.minimum(i / max(optim.warmup, 1), 1.0), int(log[-1]["step"])
+        lambda i: optim.lr * np.where(i < optim.warmup, i / max(optim.warmup, 1), 1.0),
+        int(log[-1]["step"]),
     )
 
 

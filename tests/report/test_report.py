@@ -378,6 +378,9 @@ def test_a_curve_is_drawn_of_what_was_logged(row, drawn, unchecked):
     found = [*sections._curves(subject)]
     assert [chart.name for chart in found] == [*drawn, "learning_rate"]
     assert found[-1].alt.endswith("0.25 at last.")
+    optim.warmup = 0
+    *_, found = sections._curves(subject)
+    assert_line(*lines(drawn_on_axes(found)), np.linspace(0, 2, 200), 0.5)
 
 
 # What charts draw -------------------------------------------------------------------------------
