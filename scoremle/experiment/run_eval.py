@@ -253,12 +253,23 @@ class EvaluationRun:
             title = f"{name}, {mean.mean:.3f} bits/dim: which noise levels cost them"
             pictures.write_profile(self.folder / f"{name}_profile.png", facts["profile"], title)
         result = Result.read(name, facts | mean.to_json(), self.folder)
+        self._say_if_replaced(result)
         add_results(self.folder / RESULTS, {name: result.to_json()})
         if "probe_bias" in found.values:
             _warn_of_optimism(result)
         means = found.values[found.column].mean(axis=0)
         self._write_extremes(result, means)
         return result, means
+
+    def _say_if_replaced(self, result: Result) -> None:
+        """Prints a line if another number of this name is there."""
+        facts = read_results(self.folder / RESULTS).get(result.name)
+        if facts and facts["mean"] != result.mean:
+            before = Result.read(result.name, facts, self.folder)
+            say(
+                f"{result.name} replaces {before.mean:.4f} {before.unit} of"
+                f" {before.images_in_words}; another --eval-folder keeps both"
+            )
 
     def _parts(self, name: str, facts: dict[str, Any]) -> Path:
         """The folder of finished parts. Each of the facts may change a value.

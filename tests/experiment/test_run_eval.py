@@ -10,10 +10,12 @@ import jax
 import numpy as np
 import pytest
 from helpers.marks import some
+from helpers.reported import result
 from helpers.tiny_runs import evaluate, npz, run
 
 import scoremle
 from scoremle.cli import main as cli
+from scoremle.evaluation.result import Result
 from scoremle.experiment import build, run_eval
 from scoremle.experiment.config import published_config
 from scoremle.experiment.reference import reference_of
@@ -187,6 +189,20 @@ def test_a_control_is_not_written_through_a_link(tiny, tmp_path, capfd):
     (folder / "e" / "parts").symlink_to(tmp_path / "theirs")
     assert run("eval", folder, "--eval_folder=e", eval__bound=True) == 2
     assert "is a link" in capfd.readouterr().err and not [*(tmp_path / "theirs").iterdir()]
+
+
+def test_another_number_of_the_same_name_is_replaced_by_a_line(tmp_path, capsys):
+    path, values = tmp_path / "results.json", np.arange(4.0)
+
+    def replaced(of):
+        facts = result("exact", of, images=len(of))
+        found = Result.read("exact", facts, tmp_path)
+        run_eval.EvaluationRun._say_if_replaced(Mock(folder=tmp_path), found)
+        add_results(path, {"exact": facts})
+        return capsys.readouterr().out
+
+    assert not replaced(values) and not replaced(values)
+    assert "replaces 1.5000 bits/dim of 4 test images" in replaced(values[:2])
 
 
 @pytest.mark.parametrize(("images", "shown"), [(1, 0), (2, 1), (5, 2), (64, 32), (80, 32)])
