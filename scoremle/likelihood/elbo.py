@@ -65,6 +65,27 @@ class ELBO:
     profile: Float[Array, "b bins"] | None = field(repr=False)
     bounds: Literal["density", "probability"] = static()
 
+    @classmethod
+    def of_terms(
+        cls, prior: PerExample, diffusion: PerExample, known: PerExample,
+        drawn: Float[Array, "k b"], variance: PerExample, **rest: Any,
+    ) -> "ELBO":
+        """The bound of its terms, with the error that their draws leave.
+
+        Args:
+            prior: the divergence at the last time.
+            diffusion: the estimate of the terms between the two ends.
+            known: the part of the decoder's term that is not drawn.
+            drawn: draws of the rest of it.
+            variance: of ``diffusion``.
+            rest: the other fields.
+        """
+        if len(drawn):
+            known = known + jnp.mean(drawn, axis=0)
+            variance = variance + variance_of_mean(drawn, stratified=False)
+        log_prob = -(prior + diffusion + known)
+        return cls(log_prob, prior, diffusion, known, jnp.sqrt(variance), **rest)
+
 
 def prior_divergence(sde: SDE, x: Data, t: Scalar = 1.0) -> PerExample:
     """KL( p(x_t | x) || N(0, prior_std^2 I) ) in nats."""
@@ -292,27 +313,16 @@ def elbo_at(
     samples, last = jax.vmap(row)(rows) if at_once else jax.lax.map(row, rows)
     samples, last = samples[:draws], last[draws:]
 
-    variance = variance_of_mean(samples, stratified)
-    if last_draws:
-        rest = rest + jnp.mean(last, axis=0)
-        variance = variance + variance_of_mean(last, stratified=False)
     diffusion, profile = jnp.mean(samples, axis=0), None
     if (log_snr := sde.log_snr(t)).ndim == 2:
         profile = by_bin(samples / draws, log_snr, log_snr_edges(sde, eps))
         if known is not None:
             profile = profile + known.integrals()
         diffusion = jnp.sum(profile, axis=1)
-    prior = prior_divergence(sde, x)
-    return ELBO(
-        log_prob=-(prior + diffusion + rest),
-        prior=prior,
-        diffusion=diffusion,
-        reconstruction=rest,
-        stderr=jnp.sqrt(variance),
-        evaluations=jnp.full(batch, draws + last_draws),
-        profile=profile,
-        bounds=decoder.bounds,
-    )
+    return ELBO.of_terms(
+        prior_divergence(sde, x), diffusion, rest, last, variance_of_mean(samples, stratified),
+        evaluations=jnp.full(batch, draws + last_draws), profile=profile, bounds=decoder.bounds,
+    )  # fmt: skip
 
 
 def by_bin(

@@ -13,7 +13,7 @@ from jaxtyping import Float
 
 from scoremle.likelihood.levels import stderr_of_means
 
-__all__ = ["Mean", "PassValues", "standard_error"]
+__all__ = ["Mean", "PassValues", "over_passes", "standard_error"]
 
 # Columns [passes n] by name; ``profile`` has one more axis, over bins of log-SNR.
 PassValues = dict[str, Float[np.ndarray, "passes _n *more"]]
@@ -200,6 +200,24 @@ class Mean:
             f"the solver's error with {steps[-1]} steps comes on top: at most"
             f" {errors.finest_bias:.5f} bits/dim",
         ]
+
+
+def over_passes(values: PassValues, column: str) -> dict[str, Float[np.ndarray, " n"]]:
+    """The mean over passes of each example, and its errors; the spread of one pass is NaN.
+
+    Args:
+        values: of each pass and example.
+        column: the name of what is averaged.
+    """
+    v = values[column]
+    passes, nothing = len(v), 0 * v  # NaN where a pass failed
+    noise = values.get("probe_stderr", values.get("draw_stderr", nothing))
+    return {
+        column: v.mean(axis=0),
+        "stderr": v.std(axis=0, ddof=1) / np.sqrt(passes) if passes > 1 else np.nan * v[0],
+        "probe_stderr": np.sqrt(np.square(noise).sum(axis=0)) / passes,
+        "solver_error": values.get("solver_error", nothing).mean(axis=0),
+    }
 
 
 def standard_error(variance: np.floating, count: int) -> float:

@@ -8,7 +8,7 @@ from jaxtyping import Float
 
 from scoremle.core.arguments import check_count
 from scoremle.errors import needing
-from scoremle.likelihood.mean import Mean
+from scoremle.likelihood.mean import Mean, over_passes
 from scoremle.likelihood.pilot import Choice
 from scoremle.terminal import html_table
 
@@ -121,17 +121,8 @@ class Scores:
             [4.] [1.]
         """
         check_count("dims", dims)
-        bpd = values["bpd"]
-        passes, n = bpd.shape
-        nothing = 0 * bpd  # NaN where a pass failed
-        noise = values.get("probe_stderr", values.get("draw_stderr", nothing))
-        return cls(
-            log_prob=-bpd.mean(axis=0) * dims * np.log(2),
-            bpd=bpd.mean(axis=0),
-            stderr=bpd.std(axis=0, ddof=1) / np.sqrt(passes) if passes > 1 else np.full(n, np.nan),
-            probe_stderr=np.sqrt(np.square(noise).sum(axis=0)) / passes,
-            solver_error=values.get("solver_error", nothing).mean(axis=0),
-        )
+        found = over_passes(values, "bpd")
+        return cls(log_prob=-found["bpd"] * dims * np.log(2), **found)
 
     def _columns(self) -> dict[str, np.ndarray]:
         found = {field.name: getattr(self, field.name) for field in fields(self)}

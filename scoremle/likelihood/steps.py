@@ -276,22 +276,11 @@ def step_bound(
     else:
         terms, error = samples / draws, variance_of_mean(samples, stratified=True)
     rest = decoder.known(sde, y, integers, jnp.broadcast_to(times[0], len(y)))
-    if last_draws:
-        rest = rest + jnp.mean(last, axis=0)
-        error = error + variance_of_mean(last, stratified=False)
-    prior = prior_divergence(sde, y, times[-1])
     profile = by_bin(terms, sde.log_snr(after[:count]), edges)
-    diffusion = jnp.sum(profile, axis=1)
-    return ELBO(
-        log_prob=-(prior + diffusion + rest),
-        prior=prior,
-        diffusion=diffusion,
-        reconstruction=rest,
-        stderr=jnp.sqrt(error),
-        evaluations=jnp.full(len(y), len(after)),
-        profile=profile,
-        bounds="probability",
-    )
+    return ELBO.of_terms(
+        prior_divergence(sde, y, times[-1]), jnp.sum(profile, axis=1), rest, last, error,
+        evaluations=jnp.full(len(y), len(after)), profile=profile, bounds="probability",
+    )  # fmt: skip
 
 
 def _steps(

@@ -22,7 +22,7 @@ from scoremle.evaluation import tables
 from scoremle.evaluation.statistics import error_of_few
 from scoremle.experiment.score_table import decimals
 from scoremle.files import named
-from scoremle.likelihood.mean import Mean
+from scoremle.likelihood.mean import Mean, over_passes
 from scoremle.model import ScoreModel
 from scoremle.numerics import power_of_two
 from scoremle.resumable import Arrays, resumable_map
@@ -139,16 +139,7 @@ def _of_points(values: Values) -> Columns:
 
     It is that of a few passes, or of one pass its own, and half of what covers the solver's.
     """
-    passes = len(values["log_prob"])
-    mean, solver = (values[name].mean(axis=0) for name in ("log_prob", "solver_error"))
-    probes = np.sqrt(np.square(values["probe_stderr"]).mean(axis=0) / passes)
-    stderr = np.full_like(mean, np.nan)
-    if passes > 1:
-        stderr = values["log_prob"].std(axis=0, ddof=1) / np.sqrt(passes)
-    return {
-        "log_prob": mean,
-        "error": np.hypot(error_of_few(stderr, passes) if passes > 1 else probes, solver / 2),
-        "stderr": stderr,
-        "probe_stderr": probes,
-        "solver_error": solver,
-    }
+    passes, found = len(values["log_prob"]), over_passes(values, "log_prob")
+    noise = error_of_few(found["stderr"], passes) if passes > 1 else found["probe_stderr"]
+    error = np.hypot(noise, found["solver_error"] / 2)
+    return {"log_prob": found["log_prob"], "error": error, **found}
