@@ -77,6 +77,7 @@ class Learned:
     def __call__(self, keys: Any, x: Any) -> tuple[jax.Array, jax.Array]:
         u = per_example(jax.random.uniform, example_keys(keys, len(x)), x.shape[1:])
         u, log_q = self.flow(first_channel(u), first_channel(x))
+        u = u.clamp(0, 1)  # the published map ends up to MARGIN / 2 beyond
         return jnp.asarray(last_channel(u).numpy()), jnp.asarray(log_q.numpy())
 
 
