@@ -102,7 +102,8 @@ class Pixels:
         self._check_integers(x)
         # Rounding may lead a flow's noise to 1.
         if _here(u) and not np.all((np.asarray(u) >= 0) & (np.asarray(u) <= 1)):
-            raise UserError("u, the noise of integers, must lie in [0, 1)")
+            ends = f"from {np.min(u):.6g} to {np.max(u):.6g}"
+            raise UserError(f"u, the noise of integers, must lie in [0, 1): it reaches {ends}")
         return self.low + (self.high - self.low) * (x + u) / self.levels
 
     def encode_grid(self, x: IntImages) -> Data:
