@@ -22,7 +22,8 @@ OfExamples = Float[np.ndarray, " m"]
 LEAST_RATE = 1e-10
 # A share of a rate by which rounding may move an adjusted p-value.
 ROUNDING = 1e-9
-# By which share of the greatest value rounding of a network in float32 may move a statistic.
+# By which share of a value, or of the median one, rounding in float32 may move a statistic. The
+# greatest reference sets no scale: it may be an odd one, beside which all others would be equal.
 OF_A_NETWORK = 1e-5
 
 
@@ -55,7 +56,8 @@ def places(
         reference: in ascending order.
         values: of the examples.
     """
-    few = OF_A_NETWORK * np.abs(reference).max(initial=0)
+    usual = np.median(np.abs(reference)) if len(reference) else 0.0
+    few = OF_A_NETWORK * np.maximum(np.abs(values), usual)
     return (
         np.searchsorted(reference, values - few, "left"),
         np.searchsorted(reference, values + few, "right"),

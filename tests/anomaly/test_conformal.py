@@ -44,6 +44,12 @@ def test_what_rounding_changes_is_equal(scale):
     assert same[0] < 0.5 and np.ptp(same) < 1e-5
 
 
+def test_one_odd_reference_makes_no_others_equal():
+    reference = np.sort(np.append(normal(98), 1e7))
+    p = p_values(np.array([20.0, 0.0, 1e8]), reference, words(3))
+    assert p[0] == 2 / 100 and 0.3 < p[1] < 0.7 and p[2] == 1 / 100
+
+
 def test_by_one_reference_set_small_p_values_are_beta_binomial():
     """So many of 40 examples have p <= k / (n + 1)."""
     k, m, sets = 3, 40, 3000
