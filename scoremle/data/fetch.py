@@ -14,7 +14,7 @@ from typing import IO, Any, NamedTuple
 from urllib.parse import urlsplit
 
 from scoremle.data.prepared import cache_folder
-from scoremle.errors import UserError, choose, needing
+from scoremle.errors import UserError, choose, first_line, needing
 from scoremle.files import make_folder, writing
 from scoremle.progress import progress
 
@@ -65,6 +65,7 @@ ORIGINS = {
 }  # fmt: skip
 # Seconds without an answer, after which a server counts as silent; bytes between two reports.
 SILENCE, CHUNK = 30, 1 << 16
+ELSEWHERE = "try again, or get the file elsewhere and name it by path=PLACE"
 
 
 def fetched(name: str) -> Path | None:
@@ -103,8 +104,8 @@ def fetch(name: str) -> Path:
                 raise
             except ValueError:
                 raise UserError(
-                    f"{url}: not the published file: its SHA-256 differs, so it was removed; try"
-                    " again, or get the file elsewhere and name it by path=PLACE"
+                    f"{url}: not the published file: its SHA-256 differs, so it was removed;"
+                    f" {ELSEWHERE}"
                 ) from None
             before += size
     return folder
@@ -139,21 +140,26 @@ def _append(url: str, file: IO[bytes], size: int, come: Callable[[int], None]) -
     headers = {"Range": f"bytes={file.tell()}-", "Accept-Encoding": "identity"}
     try:
         with requests.get(url, headers=headers, stream=True, timeout=SILENCE) as answer:
+            code, length = answer.status_code, answer.headers.get("Content-Length", "")
+            start = file.tell() if code == requests.codes.partial_content else 0
+            shorter = code == requests.codes.requested_range_not_satisfiable
+            if shorter or (answer.ok and length.isdigit() and start + int(length) != size):
+                other = f"not the published file, which has {size} bytes"
+                raise UserError(f"{url}: {other}; {ELSEWHERE}")
             if not answer.ok:
-                raise UserError(f"{url} can't be fetched: {answer.status_code} {answer.reason}")
-            if answer.status_code != requests.codes.partial_content:
-                file.seek(0)
-                file.truncate()
+                raise UserError(f"{url} can't be fetched: {code} {answer.reason}")
+            file.seek(start)
+            file.truncate()
             for chunk in answer.raw.stream(CHUNK, decode_content=False):
                 file.write(chunk)
                 come(file.tell())
                 if file.tell() > size:
                     break
-    except requests.RequestException:
-        raise UserError(
-            f"no connection to {urlsplit(url).netloc}, so {url} can't be fetched: try again, or"
-            " get the file elsewhere and name it by path=PLACE"
-        ) from None
+    except (requests.ConnectionError, requests.Timeout):
+        what = f"no connection to {urlsplit(url).netloc}, so {url} can't be fetched"
+        raise UserError(f"{what}: {ELSEWHERE}") from None
+    except requests.RequestException as error:
+        raise UserError(f"{url} can't be fetched: {first_line(error, named=True)}") from None
     except HTTPError:
         raise UserError(_broken(url, file.tell(), size)) from None
 

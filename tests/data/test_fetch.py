@@ -9,9 +9,11 @@ import sys
 import threading
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
+import requests
 
 from scoremle import data
 from scoremle.cli import main as cli
@@ -40,7 +42,7 @@ class Server(ThreadingHTTPServer):
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Answer)
-        self.files, self.ranges = dict(FILES), True
+        self.files, self.ranges, self.lengths = dict(FILES), True, True
         self.sends: int | None = None
         self.left = threading.Event()  # by a client that had enough
         self.asked: list[tuple[str, str]] = []
@@ -56,8 +58,11 @@ class Answer(BaseHTTPRequestHandler):
             return self.send_error(404)
         content = self.server.files[name]
         start = int(asked.removeprefix("bytes=").rstrip("-")) if self.server.ranges else 0
+        if start > len(content):
+            return self.send_error(416)
         self.send_response(206 if self.server.ranges else 200)
-        self.send_header("Content-Length", str(len(content) - start))
+        if self.server.lengths:
+            self.send_header("Content-Length", str(len(content) - start))
         self.end_headers()
         try:
             self.wfile.write(content[start:][: self.server.sends])
@@ -106,13 +111,17 @@ def test_it_goes_on_where_it_broke_off(server, ranges):
     assert {file.name: file.read_bytes() for file in folder.iterdir()} == FILES
 
 
+@pytest.mark.parametrize("lengths", [True, False])
 @pytest.mark.parametrize(
     "wrong", [FIRST[:-1] + b"x", FIRST + b"more", FIRST[:-1]], ids=["other", "longer", "shorter"]
 )
-def test_what_is_not_the_published_file_is_not_kept(server, wrong):
-    server.files["train-images-idx3-ubyte.gz"] = wrong
-    shorter = len(wrong) < len(FIRST)
-    with pytest.raises(UserError, match="broke off" if shorter else "SHA-256 differs"):
+def test_what_is_not_the_published_file_is_not_kept(server, wrong, lengths):
+    """A server need not state the length of what it sends."""
+    server.files["train-images-idx3-ubyte.gz"], server.lengths = wrong, lengths
+    words = "broke off" if len(wrong) < len(FIRST) else "SHA-256 differs"
+    if lengths and len(wrong) != len(FIRST):
+        words = "published file, which"
+    with pytest.raises(UserError, match=words):
         data.fetch("mnist")
     with pytest.raises(UserError, match="no default place"):
         data.load("mnist")
@@ -121,14 +130,26 @@ def test_what_is_not_the_published_file_is_not_kept(server, wrong):
     assert {file.name: file.read_bytes() for file in folder.iterdir()} == FILES
 
 
+def test_a_page_of_a_portal_is_not_the_head_of_a_file(server):
+    server.sends = 50_000
+    with pytest.raises(UserError, match="broke off"):
+        data.fetch("mnist")
+    server.files["train-images-idx3-ubyte.gz"] = b"<html>Sign in</html>"
+    for server.ranges in (False, True):
+        with pytest.raises(UserError, match="published file, which"):
+            data.fetch("mnist")
+    server.files, server.sends = dict(FILES), None
+    assert data.fetch("mnist") and server.asked[-2][1] == "bytes=50000-"
+
+
 def test_no_more_is_read_than_the_file_has(server):
-    server.files["train-images-idx3-ubyte.gz"] = FIRST + bytes(1 << 26)
+    server.files["train-images-idx3-ubyte.gz"], server.lengths = FIRST + bytes(1 << 26), False
     with pytest.raises(UserError, match="SHA-256 differs"):
         data.fetch("mnist")
     assert server.left.wait(20)
 
 
-def test_each_failure_is_a_line(server, capfd):
+def test_each_failure_is_a_line(server, capfd, monkeypatch):
     def line() -> str:
         assert cli.main(["data", "fetch", "mnist"]) == 2
         text = capfd.readouterr().err
@@ -139,6 +160,9 @@ def test_each_failure_is_a_line(server, capfd):
     assert "404" in line()
     server.files["t10k-images-idx3-ubyte.gz"] = FIRST  # longer, and another
     assert "--path=PLACE" in line()
+    with monkeypatch.context() as patch:
+        patch.setattr("requests.get", Mock(side_effect=requests.TooManyRedirects("in a circle")))
+        assert "TooManyRedirects: in a circle" in line()
     server.server_close()
     assert "no connection" in line()
 
