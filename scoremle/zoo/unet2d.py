@@ -251,6 +251,9 @@ class UNet2D(nn.Module):
         waves = self._waves()
         embedding = blocks.TimestepEmbedding(features, self.dtype, name="time_embedding")(waves(t))
         unlabelled = self.class_embed_type is None and self.num_class_embeds is None
+        if self.class_embed_type and class_labels is None:
+            kind = f"class_embed_type={self.class_embed_type!r}"
+            raise UserError(f"the network takes no class: in Python, condition= gives it ({kind})")
         blocks.check_labels(class_labels, not unlabelled)
         if class_labels is None:
             return embedding

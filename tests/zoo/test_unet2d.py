@@ -315,6 +315,9 @@ def test_what_does_not_go_together_is_named():
         apply(UNet2D.from_config(TINY), x, t, t.astype(int))
     with pytest.raises(UserError, match="needs class labels"):
         apply(UNet2D.from_config(TINY | {"num_class_embeds": 3}), x, t)
+    for kind in ("timestep", "identity"):
+        with pytest.raises(UserError, match="condition= gives it"):
+            apply(UNet2D.from_config(TINY | {"class_embed_type": kind}), x, t)
     with pytest.raises(UserError, match="64 channels"):
         apply(UNet2D.from_config(TINY | {"attn_norm_num_groups": 24}), x, t)
     with pytest.raises(UserError, match="attention_head_dim is 128"):
