@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 
-from scoremle.core.arguments import check_count
+from scoremle.core.arguments import check_count, check_number
 from scoremle.errors import UserError
 from scoremle.nn.layers import MOST_CHANNELS, MOST_LAYERS, MOST_RESOLUTIONS, Activation
 
@@ -50,6 +50,11 @@ CHOICES = {
     "resnet_time_scale_shift": ("default", "scale_shift"),
     "class_embed_type": (None, "timestep", "identity"),
 }
+# Whole numbers of at least one, if they are given.
+COUNTS = (
+    "in_channels", "out_channels", "time_embedding_dim", "attention_head_dim", "norm_num_groups",
+    "attn_norm_num_groups", "num_class_embeds", "num_train_timesteps",
+)  # fmt: skip
 # The others describe how parameters were averaged: diffusers writes them beside the fields.
 WITHOUT_EFFECT = (
     "dropout", "decay", "inv_gamma", "min_decay", "optimization_step", "power",
@@ -68,11 +73,18 @@ def check_fields(net: Any) -> None:
         value = getattr(net, field)
         if value not in choices:
             raise UserError(f"{field} is {value!r}: known here are {_listed(choices)}")
+    for field in COUNTS:
+        if (value := getattr(net, field)) is not None:
+            check_count(field, value)
+    check_number("mid_block_scale_factor", net.mid_block_scale_factor, above=0)
+    check_number("norm_eps", net.norm_eps, above=0)
     check_count("layers_per_block", net.layers_per_block, most=MOST_LAYERS)
     depth = len(net.block_out_channels)
     check_count("the length of block_out_channels", depth, most=MOST_RESOLUTIONS)
     for channels in net.block_out_channels:
         check_count("one of block_out_channels", channels, most=MOST_CHANNELS)
+    if net.freq_shift >= net.block_out_channels[0] / 2:
+        raise UserError(f"freq_shift is {net.freq_shift}: it must be below half of the channels")
     for field, kinds in (("down_block_types", DOWN_BLOCKS), ("up_block_types", UP_BLOCKS)):
         blocks = getattr(net, field)
         if len(blocks) != len(net.block_out_channels):

@@ -130,6 +130,9 @@ def test_derivative_agrees_with_differences(golden, x64):
     [
         ("large_size", {"large_size": 256}),
         ("image_size is", {"channel_mult": ""}),
+        ("num_head_channels, if", {"num_head_channels": 0}), ("num_heads must", {"num_heads": 0}),
+        ("num_heads_upsample, if", {"num_heads_upsample": -2}),
+        ("num_classes must", {"num_classes": -1}),
         ("attention_resolutions is '4;2'", {"attention_resolutions": "4;2"}),
     ],
 )

@@ -291,6 +291,12 @@ MISTAKES = {
         "block_out_channels": [32, 32, 32],
     },
     "last of up_block_types": {"up_block_types": ["SkipUpBlock2D", "UpBlock2D"]},
+    **{f"{field} must": {field: value} for field, value in (
+        ("attention_head_dim", -8), ("time_embedding_dim", -1), ("num_class_embeds", 0),
+        ("num_train_timesteps", -1), ("norm_num_groups", 0), ("out_channels", 0),
+        ("mid_block_scale_factor", 0), ("norm_eps", -1.0),
+    )},
+    "freq_shift is": {"freq_shift": 16},
     "3 channels": {"down_block_types": ["SkipDownBlock2D", "DownBlock2D"], "in_channels": 1},
 }
 
