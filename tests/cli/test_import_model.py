@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import dataclasses
 import json
 import os
 
@@ -279,6 +280,19 @@ def one_line(capsys, *arguments):
     err = capsys.readouterr().err
     assert err.count("\n") == 1
     return err
+
+
+def test_a_model_that_takes_another_condition_than_a_class_is_not_imported(
+    imported, tmp_path, monkeypatch, capsys
+):
+    def noise(x, t):
+        raise UserError("condition= gives it")
+
+    file, _ = imported
+    model = dataclasses.replace(scoremle.load(file), noise=noise)
+    monkeypatch.setattr(scoremle, "load", lambda _: model)
+    assert "condition=" in one_line(capsys, "import", file, tmp_path / "a")
+    assert not (tmp_path / "a" / "config.json").exists()
 
 
 def test_mistakes_are_one_line(imported, images, golden, tmp_path, capsys):

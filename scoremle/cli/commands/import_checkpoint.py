@@ -90,12 +90,17 @@ def run(options: Any) -> None:
 
 def _import_model(path: Path, family: str, place: "Workdir", dataset: str) -> None:
     """Makes the working directory. ``dataset``: a name or a path; "" if it is not known."""
+    import jax
+
     from scoremle.experiment.imported import Imported
     from scoremle.files import write_sealed
     from scoremle.likelihood.image_model import pixels_of
     from scoremle.zoo.families import FAMILIES
 
     model = scoremle.load(path)
+    if not model.origin.classes:  # no command has another condition than a class
+        inputs = (jax.ShapeDtypeStruct((1, *of), "float32") for of in (model.shape, ()))
+        jax.eval_shape(model.noise, *inputs)
     config, imported = _config_of(model, dataset), Imported(place.folder)
     # Without the config, which comes last, the others can be made anew.
     place.check_vacant(but=imported.names)
