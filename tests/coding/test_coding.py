@@ -596,8 +596,12 @@ def test_pictures_come_back_under_their_names(grey, tmp_path, capfd, monkeypatch
     for name, image in zip(("a", "sub/b"), pixels, strict=True):
         Image.fromarray(image).save(tmp_path / "x" / f"{name}.png")
     bits, out = tmp_path / "x.bits", tmp_path / "y"
-    code, told, _ = run(capfd, "compress", grey, tmp_path / "x", "-o", bits, "--steps=2")
+    coded = "compress", grey, tmp_path / "x", "--steps=2", "-o"
+    code, told, _ = run(capfd, *coded, bits)
     assert code == 0 and "their folders are not" in told
+    shutil.copy(tmp_path / "x" / "a.png", tmp_path / "x" / "sub")
+    code, told, err = run(capfd, *coded, tmp_path / "twice.bits")
+    assert code == 0 and "names are not kept" in err and "their folders" not in told
     back = "decompress", bits, f"--model={grey}", "-o", out
     assert run(capfd, *back)[0] == 0
     for name, image in zip("ab", pixels, strict=True):

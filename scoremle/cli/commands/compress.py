@@ -43,6 +43,7 @@ def check(options: Any) -> None:
 
 def run(options: Any) -> dict[str, Any]:
     """Writes the file, and prints its rates beside those that the model states."""
+    from scoremle.coding.file import are_names
     from scoremle.coding.images import compress_images
     from scoremle.coding.rates import RATES_FILE
     from scoremle.data.readers.decoding import EXACT, is_picture
@@ -66,10 +67,10 @@ def run(options: Any) -> dict[str, Any]:
         raise UserError(
             f"{options.images}: {in_short(losses, 1)}, which loses something: remove such pictures"
         )
+    names = [Path(name).stem for name in pictures]
     rates = compress_images(
-        model, images, options.out,
-        place=options.model, names=[Path(name).stem for name in pictures], steps=options.steps,
-    )  # fmt: skip
+        model, images, options.out, place=options.model, names=names, steps=options.steps
+    )
     say(*wrapped(
         f"{rates.line}; the draws that were coded have {rates.drawn:.3f}",
         f"the file: {rates.size} bytes, {rates.gross:.3f} bits/dim with the random bits that the"
@@ -80,7 +81,7 @@ def run(options: Any) -> dict[str, Any]:
             f"that is more than the {math.log2(pixels.levels):.3f} bits/dim of the pixels as they"
             " are: take more images, more steps, or a model of such images"
         ))  # fmt: skip
-    if any("/" in name for name in pictures):
+    if are_names(names, len(images)) and any("/" in name for name in pictures):
         say("the names of pictures are kept, and those of their folders are not")
     if rates.plain:
         say(f"{rates.plain:.1%} of the images did not come back as they were: stored plainly")
