@@ -63,8 +63,9 @@ ORIGINS = {
             (64_275_384, "cdce80dfb2a2c4c6160906d0bd7c68ec5a99d7ca4831afa54f09182025b6a75b"),
     }),
 }  # fmt: skip
-# Seconds without an answer, after which a server counts as silent; bytes between two reports.
-SILENCE, CHUNK = 30, 1 << 16
+# Seconds without an answer, after which a server counts as silent; bytes that are written at once,
+# of which those of a connection that breaks are lost.
+SILENCE, CHUNK = 30, 1 << 13
 ELSEWHERE = "try again, or get the file elsewhere and name it by path=PLACE"
 
 
