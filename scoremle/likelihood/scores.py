@@ -122,7 +122,10 @@ class Scores:
         """
         check_count("dims", dims)
         found = over_passes(values, "bpd")
-        return cls(log_prob=-found["bpd"] * dims * np.log(2), **found)
+        return cls(
+            log_prob=-found["bpd"] * dims * np.log(2), bpd=found["bpd"], stderr=found["stderr"],
+            probe_stderr=found["probe_stderr"], solver_error=found["solver_error"],
+        )  # fmt: skip
 
     def _columns(self) -> dict[str, np.ndarray]:
         found = {field.name: getattr(self, field.name) for field in fields(self)}
