@@ -79,8 +79,10 @@ def test_the_model_is_theirs(kind, golden, tmp_path):
     assert isinstance(model.default_dequantizer, TruncatedNormal)
 
 
-def test_an_imported_state_is_the_same_model(golden, tmp_path):
-    path = written(tmp_path, *averaged("idode_straight", golden))
+@pytest.mark.parametrize("kind", ["idode_straight", "mulan"])
+def test_an_imported_state_is_the_same_model(kind, golden, tmp_path):
+    state = (golden_mulan(), MULAN) if kind == "mulan" else averaged(kind, golden)
+    path = written(tmp_path, *state)
     assert cli.main(["import", str(path), str(tmp_path / "run")]) == 0
     models = map(scoremle.load, (path, tmp_path / "run"))
     for one, other in zip(*map(jax.tree.leaves, models), strict=True):

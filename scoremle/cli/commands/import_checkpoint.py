@@ -98,7 +98,8 @@ def _import_model(path: Path, family: str, place: "Workdir", dataset: str) -> No
     from scoremle.zoo.families import FAMILIES
 
     model = scoremle.load(path)
-    if not model.origin.classes:  # no command has another condition than a class
+    # No command has another condition than a class, or the code of an image.
+    if not model.origin.classes and model.coder is None:
         inputs = (jax.ShapeDtypeStruct((1, *of), "float32") for of in (model.shape, ()))
         jax.eval_shape(model.noise, *inputs)
     config, imported = _config_of(model, dataset), Imported(place.folder)
@@ -107,9 +108,10 @@ def _import_model(path: Path, family: str, place: "Workdir", dataset: str) -> No
     imported.write(family, path)
     write_sealed(place.data_path, {"name": config.data.dataset, "levels": pixels_of(model).levels})
     write_sealed(place.config_path, config.to_dict())
-    low, high = (float(model.sde.log_snr(t)) for t in (1.0, model.eps))
     say(f"{path}", f"  family      {FAMILIES[family].title}", f"  model       {model}")
-    say(f"  log-SNR     {high:.2f} to {low:.2f}")
+    if not (model.sde.schedule.per_dimension or model.sde.schedule.per_example):
+        low, high = (float(model.sde.log_snr(t)) for t in (1.0, model.eps))
+        say(f"  log-SNR     {high:.2f} to {low:.2f}")
     say(f"  bits/dim    {model.default_estimator.title}", f"  written to  {place.folder}")
     own, label = ["eval", str(place.folder)], ["--config.eval.label=all"]
     if not config.data.dataset:
