@@ -190,6 +190,11 @@ class Measurements:
             by_elbo = replace(by_elbo, decoder=decoder, times=None, start=start)
             facts |= {"offset": None, "times": "log_snr", "stratified": True}
         elif evaluation.bound_times == LEARNED:
+            if sde.schedule.per_example:
+                raise UserError(
+                    "the bound of a model with codes is of integers without noise: set"
+                    " --config.eval.dequantization=none"
+                )
             of_data = experiment.data, experiment.seed
             run = ControlRun(self._of_pilot, by_elbo.matching, *of_data)
             control = run.kept(self.folder, experiment.identity())

@@ -221,6 +221,8 @@ def test_a_tiny_one_with_codes_trains_is_measured_and_sampled(tmp_path, capsys):
     capsys.readouterr()
     for words, keyword in (
         (["eval", str(folder), "--config.eval.bound_steps=2"], "one log-SNR"),
+        (["eval", str(folder), "--config.eval.bound",
+          "--config.eval.dequantization=truncated_normal"], "dequantization=none"),
         (["sample", str(folder), "-n", "2", "--log-prob", "-o", "x.npz"], "a code"),
     ):
         assert cli.main(words) == 2
