@@ -282,11 +282,14 @@ def _numbers(name: str, text: str, number: Callable[[str], float]) -> tuple[floa
 
 def _check_fields(net: ADM) -> None:
     check_count("num_res_blocks", net.num_res_blocks, most=layers.MOST_LAYERS)
-    check_count("num_heads", net.num_heads)
-    check_count("num_classes", net.num_classes)
-    for name in ("num_heads_upsample", "num_head_channels"):
-        if (value := getattr(net, name)) != -1:
-            check_count(f"{name}, if it is not -1,", value)
+    if net.class_cond:
+        check_count("num_classes", net.num_classes)
+    if net.num_head_channels != -1:  # without effect are then the numbers of heads
+        check_count("num_head_channels, if it is not -1,", net.num_head_channels)
+    else:
+        check_count("num_heads", net.num_heads)
+        if net.num_heads_upsample != -1:
+            check_count("num_heads_upsample, if it is not -1,", net.num_heads_upsample)
     if depth := len(net.channel_mult):
         check_count("the length of channel_mult", depth, most=layers.MOST_RESOLUTIONS)
     if not depth and net.image_size not in DEFAULT_MULTIPLES:

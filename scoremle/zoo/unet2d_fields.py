@@ -52,8 +52,8 @@ CHOICES = {
 }
 # Whole numbers of at least one, if they are given.
 COUNTS = (
-    "in_channels", "out_channels", "time_embedding_dim", "attention_head_dim", "norm_num_groups",
-    "attn_norm_num_groups", "num_class_embeds", "num_train_timesteps",
+    "in_channels", "out_channels", "attention_head_dim", "norm_num_groups", "attn_norm_num_groups",
+    "num_class_embeds", "num_train_timesteps",
 )  # fmt: skip
 # The others describe how parameters were averaged: diffusers writes them beside the fields.
 WITHOUT_EFFECT = (
@@ -76,6 +76,8 @@ def check_fields(net: Any) -> None:
     for field in COUNTS:
         if (value := getattr(net, field)) is not None:
             check_count(field, value)
+    if net.time_embedding_dim:  # 0 is as none
+        check_count("time_embedding_dim", net.time_embedding_dim)
     check_number("mid_block_scale_factor", net.mid_block_scale_factor, above=0)
     check_number("norm_eps", net.norm_eps, above=0)
     check_count("layers_per_block", net.layers_per_block, most=MOST_LAYERS)
@@ -83,8 +85,9 @@ def check_fields(net: Any) -> None:
     check_count("the length of block_out_channels", depth, most=MOST_RESOLUTIONS)
     for channels in net.block_out_channels:
         check_count("one of block_out_channels", channels, most=MOST_CHANNELS)
-    if net.freq_shift >= net.block_out_channels[0] / 2:
-        raise UserError(f"freq_shift is {net.freq_shift}: it must be below half of the channels")
+    half = net.block_out_channels[0] // 2
+    if net.time_embedding_type == "positional" and net.freq_shift == half:
+        raise UserError(f"freq_shift is {half}, half of the channels: no frequencies have it")
     for field, kinds in (("down_block_types", DOWN_BLOCKS), ("up_block_types", UP_BLOCKS)):
         blocks = getattr(net, field)
         if len(blocks) != len(net.block_out_channels):

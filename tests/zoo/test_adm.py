@@ -125,14 +125,19 @@ def test_derivative_agrees_with_differences(golden, x64):
     np.testing.assert_allclose(np.vdot(v, jv), np.vdot(v, differences), rtol=1e-7)
 
 
+def test_flags_without_effect_are_not_checked():
+    ADM.from_flags(TINY | {"num_heads": 0, "num_head_channels": 16, "num_classes": 0})
+
+
 @pytest.mark.parametrize(
     ("words", "flags"),
     [
         ("large_size", {"large_size": 256}),
         ("image_size is", {"channel_mult": ""}),
-        ("num_head_channels, if", {"num_head_channels": 0}), ("num_heads must", {"num_heads": 0}),
-        ("num_heads_upsample, if", {"num_heads_upsample": -2}),
-        ("num_classes must", {"num_classes": -1}),
+        ("num_head_channels, if", {"num_head_channels": 0}),
+        ("num_heads must", {"num_heads": 0, "num_head_channels": -1}),
+        ("num_heads_upsample, if", {"num_heads_upsample": -2, "num_head_channels": -1}),
+        ("num_classes must", {"num_classes": -1, "class_cond": True}),
         ("attention_resolutions is '4;2'", {"attention_resolutions": "4;2"}),
     ],
 )

@@ -311,6 +311,11 @@ def apply(network, *inputs):
     jax.eval_shape(network.init, jax.random.key(0), *inputs)
 
 
+def test_fields_without_effect_are_not_checked():
+    UNet2D.from_config(TINY | {"time_embedding_dim": 0})
+    UNet2D.from_config(TINY | {"freq_shift": 16, "time_embedding_type": "fourier"})
+
+
 def test_what_does_not_go_together_is_named():
     x, t = jnp.zeros((2, 8, 8, 3)), jnp.zeros(2)
     with pytest.raises(UserError, match="1 channels"):
