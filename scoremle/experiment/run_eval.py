@@ -262,13 +262,12 @@ class EvaluationRun:
         return result, means
 
     def _say_if_replaced(self, result: Result) -> None:
-        """Prints a line if another number of this name is there."""
-        facts = read_results(self.folder / RESULTS).get(result.name)
-        if facts and facts["mean"] != result.mean:
-            before = Result.read(result.name, facts, self.folder)
+        """Prints a line if another number of this name is there, by whatever version."""
+        before = read_results(self.folder / RESULTS).get(result.name, {})
+        if before.get("mean", result.mean) != result.mean:
             say(
-                f"{result.name} replaces {before.mean:.4f} {before.unit} of"
-                f" {before.images_in_words}; another --eval-folder keeps both"
+                f"{result.name} replaces {before['mean']:.4f} of {before.get('images', 'some')}"
+                " images; another --eval-folder keeps both"
             )
 
     def _parts(self, name: str, facts: dict[str, Any]) -> Path:
