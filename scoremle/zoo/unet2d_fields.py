@@ -85,8 +85,8 @@ def check_fields(net: Any) -> None:
     check_count("the length of block_out_channels", depth, most=MOST_RESOLUTIONS)
     for channels in net.block_out_channels:
         check_count("one of block_out_channels", channels, most=MOST_CHANNELS)
-    half = net.block_out_channels[0] // 2
-    if net.time_embedding_type == "positional" and net.freq_shift == half:
+    half = net.block_out_channels[0] // 2  # 0 of one channel, which has no frequencies to divide
+    if net.time_embedding_type == "positional" and half and net.freq_shift == half:
         raise UserError(f"freq_shift is {half}, half of the channels: no frequencies have it")
     for field, kinds in (("down_block_types", DOWN_BLOCKS), ("up_block_types", UP_BLOCKS)):
         blocks = getattr(net, field)
