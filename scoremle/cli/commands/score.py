@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import scoremle
 from scoremle.cli import checks
@@ -171,28 +171,17 @@ def run(options: Any) -> dict[str, Any]:
     The table and the page are written when the scores are there. To ``--correct`` the mean comes
     after that, and then the page is written again.
     """
+    from scoremle.cli.commands import score_on_ray, score_points
     from scoremle.experiment import models, own_images, own_measurement, reference, score_table
     from scoremle.likelihood.score_images import score_images
 
     if options.engine == "ray":
-        from scoremle.cli.commands import score_on_ray
-
         return score_on_ray.run(options)
     model = models.load_to_score(options.model, options.checkpoint)
     if model.pixels is None:
-        if not isinstance(model, scoremle.ScoreModel):
-            raise UserError(
-                f"{options.model} is a flow of reals, whose log_prob(x) is exact: images need"
-                " from_flow(..., pixels=...)"
-            )
-        from scoremle.cli.commands import score_points
-
         return score_points.run(model, options)
     if options.profile:
-        if not isinstance(model, scoremle.ScoreModel):
-            raise UserError("--profile is for models with noise, and this is a flow: leave it out")
-        if model.sde.schedule.per_dimension:
-            raise UserError("--profile is over log-SNR: each pixel has its own here; leave it out")
+        _check_can_profile(model)
     pixels, shape = models.of_images(model, options.model)
     reports, images = own_images.read_images(
         options.images, shape, pixels.levels, fit=options.fit, skip_bad=options.skip_bad,
@@ -238,17 +227,50 @@ def run(options: Any) -> dict[str, Any]:
         options.model, model, options.estimator, options.label, options.checkpoint
     )
     verdict = _verdict([row for row in rows if not row.reason], len(own)) or no_ranks
+    answer, mean = _Answer(options, found, rows, scores, len(own), verdict), scored.mean
+    summary = answer.write(mean, last=not levels)
+    if levels:
+        with going_on(f"{options.out} is written, and its mean is not corrected: the same command"
+                      " with --force resumes"):  # fmt: skip
+            mean = cast("Mean", scored.corrected(levels, own_measurement.TOLERANCE).mean)
+        summary = answer.write(mean, last=True)
+    shutil.rmtree(parts, ignore_errors=True)
+    with suppress(OSError):  # parts of an interrupted run of other images may be there
+        parts.parent.rmdir()
+    answer.show(mean, summary["left_out"])
+    return summary
 
-    def write(mean: Mean, last: bool) -> dict[str, Any]:
+
+def _check_can_profile(model: Any) -> None:
+    """Raises UserError for a model without one log-SNR for all pixels."""
+    if not isinstance(model, scoremle.ScoreModel):
+        raise UserError("--profile is for models with noise, and this is a flow: leave it out")
+    if model.sde.schedule.per_dimension:
+        raise UserError("--profile is over log-SNR: each pixel has its own here; leave it out")
+
+
+class _Answer(NamedTuple):
+    """Writes and prints the scores of images, with a mean that may be corrected later."""
+
+    options: Any
+    found: Measurement
+    rows: Sequence[ScoreRow]
+    scores: scoremle.Scores
+    reference: int
+    verdict: str
+
+    def write(self, mean: Mean, last: bool) -> dict[str, Any]:
         """Writes the table, its facts and the page: a pipe at the ``last`` call alone."""
-        cost = in_passes(mean)
-        facts = [verdict, _mean(mean, found), *mean.breakdown(), f"each image: {cost}; "
-                 + _spread(scores, passes), *found.notes]  # fmt: skip
-        summary = _summary(mean, found, rows, options) | {"facts": facts}
+        from scoremle.experiment import score_table
+
+        options, cost = self.options, in_passes(mean)
+        facts = [self.verdict, _mean(mean, self.found), *mean.breakdown(), f"each image: {cost}; "
+                 + _spread(self.scores, options.passes), *self.found.notes]  # fmt: skip
+        summary = _summary(mean, self.found, self.rows, options) | {"facts": facts}
         if last or not is_stream(options.out):
             score_table.write_csv(
-                options.out, rows, dims=model.dims, reference=len(own),
-                estimator=f"{found.title}; {cost}",
+                options.out, self.rows, dims=self.found.model.dims, reference=self.reference,
+                estimator=f"{self.found.title}; {cost}",
             )  # fmt: skip
         if not is_stream(options.out):
             scoremle.files.write_json(_beside(options.out), summary)
@@ -256,28 +278,19 @@ def run(options: Any) -> dict[str, Any]:
             from scoremle.report.scores import write_page
 
             write_page(
-                options.page, f"Scores of {options.images}", options.model, rows, facts,
-                levels=pixels.levels, reference=len(own),
+                options.page, f"Scores of {options.images}", options.model, self.rows, facts,
+                levels=self.found.model.pixels.levels, reference=self.reference,
             )  # fmt: skip
         return summary
 
-    mean = scored.mean
-    summary = write(mean, last=not levels)
-    if levels:
-        with going_on(f"{options.out} is written, and its mean is not corrected: the same command"
-                      " with --force resumes"):  # fmt: skip
-            corrected = scored.corrected(levels, own_measurement.TOLERANCE)
-            mean = cast("Mean", corrected.mean)
-        summary = write(mean, last=True)
-    shutil.rmtree(parts, ignore_errors=True)
-    with suppress(OSError):  # parts of an interrupted run of other images may be there
-        parts.parent.rmdir()
-    in_order = [*_in_order(rows, model.dims, len(own))]
-    say(*wrapped(verdict, _mean(mean, found), *both_ends(in_order)))
-    say(f"written to {' and '.join(map(str, filter(None, (options.out, options.page))))}")
-    if left_out := summary["left_out"]:
-        say(f"{left_out} of {len(rows)} files have no score: their rows say why")
-    return summary
+    def show(self, mean: Mean, left_out: int) -> None:
+        """Prints the verdict, the mean, both ends of the images, and where they are written."""
+        options = self.options
+        in_order = [*_in_order(self.rows, self.found.model.dims, self.reference)]
+        say(*wrapped(self.verdict, _mean(mean, self.found), *both_ends(in_order)))
+        say(f"written to {' and '.join(map(str, filter(None, (options.out, options.page))))}")
+        if left_out:
+            say(f"{left_out} of {len(self.rows)} files have no score: their rows say why")
 
 
 def _score_share(

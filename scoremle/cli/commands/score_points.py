@@ -36,8 +36,13 @@ Columns = dict[str, Float[np.ndarray, " n"]]
 Values = dict[str, Float[np.ndarray, "passes n"]]
 
 
-def run(model: ScoreModel, options: Any) -> dict[str, Any]:
+def run(model: Any, options: Any) -> dict[str, Any]:
     """Finds log p of the points, writes the table, and prints the mean and both ends of it."""
+    if not isinstance(model, ScoreModel):
+        raise UserError(
+            f"{options.model} is a flow of reals, whose log_prob(x) is exact: images need"
+            " from_flow(..., pixels=...)"
+        )
     given = [f"--{name}" for name in OF_IMAGES if getattr(options, name) not in (None, "", False)]
     if given or options.estimator != "ode":
         flag = [*given, "--estimator"][0]
