@@ -85,9 +85,12 @@ class Pixels:
             first: the real that the lowest value is.
             last: the real that the highest value is.
 
-        Raises ValueError as the constructor does.
+        Raises UserError as the constructor does.
         """
-        half = (last - first) / (max(levels, 2) - 1) / 2
+        check_count("levels", levels, 2, MOST_LEVELS)
+        check_number("first", first)
+        check_number("last", last)
+        half = (last - first) / (levels - 1) / 2
         return cls(levels, first - half, last + half)
 
     def encode(self, x: IntImages, u: Data | float) -> Data:
@@ -99,12 +102,14 @@ class Pixels:
 
         Raises UserError for numbers outside of these, as far as they are known.
         """
-        self._check_integers(x)
+        integers: Any = as_array(x, "x")
+        noise: Any = as_array(u, "u") * 1.0  # a sum of integers could wrap around
+        self._check_integers(integers)
         # Rounding may lead a flow's noise to 1.
-        if _here(u) and not np.all((np.asarray(u) >= 0) & (np.asarray(u) <= 1)):
-            ends = f"from {np.min(u):.6g} to {np.max(u):.6g}"
+        if _here(noise) and not np.all((np.asarray(noise) >= 0) & (np.asarray(noise) <= 1)):
+            ends = f"from {np.min(noise):.6g} to {np.max(noise):.6g}"
             raise UserError(f"u, the noise of integers, must lie in [0, 1): it reaches {ends}")
-        return self.low + (self.high - self.low) * (x + u) / self.levels
+        return self.low + (self.high - self.low) * (integers + noise) / self.levels
 
     def encode_grid(self, x: IntImages) -> Data:
         """Reals from ``low`` to ``high`` for integers, without noise, as published training has.
@@ -137,8 +142,9 @@ class Pixels:
 
         Raises UserError for a number that is not finite, as far as known.
         """
-        check_examples(y, "y")
-        bins = (y - self.low) / (self.high - self.low) * self.levels
+        reals: Any = as_array(y, "y")
+        check_examples(reals, "y")
+        bins = (reals - self.low) / (self.high - self.low) * self.levels
         # The lower edge of a bin (u = 0) belongs to it, though rounding may put it below.
         k = jnp.floor(bins + ROUNDING * self.levels)
         dtype = jnp.uint8 if self.levels <= 256 else jnp.uint16

@@ -47,6 +47,16 @@ def test_encode_takes_any_integers(dtype):
     np.testing.assert_allclose(y.ravel(), (x.ravel() + 0.5) / 128 - 1, atol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.uint16])
+@pytest.mark.parametrize("u", [0, 1, False, np.uint8(0), np.zeros((1, 4), np.uint8), [[0] * 4]])
+def test_noise_of_whole_numbers_does_not_wrap_around(dtype, u, unchecked):
+    """Also with ends that are whole numbers, by which a sum of integers would be multiplied."""
+    x, pixels = np.array([[0, 60, 119, 120]], dtype), Pixels(121, -1, 9)
+    for given in (x, jnp.asarray(x), x.tolist()):
+        y = pixels.encode(given, u)
+        np.testing.assert_allclose(y, -1 + 10 * (x.astype(float) + np.float64(u)) / 121, rtol=1e-5)
+
+
 @every_scale
 def test_log_det_is_the_derivative(pixels):
     zero = jnp.zeros((1, 1, 1, 1), jnp.int32)
