@@ -65,10 +65,7 @@ from scoremle.numerics import (
     as_pytree,
     check_call,
     check_finite_values,
-    expand,
     power_of_two,
-    predict,
-    sum_data,
 )  # fmt: skip
 from scoremle.resumable import Arrays, resumable_map
 from scoremle.sampling.ends import check_sampler, end_of
@@ -827,7 +824,8 @@ class ScoreModel:
 
         def work(_: int, place: Integer[np.ndarray, " size"]) -> Arrays:
             given = jax.tree.map(lambda row: row[place], rows)
-            found, finite = draw(*split_rows((image_keys(key, place), given), devices))
+            drawn = draw(*split_rows((image_keys(key, place), given), devices))
+            found, finite = drawn if self.bijector is None else _of_data(*drawn, self.bijector)
             check_finite_values(finite, place, "sample")
             return {name: np.asarray(column) for name, column in found.items()}
 
@@ -937,9 +935,8 @@ class ScoreModel:
         return x
 
     def _outside(self, x: Data, end: Scalar | None) -> Data:
-        """Real data from samples at the time ``end``; None: from estimates of the data."""
-        x = x if end is None else AtTime(self.sde, end).inverse(x)
-        return x if self.bijector is None else inverse_of(self.bijector, x)
+        """Samples at time ``end`` as the network sees data; None: they are data already."""
+        return x if end is None else AtTime(self.sde, end).inverse(x)
 
 
 # Programs: each takes what has a row for each example first, and a model without a condition.
@@ -950,6 +947,11 @@ Reals = tuple[Data, PerExample | Scalar, Keys, Condition]
 @Programs
 def _forward(rows: tuple[Data], bijector: Bijector) -> tuple[Data, PerExample]:
     return forward_of(bijector, *rows)
+
+
+@Programs
+def _inverse(rows: tuple[Data], bijector: Bijector) -> Data:
+    return inverse_of(bijector, *rows)
 
 
 @partial(Programs, cut=Likelihood.first)
@@ -1018,8 +1020,8 @@ def _encode(rows: tuple[Data, Condition], model: ScoreModel) -> Data:
 def _decode(rows: tuple[Data, Condition], model: ScoreModel) -> Data:
     z, condition = rows
     noise, solver = model.condition_on(condition).noise, model._solver_of_states
-    x = ode_sample(noise, model.sde, z, eps=model.eps, solver=solver)
-    return model._outside(x, model.eps)
+    x = model._outside(ode_sample(noise, model.sde, z, eps=model.eps, solver=solver), model.eps)
+    return x if model.bijector is None else inverse_of(model.bijector, x)
 
 
 def _chosen(devices: Sequence[jax.Device] | None) -> Sequence[jax.Device]:
@@ -1037,7 +1039,9 @@ def draw_samples(
     model: ScoreModel, keys: Key[Array, " b"], condition: Condition = None, *,
     sampler: Sampler | None,
 ) -> tuple[Array, Array]:  # fmt: skip
-    """Samples, a key for each, and whether each was of finite numbers: what ``sample`` compiles.
+    """Samples as the network sees them, a key for each, and whether each was of finite numbers.
+
+    They are integers of a model of images.
 
     Args:
         model: down to whose smallest time the sampler goes.
@@ -1085,32 +1089,28 @@ def _draw_with_log_prob(
         fold_in(keys, PROBES), eps=model.eps, divergence=divergence, solver=solver,
         condition=condition,
     )  # fmt: skip
-    x, log_det, error = _to_data((z, condition), model)
-    log_prob = found.log_prob + log_det
+    at_eps = AtTime(model.sde, model.eps)
+    x = _inverse((z,), at_eps)
     columns = {
         "x": x,
-        "log_prob": log_prob,
-        "solver_error": found.solver_error + error,
+        "log_prob": found.log_prob + _forward((x,), at_eps)[1],
+        "solver_error": found.solver_error,
         "probe_stderr": found.probe_stderr,
         "latent": found.latent,
         "evaluations": found.evaluations,
     }
     if model.pixels is not None:
         columns["integers"] = model.pixels.decode(x)
-    return columns, all_finite(x) & jnp.isfinite(log_prob)
+    return columns, all_finite(x) & jnp.isfinite(columns["log_prob"])
 
 
-@Programs
-def _to_data(
-    rows: tuple[Data, Condition], model: ScoreModel
-) -> tuple[Data, PerExample, PerExample]:
-    """Data of samples at t = ``eps``, log |det dz/dx|, and what rounding x does to log p."""
-    z, condition = rows
-    x, at_eps = model._outside(z, model.eps), AtTime(model.sde, model.eps)
-    if model.bijector is None:
-        return x, at_eps.forward(x)[1], jnp.zeros(len(x), x.dtype)
-    inside, log_det = forward_of(model.bijector, x)
-    again, change = at_eps.forward(inside)
-    t = jnp.full(len(z), model.eps, z.dtype)
-    score = -predict(model.condition_on(condition).noise, z, t) / expand(model.sde.sigma(t), z)
-    return x, log_det + change, jnp.abs(sum_data(score * (again - z)))
+def _of_data(
+    columns: Columns, finite: Bool[Array, " b"], bijector: Bijector
+) -> tuple[Columns, Bool[Array, " b"]]:
+    """Samples as data, in float64: beside an offset they have more digits than float32."""
+    with jax.enable_x64(True):
+        x = _inverse((np.asarray(columns["x"], np.float64),), bijector)
+        found = columns | {"x": x}
+        if "log_prob" in columns:
+            found["log_prob"] = np.asarray(columns["log_prob"]) + _forward((x,), bijector)[1]
+        return found, finite & all_finite(x)

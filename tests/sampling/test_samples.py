@@ -23,6 +23,7 @@ from scoremle import (
     UserError,
     euler_sample,
 )
+from scoremle.core.bijectors import in_all_digits
 from scoremle.core.keys import image_keys
 from scoremle.likelihood.published_rk45 import PublishedRK45
 from scoremle.sampling.ode import ode_draw
@@ -155,16 +156,21 @@ def test_log_prob_is_the_density_and_samples_are_those_of_the_key():
     assert repr(found).startswith(f"Samples(40: log p {found.log_prob.mean():.5g} nats")
 
 
-def test_what_rounding_at_a_bound_does_to_log_p_is_stated():
-    """In float32 the reals next to 1 are 6e-8 apart, and 1 - x is known to no more."""
-    near_one = Chain((Bounded(-np.inf, 1.0), Affine(14.0, 1.0)))
-    model = ScoreModel(PLANE.noise(VP), VP, 1e-4, (2,), bijector=near_one)
-    with pytest.warns(UserWarning, match="float64"):
-        found = model.sample(60, KEY, log_prob=True)
-    gap = np.abs(found.log_prob - np.asarray(model.log_prob(found.x, OTHER).log_prob))
-    assert (found.x < 1).all() and np.median(gap) > 0.02
-    assert np.mean(gap <= 2 * found.solver_error) >= 0.95
-    assert (gap < 5 * found.solver_error).all()
+@pytest.mark.parametrize(
+    "bijector", [Chain((Bounded(-np.inf, 1.0), Affine(14.0, 1.0))), Affine(59000.5, 0.01)]
+)
+def test_samples_have_the_digits_that_float32_loses(bijector):
+    """In float32 the reals next to 1 are 6e-8 apart, and those next to 59,000 are 4e-3 apart."""
+    model = ScoreModel(PLANE.noise(VP), VP, 1e-4, (2,), bijector=bijector)
+    found = model.sample(60, KEY, log_prob=True)
+    back = model.log_prob(found.x, OTHER)
+    assert np.all(abs(found.log_prob - back.log_prob) < found.solver_error + back.solver_error)
+    assert found.x.dtype == np.float64 and found.solver_error.max() < 0.02
+    alone = model.sample(60, KEY)
+    assert len(np.unique(alone)) == 120
+    np.testing.assert_allclose(
+        *(in_all_digits(bijector, x) for x in (alone, found.x)), atol=2e-3
+    )
 
 
 def test_images_have_log_p_of_their_reals():
