@@ -168,6 +168,16 @@ def test_a_condition_is_any_pytree_with_a_row_for_each_example_or_one_for_all():
         np.testing.assert_allclose(plain.log_prob, found.log_prob, atol=1e-4)
 
 
+def test_a_list_of_numbers_is_an_array_of_conditions():
+    x, model = np.ones((3, 2), np.float32), shifted(Gaussian.random(3, 2))
+    rows = {"mean": [[1.0, 2.0], [3.0, 4.0], [0.5, 0.0]], "scale": [1, 1.5, 2]}
+    arrays = {name: np.asarray(values) for name, values in rows.items()}
+    found, expected = (model.log_prob(x, KEY, condition=c).log_prob for c in (rows, arrays))
+    np.testing.assert_array_equal(found, expected)
+    with pytest.raises(UserError, match="1 row"):
+        model.log_prob(x, KEY, condition=rows | {"scale": [1.0, 2.0]})
+
+
 def test_float64_is_used_where_it_is_chosen(x64):
     data = Gaussian.random(0, 3)
     x = data.draw(1, 5).astype(np.float32)

@@ -304,7 +304,7 @@ def as_condition(condition: Any, n: int) -> Any:
 
     Args:
         condition: any pytree of arrays, each with a row for each example or one for all; a number
-            is one for all.
+            is one for all, and a list of numbers is an array.
         n: how many examples.
 
     Raises UserError for another number of rows, what are no numbers, and one that is not finite.
@@ -318,7 +318,13 @@ def as_condition(condition: Any, n: int) -> Any:
             raise UserError(f"condition must have 1 row or {n}, not {rows}")
         return array
 
-    return jax.tree.map(checked, condition)
+    return jax.tree.map(checked, condition, is_leaf=_of_numbers)
+
+
+def _of_numbers(node: Any) -> bool:
+    """Whether this is a list of numbers, or of such lists: an array elsewhere, too."""
+    leaves = jax.tree.leaves(node) if isinstance(node, list) else []
+    return bool(leaves) and all(isinstance(leaf, int | float) for leaf in leaves)
 
 
 def check_classes(labels: Any, classes: int) -> None:
