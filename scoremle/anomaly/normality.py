@@ -24,6 +24,8 @@ Unusual = Float[np.ndarray, " n"]
 
 # Normal examples for each dimension of each Gaussian of a mixture.
 EXAMPLES = 10
+# The change of a constant feature that is unusual, as a share of it: far beyond rounding.
+LEAST_CHANGE = 1e-3
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,8 @@ class Density:
     def fit(cls, features: FeatureTable, most: int = 5) -> "Density":
         """Fits as many Gaussians as the Bayesian information criterion takes, ``most`` at most."""
         shift, scale = features.mean(axis=0), features.std(axis=0)
-        scale = np.where(varies(features), scale, 1.0)
+        constant = LEAST_CHANGE * np.where(shift, np.abs(shift), 1.0)  # in any unit
+        scale = np.where(varies(features), scale, constant)
         gaussians = _mixture((features - shift) / scale, most)
         return cls(*map(as_tuple, (shift, scale, *gaussians)))
 

@@ -259,6 +259,13 @@ def test_a_feature_that_never_varies_has_no_scale(number):
     assert not found.suspects(0.1).any()
 
 
+@pytest.mark.parametrize("number", [1e-3, 1.0, 1e3])
+def test_a_feature_that_never_varied_and_does_is_unusual_in_any_unit(number):
+    x = np.random.default_rng(6).normal(size=(450, 3))
+    x[:, 2] = number * (1 + 0.001 * (np.arange(450) >= 400))
+    assert (Detector.fit(None, x[:400]).score(None, x[400:]).p < 0.05).mean() > 0.9
+
+
 def test_the_order_of_normal_images_does_not_matter():
     normal = np.concatenate([NORMAL, NORMAL[:7]])
     detector = Detector.fit(IMAGES, normal, statistic="msma")
