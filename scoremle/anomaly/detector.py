@@ -27,6 +27,7 @@ from scoremle.anomaly.statistics import FEATURES, STATISTICS, Examples, Numbers,
 from scoremle.bounded import LONGEST_JSON
 from scoremle.core.arguments import (
     as_data,
+    as_reals,
     check_choice,
     check_count,
     check_kind,
@@ -58,6 +59,8 @@ class Anomalies:
     A larger ``score`` is more unusual. Of examples like the references, at most a share of 0.01
     has a ``p`` of 0.01 or less.
 
+    Raises UserError for p-values outside [0, 1], and another number of them than of scores.
+
     Example:
         >>> from scoremle.anomaly import Anomalies
         >>> found = Anomalies(np.asarray([9.0, 0.1]), np.asarray([0.01, 0.8]))
@@ -67,6 +70,11 @@ class Anomalies:
 
     score: Float[np.ndarray, " n"]
     p: Float[np.ndarray, " n"]
+
+    def __post_init__(self) -> None:
+        p = as_reals(self.p, "p")
+        if p.shape != np.shape(self.score) or not np.all((p >= 0) & (p <= 1)):
+            raise UserError("p must be a number from 0 to 1 for each score")
 
     def __len__(self) -> int:
         return len(self.p)
@@ -186,6 +194,7 @@ class Detector:
 
         Raises UserError for another model or version, and data of another shape or type.
         """
+        check_kind("model", model, ScoreModel | None, 'scoremle.load("digits")')
         if self.model != _identity(model):
             place, number = self.facts.get("model"), self.facts.get("checkpoint")
             at = f" at checkpoint {number}" if number else " or another checkpoint of it"

@@ -72,7 +72,8 @@ def check_number(name: str, value: Any, above: float = -math.inf, below: float =
     if not known(value):
         return
     kinds = int | float | np.integer | np.floating | np.ndarray | jax.Array
-    if not (isinstance(value, kinds) and np.ndim(value) == 0 and math.isfinite(value)):
+    one = isinstance(value, kinds) and not isinstance(value, bool) and np.ndim(value) == 0
+    if not (one and math.isfinite(value)):
         raise UserError(f"{name} must be a finite number, not {shown(value)}")
     if not above < float(value) < below:
         ends = [f"above {above:g}"] if above > -math.inf else []

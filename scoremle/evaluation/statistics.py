@@ -7,6 +7,8 @@ import numpy as np
 from jaxtyping import Float
 from scipy.special import digamma, polygamma, stdtrit
 
+from scoremle.core.arguments import as_reals
+from scoremle.errors import UserError
 from scoremle.likelihood.mean import PassValues, standard_error
 
 __all__ = ["Difference", "error_of_few", "paired_difference", "profile"]
@@ -45,7 +47,15 @@ def paired_difference(
     Args:
         first: [n] values of images.
         second: [n] those of the same images.
+
+    Raises UserError unless there is a value of each for one image or more.
     """
+    first, second = as_reals(first, "first"), as_reals(second, "second")
+    if first.shape != second.shape or first.ndim != 1 or not first.size:
+        raise UserError(
+            f"first and second must be [n] of the same images, not {first.shape} and"
+            f" {second.shape}"
+        )
     gap = second - first
     stderr = standard_error(gap.var(ddof=1), len(gap)) if len(gap) > 1 else float("nan")
     return Difference(float(gap.mean()), stderr, len(gap))

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float
 
 from scoremle.core.arguments import check_count
-from scoremle.errors import needing
+from scoremle.errors import UserError, needing
 from scoremle.likelihood.mean import Mean, over_passes
 from scoremle.likelihood.pilot import Choice
 from scoremle.terminal import html_table
@@ -112,7 +112,7 @@ class Scores:
             values: ``bpd`` of each pass and image, and its errors, in bits/dim.
             dims: dimensions of one image.
 
-        Raises UserError for no dimensions.
+        Raises UserError for no dimensions, and without values [passes n].
 
         Example:
             >>> bpd = np.asarray([[3.0], [5.0]])  # of two passes over one image
@@ -121,6 +121,8 @@ class Scores:
             [4.] [1.]
         """
         check_count("dims", dims)
+        if np.ndim(values.get("bpd", 0)) != 2:
+            raise UserError(f"values must have bpd [passes n], not {[*values]}")
         found = over_passes(values, "bpd")
         return cls(
             log_prob=-found["bpd"] * dims * np.log(2), bpd=found["bpd"], stderr=found["stderr"],

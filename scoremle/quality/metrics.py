@@ -59,7 +59,8 @@ def _rows(*sets: FeatureRows, least: int) -> list[FeatureRows]:
     """Sets of features in float64, all of one size, with so many images at least."""
     found = [as_reals(each, "features") for each in sets]
     shapes = [each.shape for each in found]
-    if {shape[1:] for shape in shapes} != {shapes[0][1:2]} or min(map(len, found)) < least:
+    of_one = {shape[1:] for shape in shapes}
+    if {*map(len, shapes)} != {2} or len(of_one) > 1 or min(map(len, found)) < least:
         raise UserError(f"features must be [n d] of {least} images or more, not {shapes}")
     for each in found:
         check_examples(each, "features")

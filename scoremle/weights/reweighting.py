@@ -24,7 +24,7 @@ import numpy as np
 from jaxtyping import Float
 from scipy.special import logsumexp, softmax
 
-from scoremle.core.arguments import as_reals, check_examples
+from scoremle.core.arguments import as_reals, check_examples, check_kind
 from scoremle.errors import UserError
 from scoremle.sampling.samples import Samples
 from scoremle.weights.pareto import largest_trusted, pareto_k
@@ -140,6 +140,7 @@ def reweigh(
         raise UserError(
             "samples must be two or more with their log p: model.sample(n, key, log_prob=True)"
         )
+    check_kind("log_target", log_target, Callable, "lambda x: -np.sum(x**2, axis=1)")
     target = _checked(log_target(np.array(samples.x)), len(samples))
     check_examples(samples.log_prob, "log_prob of samples")
     variance = np.square(np.asarray(samples.probe_stderr, np.float64))

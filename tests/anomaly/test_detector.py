@@ -300,6 +300,12 @@ MISTAKES = {
     "size": (lambda: Detector.fit(IMAGES, np.zeros((99, 3, 3, 1), np.uint8)), "shape"),
     "no vectors": (lambda: Detector.fit(None, np.zeros((99, 3, 3))), "vectors"),
     "other vectors": (lambda: Detector.fit(VECTORS, np.zeros((99, 3))), "shape"),
+    "p": (lambda: Anomalies(np.ones(1), np.full(1, np.nan)), "p must"),
+    "ps": (lambda: Anomalies(np.ones(2), np.ones(1)), "for each"),
+    "model of a score": (
+        lambda: Detector.fit(None, DATA.draw(0, 50)).score("digits", DATA.draw(0, 5)),
+        "model must be such as",
+    ),
     "rate": (lambda: Anomalies(np.ones(1), np.ones(1)).suspects(1.5), "rate"),
     "small rate": (lambda: Anomalies(np.ones(1), np.ones(1)).suspects(1e-320), "rate"),
 }  # fmt: skip

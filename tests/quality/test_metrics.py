@@ -158,8 +158,9 @@ def test_too_few_images_and_features_of_two_sizes_are_refused(name, unchecked):
     """They would have no variance: NaN, or an error of numpy. One more is enough."""
     few, measure = MEASURES[name]
     for d in (1, 2):
-        for sets in ((normal(20, d), normal(few, d)), (normal(20, d), normal(20, 3))):
-            if name != "class" or len(sets[1]) == few:
+        flat = normal(20, d)[:, 0], normal(20, d)[:, 0]
+        for sets in ((normal(20, d), normal(few, d)), (normal(20, d), normal(20, 3)), flat):
+            if name != "class" or len(sets[1]) == few or sets is flat:
                 with pytest.raises(UserError, match="images or more"):
                     measure(*sets)
         found = measure(normal(20, d), normal(few + 1, d, seed=1))

@@ -16,9 +16,10 @@ from PIL import Image
 
 from scoremle.cli.main import main
 from scoremle.coding.rates import Rates
+from scoremle.errors import UserError
 from scoremle.evaluation import figures
 from scoremle.evaluation.result import Result
-from scoremle.evaluation.statistics import Difference
+from scoremle.evaluation.statistics import Difference, paired_difference
 from scoremle.experiment.configs import NAMED_CONFIGS
 from scoremle.experiment.workdir import Workdir
 from scoremle.files import read_json, write_json, write_npz
@@ -186,6 +187,14 @@ def test_paired_differences(tmp_path):
     assert paired(*found) == expected
     other = Result.read("b", result("exact", second, images=3, seed=43), tmp_path)
     assert paired(found[0], other) is None
+
+
+def test_a_difference_is_of_numbers_of_any_type_and_of_the_same_images(unchecked):
+    found = paired_difference([1.0, 2.0, 4.0], np.uint8([0, 4, 4]))
+    assert found == pytest.approx((1 / 3, np.std([-1, 2, 0], ddof=1) / np.sqrt(3), 3))
+    for wrong in (np.ones((3, 1)), np.ones(1), []):
+        with pytest.raises(UserError, match="same images"):
+            paired_difference(wrong, np.ones(3))
 
 
 def test_several_are_compared_with_the_first(tmp_path, capsys):
