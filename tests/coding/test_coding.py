@@ -206,6 +206,7 @@ def test_the_terms_of_the_bound_are_those_of_its_mean():
     assert abs(gap.mean()) < 3 * gap.std() / len(gap) ** 0.5
 
 
+@pytest.mark.long
 def test_only_the_first_image_draws_from_random_bits():
     layers = layers_of(model_of(), lanes=64)
     few, _ = codec.compress(layers, IMAGES[:9])

@@ -758,7 +758,7 @@ class OfClass(nn.Module):
         return sigma * (x - alpha * means[self.read]())
 
 
-@pytest.mark.parametrize("read", ["layer", "index", "pair"])
+@some("read", ["layer", "index", "pair"], quick=["layer", "index"])
 def test_a_class_beyond_a_table_is_no_other_class(read):
     """PyTorch refuses it, and JAX would read the nearest row."""
     pytest.importorskip("torchax")

@@ -337,7 +337,7 @@ def test_what_is_no_integer_decoder_or_control_is_refused(given, words, unchecke
              draws=4, **how)  # fmt: skip
 
 
-@pytest.mark.parametrize("draws", [3, 5, 32, 33])
+@some("draws", [3, 5, 32, 33], quick=[3, 32])
 def test_the_error_of_an_odd_number_of_draws_has_the_last_one(draws):
     """Most of the noise is that of the last, where the weight is largest."""
     x = jnp.repeat(jnp.asarray([[1.0, -0.5, 0.2, 0.8]]), 4000, axis=0)

@@ -1,6 +1,7 @@
 """Likelihoods by the ODE against densities in closed form, and the honesty of their error bars."""
 
 from functools import partial
+from itertools import product
 
 import jax
 import jax.numpy as jnp
@@ -144,12 +145,18 @@ def of_rows(x, t, rows):
     return sigma * (x - alpha * mean) / (alpha**2 * std**2 + sigma**2)
 
 
-@pytest.mark.parametrize("copies", [1, 100])
-@pytest.mark.parametrize(
-    "bound", [lambda c: lambda x, t: of_rows(x, t, c), lambda c: conditioned(of_rows, c)]
+BOUND = {
+    "by closure": lambda rows: lambda x, t: of_rows(x, t, rows),
+    "by condition": lambda rows: conditioned(of_rows, rows),
+}
+
+
+@some(
+    "how,copies", product(BOUND, (1, 100)), quick=[("by closure", 1), ("by condition", 100)]
 )
-def test_rows_that_are_solved_again_keep_what_the_noise_has_of_each(bound, copies):
+def test_rows_that_are_solved_again_keep_what_the_noise_has_of_each(how, copies):
     """Solves few rows again: of up to 256 in the program of all, of more in one of few."""
+    bound = BOUND[how]
     rows = jnp.tile(ROWS, (copies, 1))
     x, keys = rows[:, :2] + rows[:, 2:], jax.random.split(KEY, len(rows))
     found, expected = (
@@ -189,7 +196,7 @@ TRANSFORMS = {
 @some(
     "name,options",
     [*((name, True) for name in TRANSFORMS), ("jvp", False)],
-    quick=[("jit", True), ("jvp", True)],
+    quick=[("jit", True)],
 )
 def test_the_noise_may_close_over_what_is_traced(name, options, monkeypatch):
     """The default is the first solution then; also where a program has no options."""
