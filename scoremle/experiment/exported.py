@@ -7,16 +7,17 @@ notes, which hold texts.
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
+from scoremle.bounded import MAX_MODEL
 from scoremle.errors import UserError
 from scoremle.experiment.config import config_of
 from scoremle.experiment.record import CONFIG, DATA, DataFacts
-from scoremle.files import inside, named, read_sealed, write_sealed
+from scoremle.files import inside, named, read_sealed, sha256_of, write_sealed
 from scoremle.published import safetensors
 from scoremle.records import check_record
 from scoremle.training.checkpoints import first_difference, leaves
@@ -30,10 +31,11 @@ REMEDY = "export the checkpoint again, or import it with --name"
 
 
 class _Content(TypedDict):
-    """A record, or the notes of a file."""
+    """A record, or the notes of a file; a record has the SHA-256 of its file."""
 
     config: dict[str, Any]
     data: DataFacts
+    sha256: NotRequired[str]
 
 
 def record_path(file: Path) -> Path:
@@ -52,7 +54,7 @@ def write_record(place: "Workdir", file: Path) -> Path:
         place: the working directory.
         file: the exported one.
     """
-    write_sealed(record_path(file), _record(place))
+    write_sealed(record_path(file), _record(place) | {"sha256": sha256_of(file, MAX_MODEL)})
     return record_path(file)
 
 
@@ -62,12 +64,16 @@ def read_record(file: Path) -> tuple[ConfigDict, dict[str, Any]] | None:
     Args:
         file: the exported one.
 
-    Raises UserError if the record is damaged.
+    Raises UserError if the record is damaged, or was written for another file.
     """
     path = record_path(file)
     if not path.is_file():
         return None
-    return _checked(read_sealed(inside(path.parent, path.name), REMEDY), path)
+    content = read_sealed(inside(path.parent, path.name), REMEDY)
+    found = _checked(content, path)
+    if content.get("sha256", sha256 := sha256_of(named(file), MAX_MODEL)) != sha256:
+        raise UserError(f"{path} is of another file than {file}: {REMEDY}")
+    return found
 
 
 def export_notes(place: "Workdir", step: int) -> dict[str, str]:

@@ -111,6 +111,10 @@ def test_an_export_is_imported_as_the_training_that_it_was(tiny, tmp_path, capsy
     assert cli.main(["export", str(out), str(again)]) == 0
     assert again.read_bytes() == path.read_bytes()
     record = path.with_name("checkpoint_2.json")
+    other = path.with_name("checkpoint_1")
+    assert cli.main(["export", str(tiny.workdir), str(other), "--checkpoint=1"]) == 0
+    shutil.copy(record, other.with_name("checkpoint_1.json"))
+    assert "of another file" in one_line(capsys, "import", other, f"--out={tmp_path / 'other'}")
     record.write_text(record.read_text().replace('"nf": 4', '"nf": 8'))
     err = one_line(capsys, "import", path, f"--out={tmp_path / 'other'}")
     assert "checkpoint_2.json" in err
