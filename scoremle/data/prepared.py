@@ -26,6 +26,7 @@ from typing import Any, NotRequired, TypedDict
 import numpy as np
 
 from scoremle import files
+from scoremle.bounded import LONGEST_JSON
 from scoremle.data.readers.arrays import map_npy
 from scoremle.data.readers.base import Options
 from scoremle.errors import UserError, first_line
@@ -190,6 +191,8 @@ def made_whole(folder: Path) -> Iterator[Path]:
     """A new folder to fill, which takes the name of ``folder`` when it is full.
 
     If another process was first, its folder stays and this one is removed.
+
+    Raises UserError if that one is of other data or options.
     """
     temporary = files.temporary_beside(folder)
     with files.writing(folder):
@@ -205,6 +208,12 @@ def made_whole(folder: Path) -> Iterator[Path]:
             except OSError:
                 if not is_prepared(folder):
                     raise
+                both = (each / META for each in (folder, temporary))
+                if len({files.read_bytes(each, LONGEST_JSON) for each in both}) > 1:
+                    raise UserError(
+                        f"{folder} was made of something else meanwhile, by another process: name"
+                        " another folder"
+                    ) from None
             files.sync(folder.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -319,14 +320,17 @@ def test_where_the_cache_is(monkeypatch, tmp_path):
     assert folders.cache_folder() == Path("/home/me/.cache/scoremle/data")
 
 
-def test_two_at_once_and_the_second_finds_it_done(tmp_path):
-    with folders.made_whole(tmp_path / "a") as first:
-        (first / folders.META).write_text("first")
+@pytest.mark.parametrize("other", [False, True])
+def test_two_at_once_and_the_second_finds_it_done(other, tmp_path):
+    refused = pytest.raises(UserError, match="another process") if other else nullcontext()
+    with refused, folders.made_whole(tmp_path / "a") as first:
+        (first / folders.META).write_text("other" if other else "the same")
+        (first / "x").touch()
         with folders.made_whole(tmp_path / "a") as second:
-            (second / folders.META).write_text("second")
+            (second / folders.META).write_text("the same")
         # The inner one was quicker.
-    assert (tmp_path / "a" / folders.META).read_text() == "second"
-    assert [p.name for p in tmp_path.iterdir()] == ["a"]
+    assert (tmp_path / "a" / folders.META).read_text() == "the same"
+    assert [p.name for p in tmp_path.iterdir()] == ["a"] and not (tmp_path / "a/x").exists()
 
 
 KILLED = """
