@@ -82,8 +82,9 @@ def compress_images(
         "lanes": Size(layers.lanes), "shape": [*map(Size, model.shape)],
         "names": names or [], "checkpoint": None if checkpoint is None else Count(checkpoint),
     }  # fmt: skip
-    size = file.write_coded(path, record, coded)
+    # Before the file is written: a command that is stopped has no file, and can be repeated.
     scored = score_images(model, replace(chain, draws=min(DRAWS, steps)), images, seed=0)
+    size = file.write_coded(path, record, coded)
     stated = scored.values["bpd"][0]
     drawn = nats / (model.dims * math.log(2))
     count = int(there.sum())

@@ -185,4 +185,7 @@ def _rounded(probabilities: Probabilities) -> Float[np.ndarray, "rows levels"]:
     if not np.isfinite(probabilities).all():
         raise OverflowError("the model's probabilities of grey values are no numbers")
     rows = np.asarray(probabilities, np.float64).reshape(-1, probabilities.shape[-1])
-    return np.rint(rows / PROBABILITY) * PROBABILITY
+    rows = np.rint(rows / PROBABILITY) * PROBABILITY
+    if not rows.any(axis=1).all():
+        raise OverflowError("the model gives all grey values of a pixel no probability")
+    return rows

@@ -128,6 +128,13 @@ def test_what_is_out_of_reach_or_no_number_is_refused(cell, mean, scale):
         BitStack().push_normal(np.array([cell]), np.full(1, float(mean)), np.full(1, float(scale)))
 
 
+def test_grey_values_without_any_probability_are_refused():
+    none = np.asarray([[0.5, 0.5], [1e-30, 0.0]])
+    for act in (lambda s: s.push_levels(np.zeros(2, int), none), lambda s: s.pop_levels(none)):
+        with pytest.raises(OverflowError, match="no probability"):
+            act(BitStack(np.ones(9, np.uint32)))
+
+
 # --- images ------------------------------------------------------------------------------------
 
 
@@ -252,6 +259,22 @@ def test_a_block_that_does_not_come_back_is_stored_plainly(name, every, tmp_path
     record = {"place": "", "model": "", "program": "", "steps": STEPS, "lanes": 5, "names": []}
     file.write_coded(path, {**record, "shape": [*SHAPE]}, coded)
     assert np.array_equal(codec.decompress(layers, file.read_coded(path)[1]), IMAGES[:20])
+
+
+@pytest.mark.parametrize("scale", [1e9, 1e14])
+def test_images_by_a_network_that_diverges_are_stored_plainly(scale):
+    coded, nats = codec.compress(layers_of(model_of(eps=0.05, scale=scale), 5), IMAGES[:5])
+    assert np.isnan(nats).all() and all(block.plain for block in coded.blocks)
+
+
+def test_a_command_that_is_stopped_has_no_file(tmp_path, monkeypatch):
+    def stopped(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(images, "score_images", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        images.compress_images(model_of(), IMAGES[:3], tmp_path / "x.bits", steps=STEPS)
+    assert not [*tmp_path.iterdir()]
 
 
 @some("scale", [1.001, np.nan], quick=[1.001])
