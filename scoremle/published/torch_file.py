@@ -33,6 +33,8 @@ from scoremle.data.unpickle import NAMES, PickledName, PickleReader, of
 __all__ = ["check_zip"]
 
 CONTENT = "/data.pkl"
+# The first bytes of a zip, whose table of members is its end.
+ZIP = b"PK\x03\x04"
 # The first pickle of a file that is no zip.
 MAGIC = 0x1950A86A20F9469CFC6C
 KINDS = {
@@ -160,6 +162,8 @@ def _of_zip(file: File, size: int) -> Any:
 def _of_pickles(file: File, size: int) -> Any:
     file.seek(0)
     head = io.BytesIO(file.read(LONGEST_PICKLE))
+    if head.getvalue().startswith(ZIP):
+        raise ValueError("its zip is cut off: fetch it again")
     lengths: dict[str, int] = {}
 
     def note(name: str, length: int) -> bytes:
