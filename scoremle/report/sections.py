@@ -19,7 +19,7 @@ from scoremle.files import read_bytes
 from scoremle.report import charts
 from scoremle.report.charts import Chart
 from scoremle.report.page import Page, Picture
-from scoremle.report.subject import Subject, names_of, paired
+from scoremle.report.subject import Subject, names_of, paired, why_not_paired
 from scoremle.terminal import counted
 from scoremle.zoo.families import FAMILIES
 
@@ -71,10 +71,8 @@ def compare(page: Page, subjects: Sequence[Subject]) -> list[Chart]:
         if gap:
             gaps[name] = (gap.mean, gap.stderr)
         else:
-            page.text(
-                f"{name} was not measured on the same images with the same noise as"
-                f" {found[0][0]}: no comparison image by image."
-            )
+            why = why_not_paired(first, result)
+            page.text(f"{name}: no comparison image by image, since {why}.")
     chart = [charts.differences(gaps)] if gaps else []
     page.charts(chart)
     page.text("Each of them has a report of its own:")

@@ -42,6 +42,15 @@ def paired(first: Result, second: Result) -> Difference | None:
     return paired_difference(a, b)
 
 
+def why_not_paired(first: Result | None, second: Result | None) -> str:
+    """The reason why there is no comparison image by image, in words."""
+    if not (first and second):
+        return "one of the two has no likelihood: evaluate it"
+    if first.values is None or second.values is None:
+        return "the values of images of one of the two are gone: evaluate it again"
+    return "the two are not of the same images with the same noise, two or more"
+
+
 @dataclass(frozen=True)
 class Subject:
     """A working directory, in whose ``eval_folder`` the results are."""

@@ -26,7 +26,7 @@ from scoremle.files import read_json, write_json, write_npz
 from scoremle.report import charts, sections
 from scoremle.report.page import Page
 from scoremle.report.sections import _again, _samples
-from scoremle.report.subject import Subject, paired
+from scoremle.report.subject import Subject, paired, why_not_paired
 
 pytest.importorskip("matplotlib")
 from matplotlib.figure import Figure
@@ -214,7 +214,7 @@ def test_what_can_not_be_compared_image_by_image_is_said(tmp_path):
     out = tmp_path / "page.html"
     assert main(["report", str(tmp_path / "one"), str(tmp_path / "two"), f"--out={out}"]) == 0
     page = Reader(out.read_text())
-    assert "two was not measured on the same images" in page.text
+    assert "has no likelihood" in page.text
     assert "aria-label" not in page.attributes
 
 
@@ -336,8 +336,10 @@ def test_what_differs_in_its_images_or_noise_is_not_compared(field, value, tmp_p
     write_npz(tmp_path / "c.npz", {"bpd": np.array([[1.0]])})
     one = Result.read("c", facts | {"images": 1}, tmp_path)
     assert paired(one, one) is None
+    assert "same images" in why_not_paired(first, one)
     gone = Result.read("d", facts, tmp_path)
-    assert paired(first, gone) is None
+    assert paired(first, gone) is None and "are gone" in why_not_paired(first, gone)
+    assert "evaluate it" in why_not_paired(first, None)
 
 
 @pytest.mark.parametrize(
