@@ -15,7 +15,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any, cast
@@ -81,6 +81,11 @@ def going_on(words: str, within: Path | None = None) -> Iterator[None]:
         if isinstance(end, Stopped):
             raise Stopped(end.signal, *said) from None
         raise KeyboardInterrupt(*said) from None
+
+
+def writing_files(first: Path) -> AbstractContextManager[None]:
+    """As ``going_on``, where a command writes several files."""
+    return going_on(f"the same command writes its files, with --force if {first} is there")
 
 
 def say_stopping() -> None:

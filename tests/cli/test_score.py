@@ -145,6 +145,20 @@ def test_pictures(tiny, model, folder, tmp_path, capfd):
     assert summary["mean"] == pytest.approx(float(row["bpd"]), abs=0.51)
 
 
+def test_stopped_between_files_it_says_how_to_go_on(tiny, folder, tmp_path, capfd, monkeypatch):
+    def stopped(*_, **__):
+        raise KeyboardInterrupt
+
+    out, page = tmp_path / "s.csv", tmp_path / "p.html"
+    line = tiny.workdir, folder, f"--out={out}", f"--page={page}", "--repeats=1"
+    with monkeypatch.context() as patched:
+        patched.setattr("scoremle.report.scores.write_page", stopped)
+        code, _, said = score(capfd, *line)
+    assert code == 130 and "--force if" in said and out.exists() and not page.exists()
+    assert score(capfd, *line)[0] == 2
+    assert score(capfd, *line, "--force")[0] == 0 and len(rows(out)) == 5 and page.exists()
+
+
 @pytest.mark.long
 def test_profiles_are_in_columns_and_on_the_page(tiny, model, tmp_path, capfd):
     np.save(tmp_path / "x.npy", IMAGES[:3])

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import scoremle
 from scoremle.cli import checks
 from scoremle.cli.parser import MODEL, Parser, add_shared
+from scoremle.cli.signals import writing_files
 from scoremle.errors import UserError, in_short
 from scoremle.evaluation.tables import wrapped
 from scoremle.terminal import cell, say
@@ -159,15 +160,16 @@ def _score(options: Any) -> dict[str, Any]:
     listed, names = found.suspects(options.rate), [report.name for report in kept]
     lines = [_verdict(names, found.p, listed, options.rate)]
     lines += filter(None, [detector.limits(len(found), options.rate)])
-    _write(options.out, reports, found, listed)
-    if options.page:
-        by = f"By the statistic {detector.statistic}, with {len(detector.reference)} references."
-        write_anomalies(
-            options.page, f"Suspects among {options.images}", names,
-            list(data) if of_model else [report.pixels for report in kept], found,
-            levels=model.pixels.levels if of_model else 256, rate=options.rate,
-            facts=[by, *(f"{line}." for line in lines)], left_out=bad,
-        )  # fmt: skip
+    by = f"By the statistic {detector.statistic}, with {len(detector.reference)} references."
+    with writing_files(options.out):
+        _write(options.out, reports, found, listed)
+        if options.page:
+            write_anomalies(
+                options.page, f"Suspects among {options.images}", names,
+                list(data) if of_model else [report.pixels for report in kept], found,
+                levels=model.pixels.levels if of_model else 256, rate=options.rate,
+                facts=[by, *(f"{line}." for line in lines)], left_out=bad,
+            )  # fmt: skip
     written = " and ".join(map(str, filter(None, (options.out, options.page))))
     lines += [f"{len(bad)} of {len(reports)} files have no score: their rows say why"] * bool(bad)
     say(*wrapped(*lines, f"written to {written}"))

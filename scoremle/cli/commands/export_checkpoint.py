@@ -15,6 +15,7 @@ from typing import Any
 import scoremle
 from scoremle.cli import checks
 from scoremle.cli.parser import Parser
+from scoremle.cli.signals import writing_files
 from scoremle.errors import UserError
 from scoremle.terminal import is_stream, say
 
@@ -72,20 +73,22 @@ def run(options: Any) -> None:
     number, step, state = restored.number, restored.meta["step"], restored.tree
     trained = {"params": state.params, "ema": state.ema}
     scoremle.numerics.check_finite(trained, place.snapshots.path(number))
-    beside = ""
-    if path.suffix == ".safetensors":
-        arrays = {name: np.asarray(a) for name, a in flatten_dict(state.ema, sep=".").items()}
-        safetensors.write(path, arrays, exported.export_notes(place, step))
-    else:
-        rng = restored.meta.get("rng") or [0, experiment.seed]
-        lr, ema_rate = experiment.config["optim"]["lr"], experiment.training.ema_rate
-        tree = scoremle.published.published_tree(state, lr=lr, ema_rate=ema_rate, rng=rng)
-        state_dict.write(path, tree)
-        if not is_stream(path):
-            beside = f"; what it is, to {exported.write_record(place, path)}"
-    say(f"checkpoint {number}, step {step}: written to {path}{beside}")
-    if options.card:
-        text = card.card(place, experiment, restored, results.measured(place.folder, "eval"), path)
-        of_card = path.with_name(f"{path.name}.md")
-        scoremle.files.write_bytes(of_card, text.encode())
-        say(f"its card: {of_card}")
+    with writing_files(path):
+        beside = ""
+        if path.suffix == ".safetensors":
+            arrays = {name: np.asarray(a) for name, a in flatten_dict(state.ema, sep=".").items()}
+            safetensors.write(path, arrays, exported.export_notes(place, step))
+        else:
+            rng = restored.meta.get("rng") or [0, experiment.seed]
+            lr, ema_rate = experiment.config["optim"]["lr"], experiment.training.ema_rate
+            tree = scoremle.published.published_tree(state, lr=lr, ema_rate=ema_rate, rng=rng)
+            state_dict.write(path, tree)
+            if not is_stream(path):
+                beside = f"; what it is, to {exported.write_record(place, path)}"
+        say(f"checkpoint {number}, step {step}: written to {path}{beside}")
+        if options.card:
+            found = results.measured(place.folder, "eval")
+            text = card.card(place, experiment, restored, found, path)
+            of_card = path.with_name(f"{path.name}.md")
+            scoremle.files.write_bytes(of_card, text.encode())
+            say(f"its card: {of_card}")

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 import scoremle
 from scoremle.cli import checks
 from scoremle.cli.parser import MODEL, Parser, add_shared
-from scoremle.cli.signals import going_on
+from scoremle.cli.signals import going_on, writing_files
 from scoremle.errors import UserError, as_flag
 from scoremle.evaluation.tables import wrapped
 from scoremle.terminal import counted, is_stream, passing, say
@@ -228,7 +228,8 @@ def run(options: Any) -> dict[str, Any]:
     )
     verdict = _verdict([row for row in rows if not row.reason], len(own)) or no_ranks
     answer, mean = _Answer(options, found, rows, scores, len(own), verdict), scored.mean
-    summary = answer.write(mean, last=not levels)
+    with writing_files(options.out):
+        summary = answer.write(mean, last=not levels)
     if levels:
         with going_on(f"{options.out} is written, and its mean is not corrected: the same command"
                       " with --force resumes"):  # fmt: skip
