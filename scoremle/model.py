@@ -769,6 +769,8 @@ class ScoreModel:
     ) -> np.ndarray | Samples:
         """Samples, integers where the model is one of images; each has its own key.
 
+        They are float32, or float64 if the model has a bijector, whose offset may need the digits.
+
         Args:
             n: how many.
             key: of all of them.
