@@ -1115,4 +1115,4 @@ def _of_data(
         found = columns | {"x": x}
         if "log_prob" in columns:
             found["log_prob"] = np.asarray(columns["log_prob"]) + _forward((x,), bijector)[1]
-        return found, finite & all_finite(x)
+        return found, finite & all_finite(x.astype(jnp.float32))  # as log_prob takes them
