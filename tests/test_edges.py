@@ -211,6 +211,7 @@ def test_samples_of_another_shape_are_refused():
         euler_sample(lambda x, t: x[:, :1], SDE, KEY, (8, 2), eps=EPS, steps=2)
 
 
+@pytest.mark.long
 def test_truncated_normal_noise_of_256_levels_needs_no_scale():
     given = TruncatedNormal(SDE, EPS, scoremle.Pixels())
     assert TruncatedNormal(SDE, EPS) == given and given.start == EPS

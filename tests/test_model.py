@@ -166,6 +166,7 @@ class NoiseByCode:
         return sigma * apart / (0.05**2 * alpha**2 + sigma**2) * (1 + alpha[:, ::-1] * sigma / 2)
 
 
+@pytest.mark.long
 def test_rows_that_are_solved_again_keep_their_codes():
     """Each has a schedule of its own by it: so they are the same as alone. Of the last row 320
     steps leave 8 nats and state 0.0006; what 640 change shows it, and 1,024 end in a warning."""

@@ -39,6 +39,7 @@ def imported(tmp_path_factory):
     return folder
 
 
+@pytest.mark.long
 def test_import_prints_what_it_found(tmp_path, capsys):
     assert cli.main(["import", str(FOLDER), f"--out={tmp_path}"]) == 0
     lines = capsys.readouterr().out.splitlines()

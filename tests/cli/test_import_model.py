@@ -114,6 +114,7 @@ def test_it_is_scored_as_the_file_is(imported, images, tmp_path, capsys):
     assert tables[0] == tables[1]
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_an_evaluation_has_the_values_of_the_model_and_a_report(evaluated):
     file, workdir, result = evaluated

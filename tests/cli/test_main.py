@@ -283,6 +283,7 @@ def test_the_newest_checkpoint_is_evaluated_whatever_n_iters_says(tiny):
     assert list(results) == ["loss_test_ckpt_2"]
 
 
+@pytest.mark.long
 def test_auto_says_what_it_chose_corrects_the_mean_and_states_its_errors(
     tiny, capfd, monkeypatch
 ):

@@ -85,6 +85,7 @@ def test_standard_output_that_is_a_file_is_named_by_its_own_name(files, capfd):
     assert "leads to a file" in capfd.readouterr().err
 
 
+@pytest.mark.long
 def test_what_is_said_is_not_in_what_goes_to_standard_output(files, monkeypatch, capsys):
     monkeypatch.setattr(cli, "is_stdout", lambda path: path.suffix == ".csv")
     words = ["score", "digits", "pictures", "--out=x.csv"]

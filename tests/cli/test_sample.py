@@ -59,6 +59,7 @@ def test_a_picture_of_a_working_directory(tiny, tmp_path, capfd):
     np.testing.assert_array_equal(found[::factor, ::factor], grid)
 
 
+@pytest.mark.long
 def test_samples_with_log_p_are_those_of_the_library(tmp_path, capfd, monkeypatch):
     monkeypatch.chdir(tmp_path)
     code, told, err = sample(capfd, "digits", "-n", 3, "--steps=5", "--log-prob")

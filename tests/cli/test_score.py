@@ -533,6 +533,7 @@ def test_the_table_is_written_before_the_mean_is_corrected(folder, tmp_path, cap
     assert code == 0, told
 
 
+@pytest.mark.long
 def test_parts_are_not_written_through_a_link(folder, tmp_path, capfd):
     (tmp_path / "gaussian.py").write_text(GAUSSIAN)
     (tmp_path / "theirs").mkdir()

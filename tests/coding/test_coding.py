@@ -203,6 +203,7 @@ def test_an_informed_decoder_has_the_masses_of_bins_around_the_denoised_values()
     assert alpha < 0.8
 
 
+@pytest.mark.long
 def test_the_terms_of_the_bound_are_those_of_its_mean():
     """Means of one draw of each image, by the coder and by the estimator."""
     model = model_of(scale=1.1)
@@ -221,6 +222,7 @@ def test_only_the_first_image_draws_from_random_bits():
     assert few.initial == many.initial > 0
 
 
+@pytest.mark.long
 def test_the_network_is_given_few_images_where_a_block_is_small():
     layers, given = layers_of(model_of(), lanes=64), []
     back = layers._back
@@ -362,6 +364,7 @@ def test_a_file_has_its_images_names_and_rates(written):
     assert f"+- {rates.stderr:.3f}" in rates.line
 
 
+@pytest.mark.long
 def test_one_image_has_no_standard_error(tmp_path):
     rates = images.compress_images(model_of(), IMAGES[:1], tmp_path / "x", steps=2)
     assert rates.stderr is None and "+-" not in rates.line
@@ -425,6 +428,7 @@ def test_names_that_are_too_many_to_be_read_again_are_left_out(tmp_path, caplog,
     assert images.decompress_images(model_of(), tmp_path / "x")[1] == []
 
 
+@pytest.mark.long
 def test_images_that_take_hardly_any_bits_come_back(tmp_path, monkeypatch):
     monkeypatch.setattr(bounded, "SMALL", 0)
     monkeypatch.setattr(bounded, "MAX_RATIO", 0)
@@ -574,6 +578,7 @@ def test_models_in_a_file_and_in_a_folder_of_others(tiny, tmp_path, capfd):
         assert code == 0 and word in told and err == ""
 
 
+@pytest.mark.long
 def test_rates_and_files_name_the_checkpoint(tiny, tmp_path, capfd):
     np.save(tmp_path / "x.npy", np.zeros((2, 8, 8, 1), np.uint8))
     shutil.copytree(tiny.workdir, tmp_path / "w")

@@ -81,6 +81,7 @@ def test_the_gradient_is_that_of_the_mean_square(x64):
     np.testing.assert_allclose(found["ends"]["bias"], weights * [-1, 1], rtol=0.05, atol=0.02)
 
 
+@pytest.mark.long
 def test_the_learned_course_has_nearly_the_least_variance():
     """Within 5 % of the least, from nearly twice as much; the ends stay where they are held."""
     params = parameters()

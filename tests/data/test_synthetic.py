@@ -71,6 +71,7 @@ def perfect_noise(sde, pixels):
     return noise
 
 
+@pytest.mark.long
 def test_a_perfect_model_has_the_bits_of_the_probabilities(x64):
     sde, pixels, eps, n = scoremle.VP(), scoremle.Pixels(LEVELS), 1e-4, 40
     images = IMAGES.test[:n]

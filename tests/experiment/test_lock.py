@@ -222,6 +222,7 @@ def test_the_second_training_in_a_workdir_is_refused(tiny, capfd):
     assert not (tiny.workdir / ".training.lock").exists()
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_an_evaluation_while_training_is_allowed(tiny):
     with Workdir(tiny.workdir).locked():

@@ -140,6 +140,7 @@ def test_a_part_of_the_steps(score, tmp_path):
     assert code == 0 and "a chain of 4 steps, fixed large variance\n" in told
 
 
+@pytest.mark.long
 def test_the_bound_ends_by_the_decoder_of_the_model(score, tmp_path):
     """By the informed decoder where levels are hidden, by uniform noise where they are not."""
     plain = model_of(tmp_path, "plain")
@@ -165,6 +166,7 @@ def test_the_ode_ends_as_the_bound_does(score):
     assert abs(ode - bpd).max() < 0.5
 
 
+@pytest.mark.long
 @some("estimator", ["ode", "bound"], quick=["bound"])
 def test_shares_have_the_scales_of_the_whole(score, estimator, tmp_path):
     flags = f"--estimator={estimator}", "--repeats=1"

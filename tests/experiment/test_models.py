@@ -134,6 +134,7 @@ def cached(tmp_path, monkeypatch):
     return add
 
 
+@pytest.mark.long
 def test_a_model_on_the_hub_is_its_folder(cached):
     """Two revisions of it in the hub's cache; weights in the older form, where no others are."""
     torch, diffusers = map(pytest.importorskip, ("torch", "diffusers"))

@@ -184,6 +184,7 @@ def tiny(*more):
     return build(parser_of("").checked([*TINY, "--mode=train", "--workdir=w", *more]).config)
 
 
+@pytest.mark.long
 def test_a_plan_of_a_tiny_network():
     """Paces are set by hand: what is left are counts, and sums of what XLA says."""
     experiment = tiny("--config.eval.num_repeats=3")

@@ -178,6 +178,7 @@ with run_in_child(int(process)) as has_met:
 """
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_killed_process_ends_the_others(tmp_path):
     run = together((), tmp_path, program=("-c", AGREEING))
@@ -240,6 +241,7 @@ print(jax.config.values["jax_cuda_visible_devices"], jax.process_count())
 """
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_task_of_slurm_that_is_alone_on_its_machine_has_all_its_devices():
     command = [sys.executable, "-c", JOINED]

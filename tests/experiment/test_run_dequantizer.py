@@ -136,6 +136,7 @@ def test_optimism_is_warned_of_where_it_is_seen(caplog):
     assert "one random probe" in caplog.records[-1].getMessage()
 
 
+@pytest.mark.long
 def test_truncated_normal_and_the_discrete_decoder(tiny):
     _, results = evaluate(tiny, "others", eval__dequantization="truncated_normal", **FEW)
     normal = results["exact_truncated_normal_test_ckpt_2"]

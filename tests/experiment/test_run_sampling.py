@@ -164,6 +164,7 @@ def test_a_killed_run_goes_on_where_it_was(tiny, judged, finished, monkeypatch):
         assert (killed / name).read_bytes() == (folder / name).read_bytes()
 
 
+@pytest.mark.long
 def test_samples_do_not_depend_on_the_size_of_a_round(tiny, judged, monkeypatch, capfd):
     """A round is halved where memory does not suffice. Steps of another sampler do not count."""
     free = chain([0], repeat(2**40))
@@ -193,6 +194,7 @@ def test_the_langevin_corrector_mixes_a_round_and_says_so(tiny):
     assert len([*(tiny.workdir / "langevin/parts").iterdir()]) == 2
 
 
+@pytest.mark.long
 def test_more_samples_keep_those_there_are(tiny, judged):
     folder, flags = judged
     few, more = tiny.workdir / "few", (*flags, "--eval_folder=few")

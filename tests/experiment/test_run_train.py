@@ -15,6 +15,7 @@ from scoremle.experiment.workdir import Workdir
 from scoremle.training.step import TrainState
 
 
+@pytest.mark.long
 def test_what_is_logged_of_test_images_is_of_the_averaged_parameters(tiny):
     place = Workdir(tiny.workdir)
     training = build(place.config()).training

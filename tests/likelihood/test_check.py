@@ -135,6 +135,7 @@ def test_what_makes_no_difference_is_no_mistake():
     assert model_of(network(), time_input="time_999").check(IMAGES) == []
 
 
+@pytest.mark.long
 def test_it_says_where_the_network_was_never_trained():
     """Up to log-SNR 3 it was: a Gaussian of smooth images is forgiving for a while."""
     (line,) = model_of(network(most=3.0)).check(IMAGES)
@@ -160,6 +161,7 @@ def test_a_network_that_learned_nothing():
         assert line.startswith("trained too little: it has 0% of the skill"), line
 
 
+@pytest.mark.long
 def test_a_noise_prediction_of_ones_own():
     """Its output can be read in other ways; what it does with t can't be known."""
     v, eps, wrong = network("v"), network(), network(labels="time")

@@ -156,6 +156,7 @@ def test_a_difference_of_steps_is_what_they_change_with_the_same_noise(divergenc
     assert found.std() < 0.5 * fresh.std()
 
 
+@pytest.mark.long
 def test_a_difference_of_steps_has_no_cost_of_a_code():
     schedule = CodedPolynomial(first_polynomial(6, 4, jax.random.key(1)), -5.0, 8.0, SHAPE)
     coder = Coder(lambda y: jnp.sin(y.reshape(len(y), 4) @ jnp.arange(24.0).reshape(4, 6)), 6, 3)

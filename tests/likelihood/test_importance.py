@@ -75,6 +75,7 @@ def test_weights_beyond_the_range_of_floats(top):
     np.testing.assert_allclose(difference, top, atol=2e-3)
 
 
+@pytest.mark.long
 def test_it_grows_with_the_draws_and_states_its_spread():
     """Of weights exp(s N): log E w = s^2/2, and each bound lies below it."""
     bounds = {k: weighted(k)[1] for k in (1, 8, 64)}

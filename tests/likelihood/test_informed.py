@@ -221,6 +221,7 @@ def test_the_ode_bound_closes_in_on_the_probability_by_enumeration(dims, scale):
     assert abs(gaps[128]) < 0.006, gaps
 
 
+@pytest.mark.long
 def test_the_ode_bound_has_the_columns_of_the_ode():
     x, keys = np.zeros((3, 1, 2, 1), np.uint8), image_keys(KEY, np.arange(3))
 
@@ -272,6 +273,7 @@ def test_the_fitted_scale_is_the_spread_of_the_estimate():
         fitted_scale(model, x / 255, KEY)
 
 
+@pytest.mark.long
 def test_a_model_that_is_fitted_gains_what_the_scale_of_the_noise_costs():
     """By eight images, on others: log(noise / spread) less what the wider normal forgives."""
     model, x = gaussian_pixels(300)

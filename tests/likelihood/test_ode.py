@@ -124,6 +124,7 @@ def test_the_stated_error_of_many_steps_is_no_less_than_rounding(name, data):
     assert (result.solver_error < 2e-4).all()
 
 
+@pytest.mark.long
 def test_rounding_is_no_reason_for_more_steps():
     """Normal data in many dimensions, whose log p is rounded to more than 0.01 nats."""
     sde, x = VP(), jax.random.normal(KEY, (1, 2000))

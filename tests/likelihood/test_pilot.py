@@ -32,6 +32,7 @@ def setting(divergence, data=Gaussian.random(6, DIMS), **options):  # noqa: B008
     return data, sde, noise, x, Pilot.of_reals(noise, sde, jnp.asarray(x), key, **options)
 
 
+@pytest.mark.long
 def test_the_measured_error_is_the_true_one():
     data, sde, noise, x, pilot = setting(Exact())
     choice = pilot.fewest()
@@ -88,6 +89,7 @@ def test_the_error_of_the_most_steps_is_that_from_the_solution_by_twice_as_many(
     assert abs(choice.solver_bias) > 1e-3  # from its own solution there is none
 
 
+@pytest.mark.long
 def test_the_solver_stays_below_a_share_of_the_probes():
     choice = setting(Hutchinson())[-1].fewest()
     assert choice.solver.steps in STEPS and choice.met

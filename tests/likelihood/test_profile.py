@@ -123,6 +123,7 @@ def test_a_profile_depends_on_its_example_alone():
     assert repr(model.profile(x[:0])).startswith("Profile(0 examples")
 
 
+@pytest.mark.long
 def test_of_images_it_is_the_diffusion_term_of_their_bound():
     sde = SDES["vp"]
 

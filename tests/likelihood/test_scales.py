@@ -60,6 +60,7 @@ def published_last(z):
     return last[0] / (12 * BITS)
 
 
+@pytest.mark.long
 def test_the_default_decoder_is_the_l_0_of_the_chain_for_the_same_noise(x64):
     """With the ODE: all but the decoder drops out of the difference to a flat one's bound."""
     model, keys = ranged(), image_keys(KEY, IDS)

@@ -191,6 +191,7 @@ def parameters():
     return jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), tree)
 
 
+@pytest.mark.long
 def test_a_learned_schedule_trains_and_is_saved(tmp_path):
     """One tree of parameters, whose schedule moves with the rest; the bound falls."""
 
@@ -242,6 +243,7 @@ def test_a_learned_schedule_trains_and_is_saved(tmp_path):
     assert trained < truth + 0.2
 
 
+@pytest.mark.long
 def test_the_paper_s_importance_loss_takes_a_learned_schedule():
     """Its mean depends on the ends of the log-SNR alone, and so do the means of its gradients."""
     x = jnp.asarray(DATA.draw(0, 4096), jnp.float32)
@@ -307,6 +309,7 @@ def normal_at(data, sde, x, t):
     return np.array(found)
 
 
+@pytest.mark.long
 def test_likelihood_by_dimension(x64):
     """With codes of images; dimensions that depend on one another, and the prior reached."""
     data, code = Gaussian.random(7, 3), jnp.asarray([1.0, -1.0, 0.5, 0.0])

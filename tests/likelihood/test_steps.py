@@ -188,6 +188,7 @@ def test_few_steps_have_an_error_that_is_no_smaller_than_it_is(steps):
     assert np.isnan(stated) if steps == 1 else stated > 0.9 * error.std()
 
 
+@pytest.mark.long
 def test_what_is_drawn_for_the_decoder_is_in_the_error():
     """Nearly all of it is, from a noisy first layer to the integers."""
     data, sde = Gaussian.of(np.full(6, 0.1), np.full(6, 0.09)), VP()
@@ -269,6 +270,7 @@ def model_of(variance="small", noise=None):
     return ScoreModel(noise or noise_of(variance, sde), sde, 1 / STEPS, SHAPE, PIXELS)
 
 
+@pytest.mark.long
 def test_the_estimator_takes_the_steps_of_the_model():
     all_steps = BySteps(np.arange(1, STEPS + 1) / STEPS, variance="learned")
     found, same = (

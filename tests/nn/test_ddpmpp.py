@@ -288,6 +288,7 @@ def test_three_levels_take_images_of_28():
     assert sum(name.startswith("AttnBlockpp") for name in params["params"]) == 5
 
 
+@pytest.mark.long
 def test_fourier_features_of_the_image_are_seen_by_the_first_layer_alone():
     """It has five channels for each of the image's, and learns from the last bits of a pixel."""
     small = {"nf": 8, "ch_mult": (1,), "num_res_blocks": 1, "attn_resolutions": ()}

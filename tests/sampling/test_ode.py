@@ -130,6 +130,7 @@ def test_doubling_takes_the_steps_that_samples_need():
     assert near < min(1e-4, coarse / 3), (near, coarse)
 
 
+@pytest.mark.long
 def test_doubling_takes_as_many_steps_in_many_dimensions():
     """The tolerance of a state is of its root mean square."""
     sde = SDES["vp"]

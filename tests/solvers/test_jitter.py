@@ -42,6 +42,7 @@ def test_amounts_are_even_between_their_limits_and_belong_to_the_example():
     np.testing.assert_array_equal(some, every[7:9])
 
 
+@pytest.mark.long
 def test_no_number_of_steps_is_lucky_or_unlucky_for_all_examples_of_a_rough_network():
     """In closed form. On one clock for all, 82 % would be covered at 24 steps, 87 % at 64, and all
     at 32, where the stated error would be twelve times the true one in the median."""
@@ -64,6 +65,7 @@ def test_no_number_of_steps_is_lucky_or_unlucky_for_all_examples_of_a_rough_netw
         assert np.median(found.solver_error / np.abs(error)) < 7
 
 
+@pytest.mark.long
 def test_a_rate_on_a_bent_clock_gives_the_gradient_of_the_log_density():
     """Of a Gaussian, at a quarter of the way, where each example has its own time and speed; and
     the rate is that along the clock of the solver."""

@@ -212,6 +212,7 @@ def test_several_draws_separate_their_noise_from_what_is_rough_in_all_of_them(st
     assert np.sqrt(np.mean(solution.scatter)) == pytest.approx(spread, rel=0.07)
 
 
+@pytest.mark.long
 def test_an_error_above_three_typical_ones_counts_in_full():
     """By hand: a factor of a tenth, and a typical error of 2, which are no part of its name."""
     solver = Multistep(8, 0.1, 2.0)

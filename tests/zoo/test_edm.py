@@ -33,7 +33,7 @@ def written(folder, arrays, change=None, **fields):
     return folder / "model.safetensors"
 
 
-@some("name", CASES, quick=["ddpmpp_vp", "adm_iddpm"])
+@some("name", CASES, quick=["ddpmpp_vp"])
 def test_the_denoiser_is_theirs(name, golden, tmp_path):
     arrays = golden(f"edm_{name}")
     model = scoremle.load(written(tmp_path, arrays))

@@ -120,6 +120,7 @@ def test_a_state_of_the_published_tree_is_known_by_its_content(family, tmp_path)
 MULAN = {"image_size": 6, "latent_k": 3, "velocity": False}
 
 
+@pytest.mark.long
 def test_a_model_with_codes_scores_images_and_draws_samples(golden, tmp_path):
     """Each image under its own code, at the cost of one of all codes."""
     arrays = golden("mulan")
