@@ -34,7 +34,7 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet
 # Tests start hundreds of processes, and each would compile the package's Python anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo test check long bench docs notebooks mutants model trackers pythons release clean
+.PHONY: help demo test check lint types long bench docs notebooks mutants model trackers pythons release clean
 
 help:
 	@sed -n '/^#   make/s/^#   //p' Makefile
@@ -45,11 +45,14 @@ demo: .venv/.demo
 test: .venv/.dev
 	@$(TESTS)
 
-check: .venv/.dev
+check: lint types test
+
+lint: .venv/.dev
 	$(BIN)/python -m ruff check .
+
+types: .venv/.dev
 	$(BIN)/python -m mypy
 	$(BIN)/python -m mypy benchmarks $(patsubst %,--disable-error-code=%,$(LOOSE))
-	$(TESTS)
 
 bench: .venv/.demo
 	@$(BIN)/python benchmarks/likelihood.py --quick
