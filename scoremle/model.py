@@ -1113,6 +1113,8 @@ def _of_data(
     with jax.enable_x64(True):
         x = _inverse((np.asarray(columns["x"], np.float64),), bijector)
         found = columns | {"x": x}
+        finite &= all_finite(x.astype(jnp.float32))  # as log_prob takes them
         if "log_prob" in columns:
             found["log_prob"] = np.asarray(columns["log_prob"]) + _forward((x,), bijector)[1]
-        return found, finite & all_finite(x.astype(jnp.float32))  # as log_prob takes them
+            finite &= jnp.isfinite(found["log_prob"])
+        return found, finite

@@ -71,7 +71,8 @@ def read_record(file: Path) -> tuple[ConfigDict, dict[str, Any]] | None:
         return None
     content = read_sealed(inside(path.parent, path.name), REMEDY)
     found = _checked(content, path)
-    if content.get("sha256", sha256 := sha256_of(named(file), MAX_MODEL)) != sha256:
+    sha256 = sha256_of(named(file), MAX_MODEL)
+    if content.get("sha256", sha256) != sha256:
         raise UserError(f"{path} is of another file than {file}: {REMEDY}")
     return found
 
