@@ -65,7 +65,10 @@ from scoremle.numerics import (
     as_pytree,
     check_call,
     check_finite_values,
+    expand,
     power_of_two,
+    predict,
+    sum_data,
 )  # fmt: skip
 from scoremle.resumable import Arrays, resumable_map
 from scoremle.sampling.ends import check_sampler, end_of
@@ -822,12 +825,11 @@ class ScoreModel:
                 )
             draw = partial(_draw_with_log_prob, model, self.divergence, self._chosen_solver)
         else:
-            draw = partial(within_memory(_draw), model, sampler=sampler)
+            draw = partial(_draw_data, model, sampler=sampler)
 
         def work(_: int, place: Integer[np.ndarray, " size"]) -> Arrays:
             given = jax.tree.map(lambda row: row[place], rows)
-            drawn = draw(*split_rows((image_keys(key, place), given), devices))
-            found, finite = drawn if self.bijector is None else _of_data(*drawn, self.bijector)
+            found, finite = draw(*split_rows((image_keys(key, place), given), devices))
             check_finite_values(finite, place, "sample")
             return {name: np.asarray(column) for name, column in found.items()}
 
@@ -1067,7 +1069,7 @@ def draw_samples(
     return (data if model.pixels is None else model.pixels.decode(data)), all_finite(data)
 
 
-Columns = dict[str, Array]
+Columns = dict[str, Array | np.ndarray]
 
 
 @OfModels
@@ -1076,6 +1078,17 @@ def _draw(
 ) -> tuple[Columns, Bool[Array, " b"]]:
     x, finite = draw_samples(model, keys, condition, sampler=sampler)
     return {"x": x}, finite
+
+
+def _draw_data(
+    model: ScoreModel, keys: Key[Array, " b"], condition: Condition, *, sampler: Sampler | None
+) -> tuple[Columns, Bool[Array, " b"]]:
+    """Samples as data, and whether each was of finite numbers."""
+    columns, finite = within_memory(_draw)(model, keys, condition, sampler=sampler)
+    if model.bijector is None:
+        return columns, finite
+    x, _, _, inside = _of_data(columns["x"], model.bijector)
+    return {"x": x}, finite & inside
 
 
 def _draw_with_log_prob(
@@ -1093,28 +1106,44 @@ def _draw_with_log_prob(
     )  # fmt: skip
     at_eps = AtTime(model.sde, model.eps)
     x = _inverse((z,), at_eps)
-    columns = {
+    columns, finite = {
         "x": x,
         "log_prob": found.log_prob + _forward((x,), at_eps)[1],
         "solver_error": found.solver_error,
         "probe_stderr": found.probe_stderr,
         "latent": found.latent,
         "evaluations": found.evaluations,
-    }
+    }, all_finite(x)  # fmt: skip
     if model.pixels is not None:
         columns["integers"] = model.pixels.decode(x)
-    return columns, all_finite(x) & jnp.isfinite(columns["log_prob"])
+    if model.bijector is not None:
+        columns["x"], log_det, again, finite = _of_data(x, model.bijector)
+        columns["log_prob"] = np.asarray(columns["log_prob"]) + log_det
+        columns["solver_error"] += _moved((z, _forward((again,), at_eps)[0], condition), model)
+    return columns, finite & jnp.isfinite(columns["log_prob"])
 
 
 def _of_data(
-    columns: Columns, finite: Bool[Array, " b"], bijector: Bijector
-) -> tuple[Columns, Bool[Array, " b"]]:
-    """Samples as data, in float64: beside an offset they have more digits than float32."""
+    inside: Data, bijector: Bijector
+) -> tuple[np.ndarray, np.ndarray, Data, Bool[Array, " b"]]:
+    """Samples as data, in float64: beside an offset they have more digits than float32.
+
+    Also log |det|, the samples that the network sees in these data, and whether each is finite.
+    """
     with jax.enable_x64(True):
-        x = _inverse((np.asarray(columns["x"], np.float64),), bijector)
-        found = columns | {"x": x}
-        finite &= all_finite(x.astype(jnp.float32))  # as log_prob takes them
-        if "log_prob" in columns:
-            found["log_prob"] = np.asarray(columns["log_prob"]) + _forward((x,), bijector)[1]
-            finite &= jnp.isfinite(found["log_prob"])
-        return found, finite
+        x = _inverse((np.asarray(inside, np.float64),), bijector)
+        again, log_det = _forward((x,), bijector)
+        finite = all_finite(x.astype(jnp.float32))  # as log_prob takes them
+        return np.asarray(x), np.asarray(log_det), again.astype(inside.dtype), finite
+
+
+@Programs
+def _moved(rows: tuple[Data, Data, Condition], model: ScoreModel) -> PerExample:
+    """The change of log p at t = ``eps`` from one point to another: rounding at a bound moves it.
+
+    By the mean of the scores of both, which is exact for a Gaussian.
+    """
+    z, other, condition = rows
+    noise, t = model.condition_on(condition).noise, jnp.full(len(z), model.eps, z.dtype)
+    both = (predict(noise, z, t) + predict(noise, other, t)) / 2 / expand(model.sde.sigma(t), z)
+    return jnp.abs(sum_data(both * (other - z)))

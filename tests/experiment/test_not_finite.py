@@ -108,15 +108,6 @@ def test_samples_that_are_not_finite(scale, options):
         model.sample(2, jax.random.key(0))
 
 
-def test_samples_at_a_bound_have_no_log_p():
-    """Such a sample is 1 in float64, too, where the logarithm of 1 - x is not finite."""
-    at_one = scoremle.Chain((scoremle.Bounded(0.0, 1.0), scoremle.Affine(50.0, 1.0)))
-    model = scoremle.ScoreModel(lambda x, t: x, scoremle.VP(), 1e-3, (2,), bijector=at_one)
-    assert (model.sample(2, jax.random.key(0)) == 1).all()
-    with pytest.raises(UserError, match="sample 0"):
-        model.sample(2, jax.random.key(0), log_prob=True)
-
-
 OWN = """
 import jax.numpy as jnp
 import scoremle

@@ -173,6 +173,19 @@ def test_samples_have_the_digits_that_float32_loses(bijector):
     )
 
 
+@pytest.mark.filterwarnings("ignore:the solver's error")
+@pytest.mark.parametrize("shift", [25.0, 30.0, 50.0])
+def test_what_rounding_at_a_bound_does_to_log_p_is_stated(shift):
+    """In float64 the reals next to 1 are 1e-16 apart, and none is nearer to it."""
+    near_one = Chain((Bounded(-np.inf, 1.0), Affine(shift, 1.0)))
+    model = ScoreModel(Gaussian.random(2, 2).noise(VP), VP, 1e-4, (2,), bijector=near_one)
+    found = model.sample(60, KEY, log_prob=True)
+    back = model.log_prob(found.x, OTHER)
+    gap, stated = abs(found.log_prob - back.log_prob), found.solver_error + back.solver_error
+    assert (found.x < 1).all() and np.mean(gap <= 1.05 * stated) >= 0.95
+    assert (found.solver_error.max() > 1) == (shift == 50.0)
+
+
 def test_images_have_log_p_of_their_reals():
     pixels = Pixels(8)
 
