@@ -36,11 +36,16 @@ class Frozen:
         try:
             # What torch.compile gives is traced anew in every thread: its origin is taken.
             self.module = copy.deepcopy(getattr(module, "_orig_mod", module))
+            self.module.eval().float().requires_grad_(False)
         except Exception as error:
             words = first_line(error, named=True)
-            raise UserError(f"{self.name} can't be copied: {words}") from error
-        self.module.eval().float().requires_grad_(False)
+            raise UserError(
+                f"{self.name} can't be copied and frozen: {words}; give a plain nn.Module whose"
+                " parameters are there"
+            ) from error
         state = [*self.module.parameters(), *self.module.buffers()]
+        if any(tensor.is_meta for tensor in state):
+            raise UserError(f"{self.name} is on the device meta, without numbers: load them first")
         self.device = state[0].device if state else torch.device("cpu")
 
     def __repr__(self) -> str:
@@ -76,7 +81,7 @@ class Frozen:
     def quietly(self, *inputs: Tensor) -> Tensor:
         """The output without gradients. Raises UserError if the module prints, or for NaN."""
         with torch.no_grad(), contextlib.redirect_stdout(io.StringIO()) as printed:
-            y = self(*inputs)
+            y = self(*inputs).detach()  # it may turn gradients on, as that of an energy does
         if text := printed.getvalue().strip():
             raise UserError(f"{self.name} prints when it is called: {text.splitlines()[0]!r}")
         if not torch.isfinite(y).all():

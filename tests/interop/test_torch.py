@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import threading
+import warnings
 from functools import cache
 from importlib.util import find_spec
 
@@ -15,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers.marks import some
+from scipy.stats import norm
 
 import scoremle
 from scoremle.core.schedules import PerDimension
@@ -846,19 +848,21 @@ class ForEach(PerDimension):
     ("module", "options", "words"),
     [
         (lambda x, t: x, {}, "torch.nn.Module"),
-        (Bad("fails"), {}, "sizes of tensors"),
-        (Bad("prints"), {}, "Bad prints"),
-        (Bad("tuple"), {}, "a tuple"),
-        (Bad("twice"), {}, r"\[2, 12\]"),
-        (Bad("half"), {}, "float16"),
-        (Bad("nan"), {}, "NaN"),
-        (Bad("dropout"), {}, "at every call"),
-        (Bad("mixes"), {}, "another batch"),
-        (Bad("first"), {}, "another batch"),
-        (Bad("its time"), {}, "another batch"),
-        (Bad("half cut"), {}, "of its values"),
-        (Bad("cut"), {"by": "torch"}, "be differentiated"),
+        (made(Bad, "fails"), {}, "sizes of tensors"),
+        (made(Bad, "prints"), {}, "Bad prints"),
+        (made(Bad, "tuple"), {}, "a tuple"),
+        (made(Bad, "twice"), {}, r"\[2, 12\]"),
+        (made(Bad, "half"), {}, "float16"),
+        (made(Bad, "nan"), {}, "NaN"),
+        (made(Bad, "dropout"), {}, "at every call"),
+        (made(Bad, "mixes"), {}, "another batch"),
+        (made(Bad, "first"), {}, "another batch"),
+        (made(Bad, "its time"), {}, "another batch"),
+        (made(Bad, "half cut"), {}, "of its values"),
+        (made(Bad, "cut"), {"by": "torch"}, "be differentiated"),
         (made(Uncopied), {}, "cannot pickle"),
+        (nn.Sequential(nn.LazyLinear(6)), {}, "uninitialized"),
+        (nn.Linear(6, 6, device="meta"), {}, "device meta"),
         (made(MLP, 5), {}, "failed on inputs"),
         (made(MLP), {"prediction": "noise"}, "prediction must"),
         (made(MLP), {"time_input": "t"}, "time_input must"),
@@ -877,6 +881,41 @@ def test_mistakes_are_one_line(module, options, words, unchecked):
     with pytest.raises(UserError, match=words) as error:
         mlp_model(options.pop("by", None), module, **options)
     assert "\n" not in str(error.value)
+
+
+def test_a_module_of_torchscript_is_one_line():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        module = torch.jit.trace(made(MLP), (torch.zeros(2, 6), torch.zeros(2)))
+    with pytest.raises(UserError, match="plain nn"):
+        mlp_model(None, module)
+
+
+class Energy(nn.Module):
+    """The noise of a Gaussian with mean 1.5 and standard deviation 0.5, by torch's gradient."""
+
+    def forward(self, x, label):
+        alpha, sigma = (a[:, None] for a in signal_and_noise(label))
+        with torch.enable_grad():
+            y = x if x.requires_grad else x.requires_grad_()
+            energy = ((y - 1.5 * alpha) ** 2 / (0.25 * alpha**2 + sigma**2)).sum() / 2
+            (slope,) = torch.autograd.grad(energy, y, create_graph=True)
+        return sigma * slope
+
+
+def signal_and_noise(log_snr):
+    return torch.sigmoid(log_snr) ** 0.5, torch.sigmoid(-log_snr) ** 0.5
+
+
+def test_a_score_may_be_the_gradient_of_an_energy(by):
+    model = mlp_model(by, Energy())
+    x = 1.5 + 0.5 * np.random.default_rng(0).normal(size=(5, 6)).astype(np.float32)
+    found = model.log_prob(x, KEY)
+    one = np.ones(1, np.float32)
+    alpha, sigma = float(SDE.alpha(one)[0]), float(SDE.sigma(one)[0])
+    widening = np.hypot(0.5 * alpha, sigma) / 0.5  # of the ODE, from the data to t = 1
+    exact = norm.logpdf(1.5 * alpha + widening * (x - 1.5)) + np.log(widening)
+    np.testing.assert_allclose(found.log_prob, exact.sum(axis=1), atol=0.01)
 
 
 def test_what_fails_later_says_so_too():
