@@ -114,10 +114,17 @@ class Checkpoints:
         return self.own()
 
     def own(self) -> list[int]:
-        """Numbers of those that were saved here."""
+        """Numbers of those that were saved here.
+
+        Raises UserError for a folder that can't be read.
+        """
+        try:  # glob would give none of a folder that may not be read
+            there = [*self.folder.iterdir()] if self.folder.exists() else []
+        except OSError as error:
+            raise UserError(f"{self.folder} can't be read: {error.strerror}") from None
         found = (
             (path, re.fullmatch(r"checkpoint_(\d+)(\.old)?", path.name))
-            for path in self.folder.glob("checkpoint_*")
+            for path in there
             if path.is_dir()
         )
         return sorted(

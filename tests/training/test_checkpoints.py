@@ -335,3 +335,10 @@ def test_what_orbax_can_not_write_or_read_is_a_line_and_no_traceback(tmp_path):
     line = r"can't write \S*/checkpoint_2: File too large\n1\n"
     assert re.fullmatch(f"({line}){{5}}1\n", done.stdout), done.stderr
     assert re.fullmatch(r"\S*checkpoint_2 is damaged \(.*\): trying the one before\n", done.stderr)
+
+
+def test_a_folder_that_can_not_be_read_is_not_empty(tmp_path):
+    (tmp_path / "checkpoints").touch()
+    with pytest.raises(UserError, match="can't be read"):
+        Checkpoints(tmp_path / "checkpoints", keep=2).numbers()
+    assert Checkpoints(tmp_path / "none", keep=2).numbers() == []
