@@ -11,7 +11,8 @@ import pytest
 from helpers.tiny_runs import TINY
 from matplotlib.figure import Figure
 
-from scoremle.cli.commands import compare, parser_of, score
+from scoremle.cli import score_words
+from scoremle.cli.commands import compare, parser_of
 from scoremle.evaluation import pictures
 from scoremle.evaluation.result import Result, quality_table, results_table
 from scoremle.experiment import card
@@ -148,7 +149,7 @@ def test_the_ends_of_a_list_are_the_likeliest_and_the_unlikeliest():
     black = np.zeros((8, 8, 1), np.uint8)
     rows = [ScoreRow(f"{i}.png", "", (), black, bpd, error=0.25, rank=i / 4)
             for i, bpd in enumerate((3.0, 2.0, 4.0, 5.0), 1)]  # fmt: skip
-    assert list(score.both_ends([*score._in_order(rows, 64, 360)])) == [
+    assert list(score_words.both_ends([*score_words.in_order(rows, 64, 360)])) == [
         "likeliest: 2.png 2.00 +- 0.25, 1.png 3.00 +- 0.25, 3.png 4.00 +- 0.25",
         "unlikeliest: 4.png 5.00 +- 0.25",
     ]

@@ -22,8 +22,8 @@ from scipy import stats
 
 import scoremle
 from scoremle.cli import main as cli
+from scoremle.cli import score_words
 from scoremle.cli.commands import parser_of
-from scoremle.cli.commands import score as command
 from scoremle.core.divergence import FixedProbe, Orthogonal
 from scoremle.data.readers.base import ImageReport
 from scoremle.errors import UserError
@@ -384,7 +384,7 @@ def test_ranks_are_among_the_models_own_test_images(by_digits):
     ],
 )  # fmt: skip
 def test_the_verdict(ranks, reference, words):
-    told = command._verdict([ScoreRow("a.png", rank=rank) for rank in ranks], reference)
+    told = score_words.verdict([ScoreRow("a.png", rank=rank) for rank in ranks], reference)
     assert words in told and bool(words) == bool(told)
 
 
@@ -443,7 +443,7 @@ def test_a_row_has_its_note_and_its_error():
 
 @pytest.mark.parametrize("reference", [38, 39])
 def test_by_fewer_than_39_test_images_there_is_no_verdict(reference):
-    told = command._verdict([ScoreRow("a.png", rank=0.0)], reference)
+    told = score_words.verdict([ScoreRow("a.png", rank=0.0)], reference)
     assert told.startswith("no verdict") == (reference == 38)
 
 
@@ -455,7 +455,7 @@ def test_by_fewer_than_39_test_images_there_is_no_verdict(reference):
 def test_three_of_either_end_are_shown_the_outermost_first(count, likely, unlikely):
     ends = {"likeliest": likely, "unlikeliest": unlikely}
     expected = [f"{word}: {', '.join(shown)}" for word, shown in ends.items() if shown]
-    assert [*command.both_ends("abcdefghi"[:count])] == expected
+    assert [*score_words.both_ends("abcdefghi"[:count])] == expected
 
 
 @pytest.mark.parametrize(

@@ -13,12 +13,10 @@ from __future__ import annotations
 import argparse
 import itertools
 import logging
-import math
 import os
 import re
 import shutil
-import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -27,6 +25,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 import scoremle
 from scoremle.cli import checks
 from scoremle.cli.parser import MODEL, Parser, add_shared
+from scoremle.cli.score_words import both_ends, in_order, in_passes, mean_in_words, spread, verdict
 from scoremle.cli.signals import going_on, writing_files
 from scoremle.errors import UserError, as_flag
 from scoremle.evaluation.tables import wrapped
@@ -49,10 +48,6 @@ TASKS = (
     ("OMPI_COMM_WORLD_RANK", "", "", "OMPI_COMM_WORLD_SIZE"),
     ("SLURM_PROCID", "", "", "SLURM_NTASKS"),
 )
-# Images that are shown of either end of the list.
-SHOWN = 3
-# Test images beyond all of which one of 20 others lies by chance.
-FEWEST = 39
 
 
 def arguments(parser: Parser) -> None:
@@ -226,8 +221,8 @@ def run(options: Any) -> dict[str, Any]:
     no_ranks = reference.how_to_get(
         options.model, model, options.estimator, options.label, options.checkpoint
     )
-    verdict = _verdict([row for row in rows if not row.reason], len(own)) or no_ranks
-    answer, mean = _Answer(options, found, rows, scores, len(own), verdict), scored.mean
+    words = verdict([row for row in rows if not row.reason], len(own)) or no_ranks
+    answer, mean = _Answer(options, found, rows, scores, len(own), words), scored.mean
     with writing_files(options.out):
         summary = answer.write(mean, last=not levels)
     if levels:
@@ -266,7 +261,7 @@ class _Answer(NamedTuple):
 
         options, cost = self.options, in_passes(mean)
         facts = [self.verdict, _mean(mean, self.found), *mean.breakdown(), f"each image: {cost}; "
-                 + _spread(self.scores, options.passes), *self.found.notes]  # fmt: skip
+                 + spread(self.scores, options.passes), *self.found.notes]  # fmt: skip
         summary = _summary(mean, self.found, self.rows, options) | {"facts": facts}
         if last or not is_stream(options.out):
             score_table.write_csv(
@@ -287,8 +282,8 @@ class _Answer(NamedTuple):
     def show(self, mean: Mean, left_out: int) -> None:
         """Prints the verdict, the mean, both ends of the images, and where they are written."""
         options = self.options
-        in_order = [*_in_order(self.rows, self.found.model.dims, self.reference)]
-        say(*wrapped(self.verdict, _mean(mean, self.found), *both_ends(in_order)))
+        ordered = [*in_order(self.rows, self.found.model.dims, self.reference)]
+        say(*wrapped(self.verdict, _mean(mean, self.found), *both_ends(ordered)))
         say(f"written to {' and '.join(map(str, filter(None, (options.out, options.page))))}")
         if left_out:
             say(f"{left_out} of {len(self.rows)} files have no score: their rows say why")
@@ -323,78 +318,11 @@ def _check_whole(parts: Path, names: Sequence[str], passes: int) -> None:
     )
 
 
-def mean_in_words(mean: Mean, unit: str, of: str = "images") -> str:
-    """The mean over images, with its standard error."""
-    error = "" if mean.stderr is None else f" +- {mean.stderr:.4f} (over {of})"
-    return f"mean {mean.mean:.4f}{error} {unit}"
-
-
 def _mean(mean: Mean, found: Measurement) -> str:
     """The mean with its errors, and what it is."""
     solver = mean.solver_of_mean
     of_solver = f", to which the solver adds at most {solver:.2g}" if solver else ""
     return f"{mean_in_words(mean, 'bits/dim')}{of_solver}; {found.title}"
-
-
-def in_passes(mean: Mean) -> str:
-    """The passes over an image, and the evaluations of the network in each, if known."""
-    cost = counted(mean.passes, "pass")
-    if mean.evaluations is not None:
-        cost += f" of {mean.evaluations:.0f} network evaluations"
-    return cost
-
-
-def _spread(scores: scoremle.Scores, passes: int) -> str:
-    """The standard error of an image, by the spread of its passes."""
-    if passes == 1:
-        return "one pass has no spread and so no error: use --repeats=2 or more"
-    median = statistics.median(error for error in scores.stderr if error == error)
-    return f"the median standard error is {median:.2g}; four times as many passes halve it"
-
-
-def _verdict(rows: Sequence[ScoreRow], reference: int) -> str:
-    """Counts the images that lie beyond all test images of the model; "" without such images.
-
-    Of images of their kind, 2 in ``reference`` + 1 lie there by chance.
-    """
-    if not reference:
-        return ""
-    chance = 2 / (reference + 1)
-    if reference < FEWEST:
-        return (
-            f"no verdict: with {reference} test images of the model, {chance:.0%} of such images"
-            f" lie beyond all of them by chance; at least {FEWEST} are needed"
-        )
-    beyond = {"likelier": 0.0, "unlikelier": 1.0}
-    counts = {word: sum(row.rank == end for row in rows) for word, end in beyond.items()}
-    found = " and ".join(f"{count} {word}" for word, count in counts.items() if count)
-    if not found:
-        return (
-            f"0 of {len(rows)} images stand out: each lies within the {reference} test images of"
-            " the model"
-        )
-    return (
-        f"{sum(counts.values())} of {len(rows)} images stand out (about {chance * len(rows):.1g}"
-        f" expected by chance): {found} than all {reference} test images of the model"
-    )
-
-
-def _in_order(rows: Sequence[ScoreRow], dims: int, reference: int) -> Iterator[str]:
-    """Each image with its bits/dim and their error, the likeliest first."""
-    from scoremle.experiment.score_table import in_digits
-
-    for row in sorted((row for row in rows if not row.reason), key=lambda row: row.bpd):
-        numbers = in_digits(row, dims, reference)
-        error = f" +- {numbers['error']}" * math.isfinite(row.error)
-        yield f"{row.file} {numbers['bpd']}{error}"
-
-
-def both_ends(shown: Sequence[str]) -> Iterator[str]:
-    """A line for each end of what is in the order of likelihood: a few, the outermost first."""
-    likely, rest = shown[:SHOWN], shown[SHOWN:]
-    for word, end in (("likeliest", likely), ("unlikeliest", rest[-SHOWN:][::-1])):
-        if end:
-            yield f"{word}: {', '.join(end)}"
 
 
 def _summary(

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Integer
 
-from scoremle.cli.commands.score import mean_in_words
+from scoremle.cli.score_words import mean_in_words
 from scoremle.data.archive import stamp
 from scoremle.data.pieces import ImageKind, Piece, piece_images, pieces_of
 from scoremle.errors import UserError

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 import scoremle
-from scoremle.cli.commands.score import both_ends, in_passes, mean_in_words
+from scoremle.cli.score_words import both_ends, in_passes, mean_in_words
 from scoremle.core.arguments import shown
 from scoremle.core.bijectors import in_all_digits
 from scoremle.core.keys import image_keys

@@ -1,0 +1,87 @@
+"""Sentences about scores, as the commands print them."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from scoremle.terminal import counted
+
+if TYPE_CHECKING:
+    from scoremle.experiment.score_table import ScoreRow
+    from scoremle.likelihood.mean import Mean
+    from scoremle.likelihood.scores import Scores
+
+# Images that are shown of either end of the list.
+SHOWN = 3
+# Test images beyond all of which one of 20 others lies by chance.
+FEWEST = 39
+
+
+def verdict(rows: Sequence[ScoreRow], reference: int) -> str:
+    """Counts the images that lie beyond all test images of the model; "" without such images.
+
+    Of images of their kind, 2 in ``reference`` + 1 lie there by chance.
+    """
+    if not reference:
+        return ""
+    chance = 2 / (reference + 1)
+    if reference < FEWEST:
+        return (
+            f"no verdict: with {reference} test images of the model, {chance:.0%} of such images"
+            f" lie beyond all of them by chance; at least {FEWEST} are needed"
+        )
+    beyond = {"likelier": 0.0, "unlikelier": 1.0}
+    counts = {word: sum(row.rank == end for row in rows) for word, end in beyond.items()}
+    found = " and ".join(f"{count} {word}" for word, count in counts.items() if count)
+    if not found:
+        return (
+            f"0 of {len(rows)} images stand out: each lies within the {reference} test images of"
+            " the model"
+        )
+    return (
+        f"{sum(counts.values())} of {len(rows)} images stand out (about {chance * len(rows):.1g}"
+        f" expected by chance): {found} than all {reference} test images of the model"
+    )
+
+
+def mean_in_words(mean: Mean, unit: str, of: str = "images") -> str:
+    """The mean over images, with its standard error."""
+    error = "" if mean.stderr is None else f" +- {mean.stderr:.4f} (over {of})"
+    return f"mean {mean.mean:.4f}{error} {unit}"
+
+
+def in_passes(mean: Mean) -> str:
+    """The passes over an image, and the evaluations of the network in each, if known."""
+    cost = counted(mean.passes, "pass")
+    if mean.evaluations is not None:
+        cost += f" of {mean.evaluations:.0f} network evaluations"
+    return cost
+
+
+def spread(scores: Scores, passes: int) -> str:
+    """The standard error of an image, by the spread of its passes."""
+    if passes == 1:
+        return "one pass has no spread and so no error: use --repeats=2 or more"
+    median = statistics.median(error for error in scores.stderr if error == error)
+    return f"the median standard error is {median:.2g}; four times as many passes halve it"
+
+
+def in_order(rows: Sequence[ScoreRow], dims: int, reference: int) -> Iterator[str]:
+    """Each image with its bits/dim and their error, the likeliest first."""
+    from scoremle.experiment.score_table import in_digits
+
+    for row in sorted((row for row in rows if not row.reason), key=lambda row: row.bpd):
+        numbers = in_digits(row, dims, reference)
+        error = f" +- {numbers['error']}" * math.isfinite(row.error)
+        yield f"{row.file} {numbers['bpd']}{error}"
+
+
+def both_ends(shown: Sequence[str]) -> Iterator[str]:
+    """A line for each end of what is in the order of likelihood: a few, the outermost first."""
+    likely, rest = shown[:SHOWN], shown[SHOWN:]
+    for word, end in (("likeliest", likely), ("unlikeliest", rest[-SHOWN:][::-1])):
+        if end:
+            yield f"{word}: {', '.join(end)}"
