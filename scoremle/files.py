@@ -106,6 +106,19 @@ def named(path: str | Path) -> Path:
     return Path(os.path.realpath(path)) if path.is_symlink() else path
 
 
+def listed(folder: Path) -> list[Path]:
+    """The paths in a folder in their order; none if there is no folder.
+
+    Raises UserError for a folder that can't be read, of which ``glob`` gives none.
+    """
+    try:
+        return sorted(folder.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise UserError(f"{folder} can't be read: {error.strerror}") from None
+
+
 def inside(folder: Path, *names: str, writing: bool = False) -> Path:
     """A place in a folder that the user named, without links on the way from there.
 

@@ -39,7 +39,7 @@ from scoremle.experiment.folders import PREEMPTION, SNAPSHOTS, WRITTEN
 from scoremle.experiment.imported import Imported, ImportedCheckpoints
 from scoremle.experiment.lock import locked
 from scoremle.experiment.record import DataFacts, Recorded, data_facts, of_the_network
-from scoremle.files import inside, read_json, read_sealed, write_sealed
+from scoremle.files import inside, listed, read_json, read_sealed, write_sealed
 from scoremle.numerics import check_finite
 from scoremle.processes import check_agreed
 from scoremle.published import PublishedCheckpoints, origin
@@ -229,9 +229,8 @@ class Workdir:
         left = {}
         if experiment:
             left = {self.config_path: experiment.config, self.data_path: data_facts(experiment)}
-        there = self.folder.iterdir() if self.folder.exists() else ()
         others = [
-            path.name for path in sorted(there)
+            path.name for path in listed(self.folder)
             if not (path.name.startswith(".") or path.name in but)
             and not (path in left and _has(path, left[path]))
         ]  # fmt: skip

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from scoremle.files import inside
+from scoremle.files import inside, listed
 from scoremle.published.states import Published, decode, read, train_state
 from scoremle.training.checkpoints import Checkpoints, Restored
 
@@ -17,9 +17,13 @@ def checkpoint_files(folder: Path) -> dict[int, Path]:
 
     Args:
         folder: to be searched.
+
+    Raises UserError for a folder that can't be read.
     """
     found = {}
-    for path in sorted(folder.glob("checkpoint_*")):
+    for path in listed(folder):
+        if not path.name.startswith("checkpoint_"):
+            continue
         # One that was put aside is there no more, unless what replaces it has not come yet.
         replaced = path.suffix == ASIDE and path.with_suffix(".new").is_dir()
         name = path.name.removesuffix(".pth").removesuffix(ASIDE if replaced else "")

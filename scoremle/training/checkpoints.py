@@ -118,13 +118,9 @@ class Checkpoints:
 
         Raises UserError for a folder that can't be read.
         """
-        try:  # glob would give none of a folder that may not be read
-            there = [*self.folder.iterdir()] if self.folder.exists() else []
-        except OSError as error:
-            raise UserError(f"{self.folder} can't be read: {error.strerror}") from None
         found = (
             (path, re.fullmatch(r"checkpoint_(\d+)(\.old)?", path.name))
-            for path in there
+            for path in files.listed(self.folder)
             if path.is_dir()
         )
         return sorted(

@@ -1,5 +1,6 @@
 """Checkpoints come back as they were, or say what is wrong."""
 
+import errno
 import json
 import logging
 import os
@@ -7,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -19,6 +21,7 @@ from helpers.places import ROOT
 from scoremle import bounded
 from scoremle.errors import UserError
 from scoremle.files import SEAL, seal
+from scoremle.published import checkpoint_files
 from scoremle.training.checkpoints import Checkpoints, leaves
 from scoremle.training.checksums import tree_hash
 
@@ -337,8 +340,17 @@ def test_what_orbax_can_not_write_or_read_is_a_line_and_no_traceback(tmp_path):
     assert re.fullmatch(r"\S*checkpoint_2 is damaged \(.*\): trying the one before\n", done.stderr)
 
 
-def test_a_folder_that_can_not_be_read_is_not_empty(tmp_path):
-    (tmp_path / "checkpoints").touch()
+@pytest.mark.parametrize(
+    "listing", [lambda folder: Checkpoints(folder, keep=2).numbers(), checkpoint_files]
+)
+def test_a_folder_that_can_not_be_read_is_not_empty(listing, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    for folder in (tmp_path, tmp_path / "none", tmp_path / "file" / "none"):
+        assert not listing(folder)
+
+    def refused(folder):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(Path, "iterdir", refused)
     with pytest.raises(UserError, match="can't be read"):
-        Checkpoints(tmp_path / "checkpoints", keep=2).numbers()
-    assert Checkpoints(tmp_path / "none", keep=2).numbers() == []
+        listing(tmp_path)
