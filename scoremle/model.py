@@ -1087,8 +1087,8 @@ def _draw_data(
     columns, finite = within_memory(_draw)(model, keys, condition, sampler=sampler)
     if model.bijector is None:
         return columns, finite
-    x, _, _, inside = _of_data(columns["x"], model.bijector)
-    return {"x": x}, finite & inside
+    x = _as_data(columns["x"], model.bijector)
+    return {"x": x}, finite & _fit_float32(x)
 
 
 def _draw_with_log_prob(
@@ -1117,24 +1117,26 @@ def _draw_with_log_prob(
     if model.pixels is not None:
         columns["integers"] = model.pixels.decode(x)
     if model.bijector is not None:
-        columns["x"], log_det, again, finite = _of_data(x, model.bijector)
+        columns["x"] = _as_data(x, model.bijector)
+        with jax.enable_x64(True):
+            again, log_det = map(np.asarray, _forward((columns["x"],), model.bijector))
         columns["log_prob"] = np.asarray(columns["log_prob"]) + log_det
-        columns["solver_error"] += _moved((z, _forward((again,), at_eps)[0], condition), model)
+        other, _ = _forward((again.astype(x.dtype),), at_eps)
+        columns["solver_error"] += _moved((z, other, condition), model)
+        finite = _fit_float32(columns["x"])
     return columns, finite & jnp.isfinite(columns["log_prob"])
 
 
-def _of_data(
-    inside: Data, bijector: Bijector
-) -> tuple[np.ndarray, np.ndarray, Data, Bool[Array, " b"]]:
-    """Samples as data, in float64: beside an offset they have more digits than float32.
-
-    Also log |det|, the samples that the network sees in these data, and whether each is finite.
-    """
+def _as_data(inside: Data, bijector: Bijector) -> np.ndarray:
+    """Samples as data, in float64: beside an offset they have more digits than float32."""
     with jax.enable_x64(True):
-        x = _inverse((np.asarray(inside, np.float64),), bijector)
-        again, log_det = _forward((x,), bijector)
-        finite = all_finite(x.astype(jnp.float32))  # as log_prob takes them
-        return np.asarray(x), np.asarray(log_det), again.astype(inside.dtype), finite
+        return np.asarray(_inverse((np.asarray(inside, np.float64),), bijector))
+
+
+def _fit_float32(x: np.ndarray) -> Bool[Array, " b"]:
+    """Whether each sample is finite in float32, as ``log_prob`` takes it."""
+    with np.errstate(over="ignore"):
+        return all_finite(jnp.asarray(x.astype(np.float32)))
 
 
 @Programs

@@ -314,7 +314,7 @@ CHANGES: list[tuple[str, ...]] = [
     ("likelihood/refine.py", "_measured", "NOISE * ", "0 * "),
     ("likelihood/refine.py", "refined", "not (pilot or decode)", "not pilot"),
     ("likelihood/refine.py", "SUSPECT", "1 / 4", "1.0"),
-    ("model.py", "_of_data", "jax.enable_x64(True)", "jax.enable_x64(False)",
+    ("model.py", "_as_data", "jax.enable_x64(True)", "jax.enable_x64(False)",
      "sampling/test_samples.py"),
     ("model.py", "_moved", "both * (other - z)", "0 * both", "sampling/test_samples.py"),
     ("model.py", "_draw_with_log_prob", " + _forward((x,), at_eps)[1]", "",
