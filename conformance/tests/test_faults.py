@@ -1,6 +1,7 @@
 """Each planted fault is found and named, and nothing else is; what is honest passes."""
 
 import ast
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -101,6 +102,19 @@ def test_a_missing_linear_part_is_named():
         networks = property(lambda self: [("vp", "eps")])
 
     assert named(Changed_()) == ["divergence of the wrong variable"]
+
+
+def test_a_seed_that_is_not_used_is_noticed():
+    class Seedless(Sample):
+        can = frozenset({"probes"})
+
+        def log_prob(self, field, x, ask):
+            return super().log_prob(field, x, replace(ask, seed=0))
+
+    (case,) = examined(Seedless(), quick=True).of("variance")
+    assert case.verdict == FAIL and "not drawn anew" in case.found.words
+    (case,) = examined(Sample(), quick=True).of("variance")
+    assert case.verdict != FAIL
 
 
 def test_a_gradient_of_the_prior_alone_is_named():
