@@ -5,7 +5,7 @@
 Twenty small networks of vectors and of 8x8 images are trained for 100 to 1000 steps, as users do:
 on what they predict, at uniform t. Each is checked as it was trained, where a line that says to
 declare something else is a false alarm; and under one wrong declaration, which is named if the
-line says what is right. Lines of where a network is worse than a Gaussian are no alarms: most of
+line says what is right. Lines of where a network is worse than a Gaussian are not alarms: most of
 these are. A line that the grid of grey levels can't be seen counts as neither.
 """
 
@@ -172,7 +172,7 @@ def first_params(shape: tuple[int, ...], ends: np.ndarray, rng: np.random.Genera
 
 @partial(jax.jit, static_argnames="optimizer")
 def trained(params, state, batches, optimizer):
-    """So many steps further. The range of labels is no parameter."""
+    """So many steps further. The range of labels is not a parameter."""
     def loss(params, x, label, target, weight):
         fixed = {name: jax.lax.stop_gradient(params[name]) for name in ("middle", "half")}
         return jnp.mean(weight * jnp.square(apply(params | fixed, x, label) - target))

@@ -75,7 +75,7 @@ MAX_XZ = 256 << 20
 # Images hardly compress; even black ones as BMP stay below this, and bombs are at 1000 and more.
 # So it is with holes: bytes that a file has, and that take no place on the disk.
 MAX_RATIO = 200
-# What unpacks to less is no bomb.
+# What unpacks to less is not a bomb.
 SMALL = 64 << 20
 CHUNK = 1 << 20
 
@@ -98,14 +98,14 @@ def check_ratio(where: str | Path, unpacked: int, packed: int) -> None:
 
 
 def array_bytes(shape: Sequence[Any], itemsize: int) -> int:
-    """The bytes of an array of a declared shape. Raises ValueError for a shape that is none.
+    """The bytes of an array of a declared shape. Raises ValueError for an invalid shape.
 
     Args:
         shape: as a file has it, which may be of anything.
         itemsize: bytes of a number.
     """
     if len(shape) > MAX_AXES or not all(type(n) is int and 0 <= n <= MAX_ARRAYS for n in shape):
-        raise ValueError("a shape is no short list of whole numbers")
+        raise ValueError("a shape is not a short list of whole numbers")
     return math.prod(shape) * itemsize
 
 

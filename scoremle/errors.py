@@ -140,7 +140,7 @@ def choose(table: Mapping[str, T], name: str, what: str) -> T:
 
 
 def no_model(place: object, names: Iterable[str]) -> UserError:
-    """The UserError for a place that does not exist and is none of the ``names`` of models."""
+    """The UserError for a place that does not exist and is not one of the ``names`` of models."""
     there = _there(str(place), names)
     found = str(place) or "''"
     return UserError(f"there is no folder or file {found}, and no model of that name; {there}")

@@ -53,7 +53,7 @@ ABANDONED = 24 * 3600.0
 def opened(path: Path, most: int) -> BufferedReader:
     """A plain file of at most ``most`` bytes, open for reading.
 
-    Raises UserError for a link, for what is no plain file, which might be waited for, for one
+    Raises UserError for a link, for what is not a plain file, which might be waited for, for one
     that is longer, and for one that is almost all holes; OSError where there is none.
     """
     file = open(path, "rb", opener=handle_of)  # noqa: SIM115
@@ -82,7 +82,7 @@ def handle_of(path: Any, flags: int) -> int:
     if stat.S_ISREG(os.fstat(handle).st_mode):
         return handle
     os.close(handle)
-    raise UserError(f"{path} is no plain file")
+    raise UserError(f"{path} is not a plain file")
 
 
 def _is_hollow(handle: int, size: int) -> bool:
@@ -315,7 +315,7 @@ def make_folder(folder: Path) -> None:
     new = [place for place in (folder, *folder.parents) if not place.exists()]
     above = new[-1].parent if new else folder
     if not above.is_dir():
-        raise NotADirectoryError(errno.ENOTDIR, f"{above} is no folder")
+        raise NotADirectoryError(errno.ENOTDIR, f"{above} is not a folder")
     folder.mkdir(parents=True, exist_ok=True)
     for place in new:
         sync(place.parent)

@@ -175,8 +175,8 @@ class ScoreModel:
         coder: the encoder of images, where the schedule depends on a code of the image. For
             ``log_prob`` and ``encode`` of such a model call ``under(codes)`` first.
 
-    Raises UserError for pixels and a bijector at once, eps outside [0, 1), and a shape or
-    a decoder_scale that is none.
+    Raises UserError for pixels and a bijector at once, eps outside [0, 1), and an
+    invalid shape or decoder_scale.
 
     Example:
         >>> sde = scoremle.VP()
@@ -580,7 +580,7 @@ class ScoreModel:
 
         Raises UserError for images of another shape, type or range than the model's, an index that
         is not whole numbers from 0 to 2**64 - 1, a seed outside 0..2**32 - 1, no passes, what
-        is no estimator or dequantizer, an estimator that does not suit the model, a tolerance
+        is not an estimator or dequantizer, an estimator that does not suit the model, a tolerance
         beside an estimator, a dequantizer beside one that takes none, as one with a decoder,
         values that are not finite, and where it is traced.
 
@@ -789,7 +789,7 @@ class ScoreModel:
                 same solution of the ODE, by the model's own solver and divergence. The default of
                 either is that of the method ``log_prob``.
 
-        Raises UserError for numbers of samples below 0, what is no sampler or none for this SDE,
+        Raises UserError for numbers of samples below 0, what is not a sampler of this SDE,
         samples that are not finite, ``log_prob`` of a sampler other than the ODE's, and where it
         is traced.
 
@@ -1029,7 +1029,7 @@ def _decode(rows: tuple[Data, Condition], model: ScoreModel) -> Data:
 
 
 def _chosen(devices: Sequence[jax.Device] | None) -> Sequence[jax.Device]:
-    """The devices that are given, or one. Raises UserError for what are none."""
+    """The devices that are given, or one. Raises UserError for what are not devices."""
     if devices is None:
         return jax.devices()[:1]
     such = "jax.devices()"

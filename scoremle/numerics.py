@@ -132,7 +132,7 @@ def as_pytree(noise: NoiseFn, name: str = "noise") -> NoiseFn:
     """A noise prediction that may be an argument of a compiled function.
 
     A bare callable belongs to the program, and so do the arrays that it closes over. Raises
-    UserError, with the ``name`` of the argument, for what is no function.
+    UserError, with the ``name`` of the argument, for what is not a function.
     """
     if not callable(noise):
         raise UserError(f"{name} must be a function, not a {type(noise).__name__}")
@@ -155,8 +155,8 @@ def output_of(function: Any, x: Data, *others: Any, channels: int = 1) -> Float[
     """The output of a function of ``x`` and others.
 
     Raises UserError, which names the function, where it does not take so many arguments, and for
-    what is no array of reals of the shape of ``x``, times so many channels: another shape would be
-    broadcast, and whole numbers have no derivative.
+    what is not an array of reals of the shape of ``x``, times so many channels: other shapes would
+    be broadcast, and whole numbers have no derivative.
     """
     check_call(function, x, *others)
     output = function(x, *others)

@@ -18,7 +18,7 @@ from rich.progress import Progress as Bar
 from scoremle.errors import in_a_line
 from scoremle.terminal import is_live, is_mute, say
 
-# Seconds between lines, where the output is no terminal; between changes of a bar, where it is.
+# Seconds between lines, where the output is not a terminal; between changes of a bar, where it is.
 LINE_EVERY, BAR_EVERY = 20.0, 0.1
 # Seconds of compilation after which a line is printed.
 LONG = 2.0

@@ -140,7 +140,7 @@ def _halved(size: int, least: int, unit: str, error: Exception) -> int:
     if not half or not out_of_memory(error) or jax.process_count() > 1:
         raise error
     logger.warning(
-        "%d %ss at once are too many for memory (%s): going on with %d at once",
+        "%d %ss at once are too many for memory (%s): continuing with %d at once",
         size, unit, first_line(error), half,
     )  # fmt: skip
     return half

@@ -26,7 +26,7 @@ MARKDOWN = re.compile(r"[][\\`*_<>&|~@$#]|:(?=\S)|(?<=www)\.", re.IGNORECASE)
 
 
 def printable(text: str) -> str:
-    """The text with what is no visible character, but for ends of lines, as an escape."""
+    """The text with what is not a visible character, but for ends of lines, as an escape."""
     return "\n".join(map(in_a_line, text.split("\n")))
 
 

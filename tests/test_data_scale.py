@@ -148,7 +148,7 @@ def test_a_bijector_comes_before_it():
 
 
 def test_a_pilot_measures_what_is_required():
-    """Its points lie where the model's data do at t = eps, and so are no harder than others."""
+    """Its points lie where the model's data do at t = eps, and so are not harder than others."""
     model = model_of("straight")
     chosen, accuracy = model.within(0.02, data(model))
     assert accuracy.met

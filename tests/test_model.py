@@ -254,7 +254,7 @@ def test_samples_have_the_moments_and_keys_of_their_own():
 
 @dataclass
 class Doubled:
-    """A bijector that is no pytree, and has no hash."""
+    """A bijector that is not a pytree, and has no hash."""
 
     offset: float = 0.0
 
@@ -350,7 +350,7 @@ def test_what_does_not_fit_memory_is_done_in_halves(monkeypatch, caplog):
     np.testing.assert_allclose(images().score(IMAGES).bpd, whole[0], atol=1e-5)
     free = chain([0, 0], repeat(2**40))
     np.testing.assert_array_equal(images().sample(20, KEY), whole[1])
-    told = [re.search(r"going on with (\d+)", message)[1] for message in caplog.messages]
+    told = [re.search(r"continuing with (\d+)", message)[1] for message in caplog.messages]
     assert told == ["16", "10", "5"]
 
 

@@ -110,7 +110,7 @@ def test_what_does_not_fit_memory_is_halved_and_that_is_said(tmp_path, error, ca
     assert {len(index) for _, index in work.asked} == {2}  # 11, 5, 2
     told = str(error).splitlines()[0]
     assert caplog.messages == [
-        f"{size} images at once are too many for memory ({told}): going on with {half} at once"
+        f"{size} images at once are too many for memory ({told}): continuing with {half} at once"
         for size, half in ((11, 5), (5, 2))
     ]
     check(run(tmp_path, Work(until=0), size=11))  # all of it is there

@@ -77,7 +77,7 @@ def test_the_text_for_maintainers_has_the_smallest_example(capsys):
     [
         (["nothing"], "no adapter"),
         (["no_module:Class"], "no_module"),
-        (["json:JSONDecoder"], "no subclass"),
+        (["json:JSONDecoder"], "not a subclass"),
         (["sample", "--setting", "odd"], "setting 'odd'"),
         (["--markdown", "no.json"], "FileNotFound"),
     ],

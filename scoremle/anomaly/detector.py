@@ -156,7 +156,7 @@ class Detector:
             facts: where the ``model`` is, and what else is to be kept in the file.
             label: under which progress is shown, if there is one.
 
-        Raises UserError for what is no model, another statistic, data that the model does not
+        Raises UserError for what is not a model, another statistic, data that the model does not
         take, fewer than 40 different examples, and without scikit-learn.
         """
         check_seed(seed)
@@ -264,7 +264,7 @@ class Detector:
         Args:
             path: of the file.
 
-        Raises UserError for what is no detector, and for one that is not as it was written.
+        Raises UserError for what is not a detector, and for one that is not as it was written.
         """
         place = named(path)
         try:
@@ -272,7 +272,7 @@ class Detector:
         except UserError as error:
             raise UserError(f"{error}; scoremle anomaly fit writes a detector") from None
         if not sealed:
-            raise UserError(f"{path} is no detector: scoremle anomaly fit writes one")
+            raise UserError(f"{path} is not a detector: scoremle anomaly fit writes one")
         content = read_sealed(place, "fit it anew")
         check_record(content, cls, path)
         check_choice(f"{path}: statistic", content["statistic"], (*STATISTICS, FEATURES))

@@ -26,7 +26,7 @@ def at_least(least: int) -> Callable[[str], int]:
 
     def integer(text: str) -> int:
         if not text.lstrip("-").isdecimal() or int(text) < least:
-            raise argparse.ArgumentTypeError(f"{text} is no integer from {least}")
+            raise argparse.ArgumentTypeError(f"{text} is not an integer from {least}")
         if int(text) >= 2**32:
             raise argparse.ArgumentTypeError(f"{text} is not below {2**32}")
         return int(text)
@@ -41,7 +41,7 @@ def fraction(text: str) -> float:
     except ValueError:
         value = math.nan
     if not LEAST < value < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number between 0 and 1, above {LEAST:g}")
+        raise argparse.ArgumentTypeError(f"{text!r} is not between 0 and 1, above {LEAST:g}")
     return value
 
 
@@ -53,7 +53,7 @@ def folder_name(text: str) -> str:
     """The type of the name of a folder below WORKDIR, to which no training writes."""
     path = Path(os.path.normpath(text))
     if path.is_absolute() or not path.parts or path.parts[0] in (os.pardir, *WRITTEN):
-        raise argparse.ArgumentTypeError(f"{text!r} is no folder of its own in WORKDIR")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a folder of its own in WORKDIR")
     return text
 
 

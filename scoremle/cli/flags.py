@@ -88,7 +88,7 @@ class ConfigParser(Parser):
                          const="false", default=SUPPRESS)  # fmt: skip
 
     def unknown(self, argument: str) -> str:
-        """The message for an argument that is none of the command's."""
+        """The message for an argument that the command does not have."""
         match = FLAG.match(argument)
         if match is None:
             return super().unknown(argument)
@@ -96,7 +96,7 @@ class ConfigParser(Parser):
         if inside:
             return f"{match[1]} is a group of fields; set one of them, such as {inside[0]}"
         if match[1] in MEANINGS:
-            return f"--noconfig. is for fields that are true or false, and {match[1]} is none"
+            return f"--noconfig. is for fields that are true or false, and {match[1]} is not"
         return f"unknown field {match[1]}{nearest_field(match[1], MEANINGS)}"
 
     def _set_config(self, options: Any) -> None:

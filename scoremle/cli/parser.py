@@ -24,7 +24,7 @@ HOME = re.compile(r"^(--[\w.-]+=)(~[^/]*)")
 
 def _place(text: str) -> Path:
     if not text:
-        raise argparse.ArgumentTypeError("an empty name is no place")
+        raise argparse.ArgumentTypeError("an empty name is not a place")
     return Path(text)
 
 
@@ -101,14 +101,14 @@ class Parser(argparse.ArgumentParser):
         parse = self.parse_known_args if self._subparsers else self.parse_known_intermixed_args
         options, rest = parse([*given, *names], namespace)
         if rest and rest[0].startswith("-") and rest[0] in names:
-            raise UserError(f"{rest[0]} is no flag after --: name it before")
+            raise UserError(f"{rest[0]} is not a flag after --: name it before")
         if rest:
             meant = self._below[options.what] if self._below else self
             raise UserError(meant.unknown(rest[0]))
         return options
 
     def unknown(self, argument: str) -> str:
-        """The message for an argument that is none of the command's."""
+        """The message for an argument that the command does not have."""
         if not argument.startswith("-"):
             places = [] if self._subparsers else self._get_positional_actions()
             names = " and ".join(str(each.metavar or each.dest) for each in places)

@@ -96,7 +96,7 @@ def _coded(
         nats = blocks.push_images(layers, after, block)
         again = after.copy()
         same = np.array_equal(blocks.pop_images(layers, again, len(block)), block)
-    except OverflowError:  # a latent that is out of reach, or is no number
+    except OverflowError:  # a latent that is out of reach, or is not a number
         return None, nothing
     return (after, nats) if same and again.ends_with(stack) else (None, nothing)
 

@@ -23,7 +23,7 @@ from scoremle.errors import UserError
 from scoremle.files import named, read_bytes, write_bytes
 from scoremle.records import Count, Size, check_record
 
-# The chain of a model is no part of the record: another chain is another version.
+# The chain of a model is not part of the record: another chain is another version.
 MAGIC = KIND + b" 4\n"
 DIGEST = 32
 # More steps than any chain has, and more images at once than any device takes.
@@ -95,13 +95,13 @@ def read_coded(path: str | Path) -> tuple[CodedRecord, Coded]:
     Args:
         path: of the file.
 
-    Raises UserError for what is no such file, is of another version or is damaged, and for one
+    Raises UserError for another file, one of another version, a damaged one, and for one
     that claims more than its bytes can be.
     """
     path = named(path)
     content = read_bytes(path, MAX_FILE)
     if not content.startswith(KIND):
-        raise UserError(f"{path} is no file of scoremle compress")
+        raise UserError(f"{path} is not a file of scoremle compress")
     if not content.startswith(MAGIC):
         raise UserError(f"{path} is of another version of scoremle compress than this one reads")
     content, digest = content[:-DIGEST], content[-DIGEST:]

@@ -52,11 +52,11 @@ def compress_images(
         path: of the file.
         place: where the model is, for the file's record.
         names: of the images, without endings, for the folder that they are decoded to. Where two
-            are the same, one is no name of a file, or not each image has one, numbers take their
+            are the same, one is not a file name, or not each image has one, numbers take their
             place, and a warning says so.
         steps: of the chain. More steps take fewer bits, and as many times longer.
 
-    Raises UserError for images that are none of the model's, a chain that it does not have, and
+    Raises UserError for images that the model can't take, a chain that it does not have, and
     where no image comes back as it was.
     """
     images = pixels_of(model).checked(images, model.shape)

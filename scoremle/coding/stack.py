@@ -173,7 +173,7 @@ class BitStack:
 def _rounded_normal(mean: Reals, scale: Reals) -> tuple[Cells, Reals, Reals, int]:
     """The cell of each mean, its place in the cell, the scales, and the last cell's number."""
     fine, scale = np.rint(np.asarray(mean, np.float64) * FINE), np.asarray(scale, np.float64)
-    # What is no number fails both comparisons.
+    # What is not a number fails both comparisons.
     if not ((np.abs(fine) < FARTHEST) & (scale > 0) & (scale < WIDEST)).all():
         raise OverflowError("the model's mean or scale of a latent is out of reach")
     centre = np.rint(fine / FINE)
@@ -183,7 +183,7 @@ def _rounded_normal(mean: Reals, scale: Reals) -> tuple[Cells, Reals, Reals, int
 
 def _rounded(probabilities: Probabilities) -> Float[np.ndarray, "rows levels"]:
     if not np.isfinite(probabilities).all():
-        raise OverflowError("the model's probabilities of grey values are no numbers")
+        raise OverflowError("the model's probabilities of grey values are not numbers")
     rows = np.asarray(probabilities, np.float64).reshape(-1, probabilities.shape[-1])
     rows = np.rint(rows / PROBABILITY) * PROBABILITY
     if not rows.any(axis=1).all():

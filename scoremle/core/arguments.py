@@ -144,7 +144,7 @@ def as_array(x: Any, name: str) -> Shaped[Array | np.ndarray, "..."]:
         x: an array, a list of numbers, or a number.
         name: of the argument, for the error.
 
-    Raises UserError for what is no array, or not one of numbers, and for masked numbers.
+    Raises UserError for what is not an array, or not one of numbers, and for masked numbers.
     """
     if isinstance(x, jax.Array) or not known(x):
         return jnp.asarray(x)
@@ -153,11 +153,11 @@ def as_array(x: Any, name: str) -> Shaped[Array | np.ndarray, "..."]:
     try:
         array = np.asarray(x)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise UserError(f"{name} is no array of numbers: {error}") from None
+        raise UserError(f"{name} is not an array of numbers: {error}") from None
     if array.dtype.kind == "f":  # of another byte order, or longer
         return array.astype(f"f{min(array.dtype.itemsize, 8)}", copy=False)
     if not (array.dtype.kind in "biuc" or jnp.issubdtype(array.dtype, jnp.floating)):
-        raise UserError(f"{name} is no array of numbers, but of {array.dtype}")
+        raise UserError(f"{name} is not an array of numbers, but of {array.dtype}")
     return array.astype(array.dtype.newbyteorder("="), copy=False)
 
 
@@ -184,8 +184,8 @@ def as_data(x: ArrayLike, dtype: DTypeLike | None = None, name: str = "x") -> Da
     """``x`` as a JAX array, in ``dtype``, or in its precision there or in float32.
 
     A density needs more digits than 16 bits have, whatever the precision of the network. Raises
-    UserError for what is no array of reals, a number that is not finite, and a ``dtype`` that JAX
-    is not set up for.
+    UserError for what is not an array of reals, a number that is not finite, and a ``dtype`` that
+    JAX is not set up for.
 
     Args:
         x: [b *d] reals.

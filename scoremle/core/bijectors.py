@@ -106,8 +106,8 @@ class Affine:
         shift: a number, or one for each dimension.
         scale: likewise; none is 0.
 
-    Raises UserError for a scale of 0, what is not finite, both in float32, and what are no numbers
-    or not of one shape.
+    Raises UserError for a scale of 0, what is not finite, both in float32, and what are not
+    numbers or not of one shape.
 
     Example:
         >>> z, log_det = scoremle.Affine(1.0, 2.0).forward(jnp.asarray([[3.0, 1.0]]))
@@ -170,7 +170,7 @@ class Bounded:
         low: a number, or one for each dimension.
         high: likewise.
 
-    Raises UserError unless low < high, and for what are no numbers or not of one shape.
+    Raises UserError unless low < high, and for what are not numbers or not of one shape.
 
     Example:
         >>> bounded = scoremle.Bounded(np.asarray([0.0, -np.inf]), np.asarray([1.0, np.inf]))
@@ -222,7 +222,7 @@ def _in_float32(value: ArrayLike) -> np.ndarray:
 
 
 def _check_numbers(record: Any, **given: ArrayLike) -> None:
-    """Raises UserError for what are no reals, and for shapes that do not go together."""
+    """Raises UserError for what are not reals, and for shapes that do not go together."""
     if not known(record):
         return
     shapes = [as_reals(value, f"{record}: {name}").shape for name, value in given.items()]
@@ -240,7 +240,7 @@ class Chain:
     Args:
         maps: the first is that of the data.
 
-    Raises UserError for what are no maps.
+    Raises UserError for what are not maps.
 
     Example:
         >>> chain = scoremle.Chain((scoremle.Bounded(low=0.0), scoremle.Affine(1.0, 2.0)))

@@ -38,7 +38,7 @@ class Dequantizer(Protocol):
     """Draws u in [0, 1) for integer images by one key or one for each, with log q(u | x) in nats.
 
     ``start`` is the time t of the noise that u represents: y then is z / alpha_t, of a z at that
-    time. None if u is no such noise: z then is at the model's smallest time.
+    time. None if u is other noise: z then is at the model's smallest time.
     """
 
     @property
@@ -120,7 +120,7 @@ class Flow:
         apply: gives u and log q(u | x), in nats, of params, e and x.
         params: the flow's parameters.
         levels: the number of grey values a channel.
-        start: None: u is no noise of the SDE.
+        start: None: u is not noise of the SDE.
     """
 
     apply: Callable[[Any, Data, Data], tuple[Data, PerExample]] = static()

@@ -219,7 +219,7 @@ class FixedProbe(_Sampled):
     Args:
         vectors: [b k *d], the k probes of each example.
 
-    Raises UserError for what is no array of numbers, and, when a trace is taken, for probes of
+    Raises UserError for what is not an array of numbers, and, when a trace is taken, for probes of
     another shape than the data's.
 
     Example:

@@ -201,7 +201,7 @@ def bits_per_dim(
         pixels: what y = pixels.encode(x, u) is.
         dims: dimensions of one image.
 
-    Raises UserError for no dimensions, no ``Pixels``, and what are no numbers.
+    Raises UserError for no dimensions, no ``Pixels``, and what are not numbers.
 
     Example:
         >>> uniform = jnp.full(1, 3 * np.log(1 / 2))  # in nats, the density 1/2 on [-1, 1)^3

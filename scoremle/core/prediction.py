@@ -307,7 +307,7 @@ def as_condition(condition: Any, n: int) -> Any:
             is one for all, and a list of numbers is an array.
         n: how many examples.
 
-    Raises UserError for another number of rows, what are no numbers, and one that is not finite.
+    Raises UserError for another number of rows, what are not numbers, and one that is not finite.
     """
 
     def checked(leaf: ArrayLike) -> Any:

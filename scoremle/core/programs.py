@@ -5,7 +5,7 @@ of. ``Programs`` fill rows up to a power of two, or a quarter of one where they 
 of the last one; what was found for the copies is cut off. So shapes that differ in rows alone
 share programs. A row is computed from itself alone: its values stay as they are, up to rounding.
 
-A function, such as a noise prediction that is no pytree, is part of a program by its identity,
+A function, such as a noise prediction that is not a pytree, is part of a program by its identity,
 with all that it closes over. Its programs end when it does: they keep no model alive. A
 ``functools.partial`` is by its function and its options, as far as these have a hash.
 

@@ -124,7 +124,7 @@ def require(record: Any, holds: Callable[[], Any], words: str) -> None:
 def _true(holds: Callable[[], Any]) -> bool:
     try:
         return bool(np.all(holds()))
-    except (TypeError, ValueError):  # of what is no number
+    except (TypeError, ValueError):  # of what is not a number
         return False
 
 

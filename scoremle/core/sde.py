@@ -58,7 +58,7 @@ class SDE:
         schedule: the log-SNR at each t.
         prior_std: standard deviation of the prior N(0, prior_std^2 I) at t = 1.
 
-    Raises UserError for another kernel, what is no schedule, and a prior_std that is not above 0.
+    Raises UserError for another kernel, what is not a schedule, and a prior_std not above 0.
 
     Example:
         >>> sde = scoremle.SDE("straight", scoremle.Cosine(), prior_std=1.0)
@@ -215,7 +215,7 @@ def with_schedule(tree: Any, schedule: schedules.Schedule) -> Any:
 
 
 def check_sde(sde: Any) -> None:
-    """Raises UserError for what is no SDE.
+    """Raises UserError for what is not an SDE.
 
     Args:
         sde: the argument of that name.
@@ -239,7 +239,7 @@ def check_time(eps: Any, name: str = "eps", at_zero: Callable[[], bool] = lambda
 def check_eps(sde: SDE, eps: Any, name: str = "eps") -> None:
     """Raises UserError unless ``eps`` is a time from 0 to below 1 where the log-SNR is finite.
 
-    A schedule of steps begins with its first. What is no SDE is refused, too.
+    A schedule of steps begins with its first. What is not an SDE is refused, too.
 
     Args:
         sde: the noise at each time.

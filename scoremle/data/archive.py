@@ -145,8 +145,8 @@ def is_hidden(name: str) -> bool:
 def listing(path: Path) -> dict[str, Path]:
     """The files of a folder by their names in it, sorted; or that one file.
 
-    They are no links any more. Links that lead out and what is no plain file are named in a line,
-    and left out. Raises UserError for a folder in it that can't be read, unless it is hidden.
+    They are not links any more. Links that lead out and what is not a plain file are named in a
+    line, and left out. Raises UserError for a folder in it that can't be read and is not hidden.
     """
     found, left = _walked(path)
     _say_unread(path, left)
@@ -190,7 +190,7 @@ def _plain(file: Path, folder: Path) -> Path | None:
 def _say_unread(path: Path, names: Sequence[str]) -> None:
     if names:
         logger.warning(
-            "%s: links that are not followed, and what is no plain file, are not read: %s",
+            "%s: links that are not followed, and what is not a plain file, are not read: %s",
             path, ", ".join([*map(repr, names[:SHOWN]), *["..."] * (len(names) > SHOWN)]),
         )  # fmt: skip
 
@@ -214,7 +214,7 @@ def stamp(path: Path) -> str:
 
 
 # Of an archive: name, share of the archive passed so far, size, and what gives the content; None
-# for a link and whatever else is no plain file.
+# for a link and whatever else is not a plain file.
 Member = tuple[str, float, int, Callable[[], bytes] | None]
 
 

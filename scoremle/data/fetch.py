@@ -166,4 +166,4 @@ def _append(url: str, file: IO[bytes], size: int, come: Callable[[int], None]) -
 
 
 def _broken(url: str, done: int, size: int) -> str:
-    return f"{url} broke off after {done} of {size} bytes: fetch again, which goes on from there"
+    return f"{url} broke off after {done} of {size} bytes: fetch again, which resumes there"

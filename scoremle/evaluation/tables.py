@@ -46,7 +46,7 @@ def _too_much(widths: Mapping[str, int], spare: Sequence[str]) -> list[str]:
 
 
 def screen_width() -> int | None:
-    """Columns of the terminal; None where the output is none."""
+    """Columns of the terminal; None where the output is not a terminal."""
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 

@@ -153,7 +153,7 @@ def recorded_config(folder: Path) -> ConfigDict:
 
 
 def config_of(content: Mapping[str, Any], where: Path) -> ConfigDict:
-    """The resolved config that a record holds. Raises UserError if it is none."""
+    """The resolved config that a record holds. Raises UserError if it is not a config."""
     try:
         return with_defaults(_with_tuples(content))
     except UserError as error:
@@ -176,7 +176,7 @@ def _with_tuples(content: Any) -> Any:
     """Makes tuples of lists, which configs lack. Raises UserError for a name that no field has."""
     if isinstance(content, dict):
         if wrong := [name for name in content if not name.isidentifier()]:
-            raise UserError(f"{wrong[0][:60]!r} is no name of a field")
+            raise UserError(f"{wrong[0][:60]!r} is not the name of a field")
         return {name: _with_tuples(value) for name, value in content.items()}
     return tuple(content) if isinstance(content, list) else content
 
@@ -184,7 +184,7 @@ def _with_tuples(content: Any) -> Any:
 def check_types(config: ConfigDict, known: ConfigDict | None = None, prefix: str = "") -> None:
     """Raises UserError for a value of another type than the default's.
 
-    A scalar is no tuple of one, nor text a number: only a whole number is a number too.
+    A scalar is not a tuple of one, nor text a number: only a whole number is a number too.
     """
     known = defaults.get_config() if known is None else known
     for name in known:

@@ -15,7 +15,7 @@ from jaxtyping import Float
 
 from scoremle.evaluation.statistics import paired_difference
 
-# Standard errors of a difference that are no contradiction.
+# Standard errors of a difference that are not a contradiction.
 TOLERANCE = 4.0
 
 FAULT = "two estimators of one number contradict each other"

@@ -23,7 +23,7 @@ def file_hash(place: str) -> str:
     Raises UserError for a name of another form, and where there is no such file.
     """
     if not is_own(place):
-        raise UserError(f"{place} is no function of a file: name it FILE.py:function")
+        raise UserError(f"{place} is not a function of a file: name it FILE.py:function")
     return sha256_of(named(_file(place)), MAX_TEXT)
 
 
@@ -37,7 +37,7 @@ def encoded(
         sha256: of the file.
         images: uint8, channels last.
 
-    Raises UserError for another file, for a mistake in it, and for what are no vectors of reals.
+    Raises UserError for another file, for a mistake in it, and for what are not vectors of reals.
     """
     if file_hash(place) != sha256:
         raise UserError(f"{_file(place)} is not as it was when the detector was fitted: fit anew")

@@ -40,7 +40,7 @@ def load(place: str | Path, checkpoint: int | None = None) -> ScoreModel:
             first.
         checkpoint: its number in a working directory; None: the newest.
 
-    Raises UserError for what is none of these, for what can't be read, and for parameters that are
+    Raises UserError for anything else, for what can't be read, and for parameters that are
     not finite.
 
     Example:
@@ -96,13 +96,13 @@ def _loaded(place: str | Path, checkpoint: int | None) -> "ScoreModel | FlowMode
     if path.is_file() or not (Workdir(path).begun or Workdir(path).config_path.exists()):
         if str(place) in NAMES:
             raise UserError(
-                f"{path.absolute()} hides the model {path} that ships, and is none itself: rename"
+                f"{path.absolute()} hides the model {path} that ships, and is not a model: rename"
                 " it, or run this in another folder"
             )
-        what = "no working directory, and " if path.is_dir() else ""
+        what = "not a working directory, and " if path.is_dir() else ""
         raise UserError(
-            f"{path} is {what}no model of a known family: {OTHER_FAMILIES}; scoremle import takes"
-            " checkpoints of score_flow and score_sde"
+            f"{path} is {what}not a model of a known family: {OTHER_FAMILIES}; scoremle import"
+            " takes checkpoints of score_flow and score_sde"
         )
     return _of_workdir(Workdir(path), checkpoint)
 
@@ -165,7 +165,7 @@ def is_published(place: str) -> bool:
 
 
 def is_model_alone(place: str) -> bool:
-    """Whether this names a model that is no working directory.
+    """Whether this names a model that is not a working directory.
 
     Args:
         place: as ``load`` takes it.
@@ -224,8 +224,8 @@ def of_images(model: "ScoreModel | FlowModel", place: str) -> tuple[Pixels, tupl
     """
     if model.pixels is None or len(model.shape) != 3:
         raise UserError(
-            f"{place} is no model of integer images: give it a shape (h, w, c) and pixels, such as"
-            " scoremle.Pixels(256)"
+            f"{place} is not a model of integer images: give it a shape (h, w, c) and pixels, such"
+            " as scoremle.Pixels(256)"
         )
     height, width, channels = model.shape
     if channels not in (1, 3):

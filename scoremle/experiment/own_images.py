@@ -26,7 +26,7 @@ __all__ = ["are_arrays", "images_of_arrays", "read_images", "refuse"]
 logger = logging.getLogger(__name__)
 
 ARRAYS = (".npy", ".npz")
-SKIP = "--skip-bad goes on without such files"
+SKIP = "--skip-bad continues without such files"
 FIT = "--fit=crop, resize or pad where it is the size"
 
 

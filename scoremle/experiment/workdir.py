@@ -145,7 +145,7 @@ class Workdir:
         if not self.config_path.exists():
             hint = f"; scoremle import {self.folder} makes one of it"
             raise UserError(
-                f"{self.folder} is no working directory of a training: it has no config.json"
+                f"{self.folder} is not a working directory of a training: it has no config.json"
                 + hint * bool(self.snapshots.published())
             )
         return recorded_config(self.folder)
@@ -298,7 +298,7 @@ class Workdir:
             self._check_numbers(experiment)
         for name, value in differs.items() if what == "training" else ():
             logger.warning(
-                "%s was trained with %s=%s, as its name says, and goes on with %s",
+                "%s was trained with %s=%s, as its name says, and continues with %s",
                 self.folder, name, value, _field(experiment, name),
             )  # fmt: skip
 
@@ -311,7 +311,7 @@ class Workdir:
                 own = False
             if not own:
                 raise UserError(
-                    f"{path} is no record of a training: move it away, or use another --workdir"
+                    f"{path} is not a record of a training: move it away, or use another --workdir"
                 )
 
     def _check_numbers(self, experiment: Recorded) -> None:

@@ -68,7 +68,7 @@ def translated(module: nn.Module) -> Partial:
 
 
 def _import_torchax() -> None:
-    """Imports it so that it is no accelerator to others.
+    """Imports it so that it is not an accelerator to others.
 
     PyTorch has one name for devices of others, and torchax takes it for JAX. DataParallel and the
     optimizers would go there. Who imported torchax before has it as it is.

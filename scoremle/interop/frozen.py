@@ -49,7 +49,7 @@ class Frozen:
         self.device = state[0].device if state else torch.device("cpu")
 
     def __repr__(self) -> str:
-        """Its name, and the hash of its numbers, which are no leaves of a model."""
+        """Its name, and the hash of its numbers, which are not leaves of a model."""
         numbers = [*self.module.named_parameters(), *self.module.named_buffers()]
         return f"{self.name} {tree_hash({name: x.cpu().numpy() for name, x in numbers})}"
 

@@ -223,7 +223,7 @@ def _by_example(a: np.ndarray) -> np.ndarray:
 
 
 def _in_float32(a: Any) -> Any:
-    """Reals in float32; integers as they are. Raises UserError for what is no array."""
+    """Reals in float32; integers as they are. Raises UserError for what is not an array."""
     if not hasattr(a, "dtype"):
         raise UserError(f"a module takes one array as its condition, not a {type(a).__name__}")
     return a.astype(np.float32) if jnp.issubdtype(a.dtype, jnp.floating) else a

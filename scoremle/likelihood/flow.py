@@ -66,7 +66,7 @@ def along_flow(
         solver: how the ODE is solved.
         decode: goes from latents to data.
 
-    Raises UserError for what is no solver or divergence, eps outside [0, 1), a prediction of
+    Raises UserError for what is not a solver or divergence, eps outside [0, 1), a prediction of
     another shape, and ``PublishedRK45`` of latents or of another number of probes than one.
     """
     check_kind("solver", solver, *SOLVER)

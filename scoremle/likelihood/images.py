@@ -109,7 +109,7 @@ class ByOde:
         decoder: from the model's smallest time to the integers, in place of a dequantizer; the
             draws are then of the noise there.
 
-    Raises UserError for no draws, and what is no divergence, solver or informed decoder.
+    Raises UserError for no draws, and what is not a divergence, solver or informed decoder.
 
     Values: ``bpd``, its ``probe_stderr`` and ``solver_error``, ``nfe``; of one sample also two
     tests that its latent is white noise: the mean square of its elements over that of the prior
@@ -309,7 +309,7 @@ class ByElbo:
         control: a control variate fitted on other images.
         start: the smallest time; None: the model's.
 
-    Raises UserError for no draws, another matching, what are no times, decoder or control, and a
+    Raises UserError for no draws, another matching, what are not times, decoder or control, and a
     start outside [0, 1).
 
     Values: ``bpd``, its ``draw_stderr``, ``nfe``, and its terms: ``dequantization`` (log q of the

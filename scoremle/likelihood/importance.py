@@ -65,7 +65,7 @@ def importance_bound(draw: DrawLikelihood, keys: Keys, samples: int) -> Importan
         keys: one for each image, or one of which ``draw`` makes its own.
         samples: how many draws.
 
-    Raises UserError for no draws, and a ``draw`` that is none.
+    Raises UserError for no draws, and an invalid ``draw``.
 
     Example:
         >>> sde, pixels, x = scoremle.VP(), scoremle.Pixels(8), jnp.asarray([[1, 6]])

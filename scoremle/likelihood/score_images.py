@@ -140,9 +140,9 @@ def score_images(
         share: of the images: only these are measured, and given back.
         label: under which progress is shown.
 
-    Raises UserError for what is no estimator or dequantizer, for an estimator that does not suit
-    the model and a condition of another number of rows, and the returned ``differences`` for one
-    that is not finite.
+    Raises UserError for what is not an estimator or dequantizer, for an estimator that does not
+    suit the model and a condition of another number of rows, and the returned ``differences`` for
+    one that is not finite.
     """
     dequantizer = dequantizer or Uniform()
     check_part("estimator", estimator, Estimator, "scoremle.ByOde()")
@@ -189,7 +189,7 @@ def example_numbers(
         index: a number for each.
         n: how many there are.
 
-    Raises UserError for another count, and for what are no whole numbers of 64 bits.
+    Raises UserError for another count, and for what are not whole numbers of 64 bits.
     """
     numbers = np.arange(n) if index is None else as_index(index)
     if numbers.shape != (n,):

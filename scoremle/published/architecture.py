@@ -22,7 +22,7 @@ def architecture(params: dict[str, Any]) -> dict[str, Any]:
     Args:
         params: of a network, as a tree; shapes are enough.
 
-    Raises Damaged for what is no DDPM++ or NCSN++.
+    Raises Damaged for what is not a DDPM++ or NCSN++.
     """
     try:
         return _architecture(params)
@@ -36,7 +36,7 @@ def flow_architecture(params: dict[str, Any]) -> dict[str, Any]:
     Args:
         params: of a flow dequantizer, as a tree; shapes are enough.
 
-    Raises Damaged for what is no Flow++.
+    Raises Damaged for what is not a Flow++.
     """
     try:
         return _flow_architecture(params)

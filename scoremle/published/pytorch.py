@@ -78,7 +78,7 @@ def tensors(path: Path) -> dict[str, np.ndarray]:
     if not isinstance(content, dict) or not all(
         isinstance(name, str) and isinstance(value, np.ndarray) for name, value in content.items()
     ):
-        raise UserError(f"{path} is no state dict, which has a tensor for each name")
+        raise UserError(f"{path} is not a state dict, which has a tensor for each name")
     return content
 
 

@@ -28,7 +28,7 @@ DTYPES = {
 KINDS = {kind: jnp.dtype(name) for name, kind in DTYPES.items()}
 ALIGNMENT = 8
 NOTES = "__metadata__"
-NOT_WHOLE = "no whole safetensors file"
+NOT_WHOLE = "not a complete safetensors file"
 
 
 def write(path: Path, arrays: Mapping[str, np.ndarray], notes: Mapping[str, str]) -> None:
@@ -91,7 +91,7 @@ def notes(path: Path) -> dict[str, str]:
     with opened(path, MAX_MODEL) as file, damaged(path, NOT_WHOLE, ""):
         found = _header(file)[1].get(NOTES, {})
         if not isinstance(found, dict) or not all(isinstance(v, str) for v in found.values()):
-            raise ValueError("its notes are no texts")
+            raise ValueError("its notes are not texts")
     return found
 
 
@@ -104,7 +104,7 @@ def _header(file: File) -> tuple[int, dict[str, Any]]:
         raise ValueError("its header is cut off")
     header = json.loads(file.read(length))
     if not isinstance(header, dict):
-        raise ValueError("its header is no object")
+        raise ValueError("its header is not an object")
     return 8 + length, header
 
 

@@ -133,7 +133,7 @@ def _array(content: bytes) -> np.ndarray:
         raise ValueError("an array of other than shape, dtype and bytes")
     dtype = DTYPES.get(name.decode("ascii", "replace"))
     if dtype is None:
-        raise ValueError(f"an array of {name[:20]!r}, which is no numeric type")
+        raise ValueError(f"an array of {name[:20]!r}, which is not a numeric type")
     size = array_bytes(shape, dtype.itemsize)
     if size != len(data):
         raise ValueError(f"an array of {size} bytes by its shape {shape} that has {len(data)}")

@@ -197,5 +197,5 @@ def _norms(tree: Tree, reshape: Callable[[np.ndarray], np.ndarray]) -> Tree:
 
 def _array(value: Any, name: str) -> np.ndarray:
     if not isinstance(value, np.ndarray):
-        raise ValueError(f"{name} is no array")
+        raise ValueError(f"{name} is not an array")
     return value

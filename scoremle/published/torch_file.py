@@ -35,7 +35,7 @@ __all__ = ["check_zip"]
 CONTENT = "/data.pkl"
 # The first bytes of a zip, whose table of members is its end.
 ZIP = b"PK\x03\x04"
-# The first pickle of a file that is no zip.
+# The first pickle of a file that is not a zip.
 MAGIC = 0x1950A86A20F9469CFC6C
 KINDS = {
     "Double": "float64", "Float": "float32", "Half": "float16", "BFloat16": "bfloat16",

@@ -130,12 +130,12 @@ def load_inception(path: Path) -> Extractor:
         raise UserError(f"no Inception weights at {path}; {how}")
     arrays = read_npz(named(path))
     if arrays is None or "source_sha256" not in arrays:
-        raise UserError(f"{path} is no file of Inception weights; {how}")
+        raise UserError(f"{path} is not a file of Inception weights; {how}")
     sha256 = str(arrays.pop("source_sha256"))
     if {name: array.shape for name, array in arrays.items()} != inception.shapes():
         raise UserError(f"{path} does not fit the Inception network; {how}")
     if not all(a.dtype == np.float32 and np.isfinite(a).all() for a in arrays.values()):
-        raise UserError(f"{path} has weights that are no finite float32 numbers; {how}")
+        raise UserError(f"{path} has weights that are not finite float32 numbers; {how}")
     params = devices.replicate(unflatten_dict(arrays, sep="/"))
     apply = partial(xla.compiled(inception.Inception().apply), {"params": params})
     origin = "published weights" if sha256 == PUBLISHED_SHA256 else "weights of unknown origin"
@@ -197,12 +197,12 @@ def read_reference(path: Path, extractor: Extractor) -> Reference:
         raise UserError(f"no reference statistics at {path}; {how}")
     arrays = read_npz(named(path))
     if arrays is None or "pool_3" not in arrays:
-        raise UserError(f"{path} is no file of features: it has no pool_3; {how}")
+        raise UserError(f"{path} is not a file of features: it has no pool_3; {how}")
     pool = arrays["pool_3"]
     if pool.ndim != 2 or pool.shape[1] != extractor.size:
         raise UserError(f"{path}: pool_3 has shape {pool.shape}, not (n, {extractor.size}); {how}")
     if pool.dtype.kind != "f" or not np.isfinite(pool).all():
-        raise UserError(f"{path}: pool_3 has values that are no finite numbers; {how}")
+        raise UserError(f"{path}: pool_3 has values that are not finite numbers; {how}")
     known = _record(arrays, path, extractor)
     return Reference(pool, {"path": str(path), "images": len(pool), **known})
 

@@ -15,7 +15,7 @@ __all__ = ["write_anomalies"]
 MEANING = (
     "A p-value is the share of normal images that are as unusual as this one or more so, by the"
     " detector's statistic. A small one says that the image is unlike the normal ones in what that"
-    " statistic sees. A large one is no proof that it belongs."
+    " statistic sees. A large one is not proof that it belongs."
 )
 SIDE = 64
 

@@ -86,7 +86,7 @@ class Subject:
     def log(self) -> list[LogRow]:
         """The rows of the training's log; none where there was no training.
 
-        Raises UserError for a line that is no row of numbers.
+        Raises UserError for a line that is not a row of numbers.
         """
         path = self.place.inside(LOG_FILE)
         return read_log(path) if path.exists() else []

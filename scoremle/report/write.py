@@ -28,8 +28,8 @@ def write_report(folders: Sequence[Path], out: Path, *, eval_folder: str = "eval
         out: the page to write.
         eval_folder: the folder of the results in each of them.
 
-    Raises UserError for a folder that is no working directory, for a page that is there and is no
-    report, and without matplotlib.
+    Raises UserError for a folder that is not a working directory, for another file
+    in its place, and without matplotlib.
     """
     check_own(out)
     subjects = [Subject(Workdir(folder), eval_folder) for folder in folders]
@@ -59,7 +59,7 @@ def check_own(out: Path) -> None:
     if is_stream(out):
         return
     if out.exists() and not _is_own(out):
-        raise UserError(f"{out} is there, and is no report of scoremle: name another --out")
+        raise UserError(f"{out} is there, and is not a report of scoremle: name another --out")
     if not out.exists() and (charts := charts_of(out)).exists():
         raise UserError(
             f"{charts} is there without a report, which would write its charts there: name"

@@ -54,7 +54,7 @@ def inpaint(
         eps: the time of the last step.
         method: which steps to take; a corrector improves the approximation.
 
-    Raises UserError where ``known`` does not broadcast against ``x``, or is no booleans.
+    Raises UserError where ``known`` does not broadcast against ``x``, or is not booleans.
     """
     known, given = as_array(known, "known"), as_array(x, "x")
     if is_known(known) and not np.isin(known, (False, True)).all():

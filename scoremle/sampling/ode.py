@@ -48,7 +48,7 @@ def ode_sample(
         eps: the smallest time, where the samples are.
         solver: how the ODE is solved.
 
-    Raises UserError for eps outside [0, 1), what is no solver, what are not finite reals, or a
+    Raises UserError for eps outside [0, 1), what is not a solver, what are not finite reals, or a
     prediction of another shape.
 
     Example:
@@ -72,7 +72,7 @@ def ode_encode(
         eps: the smallest time, where the data are.
         solver: how the ODE is solved.
 
-    Raises UserError for eps outside [0, 1), what is no solver, what are not finite reals, or a
+    Raises UserError for eps outside [0, 1), what is not a solver, what are not finite reals, or a
     prediction of another shape.
 
     Example:

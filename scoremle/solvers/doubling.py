@@ -45,7 +45,7 @@ class Doubling:
         fewest: the steps to begin with.
         most: the steps not to exceed.
 
-    Raises UserError for a tolerance that is not above 0, and numbers of steps that are none.
+    Raises UserError for a tolerance that is not above 0, and invalid numbers of steps.
 
     Example:
         >>> sde, x = scoremle.VP(), jnp.zeros((1, 2))

@@ -38,7 +38,7 @@ def tree_hash(tree: Any) -> str:
 
 
 def model_hash(model: Any) -> str:
-    """``tree_hash`` of a model, and of what its numbers mean: the fields that are no leaves.
+    """``tree_hash`` of a model, and of what its numbers mean: the fields that are not leaves.
 
     A function counts by its name.
 

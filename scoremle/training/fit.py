@@ -56,7 +56,7 @@ def fit(
             from the newest that is whole, and ends with the same bits as a training that was not
             stopped. None: no checkpoints.
 
-    Raises UserError for a loss that is no real number, parameters that are no reals, a batch
+    Raises UserError for a loss that is not a real number, parameters that are not reals, a batch
     without an axis of examples, a loss, gradient or parameter that is not finite, and a folder
     with checkpoints of other parameters, of another seed or ``ema_rate``, or of more steps;
     Stopped after SIGTERM or Ctrl-C, when the step is saved.

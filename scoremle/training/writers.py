@@ -108,7 +108,7 @@ def _step_of(line: str) -> float:
 def read_log(path: Path) -> list[LogRow]:
     """The rows that ``JsonLines`` wrote, each with its step; None for what was not finite.
 
-    Raises UserError for a line that is no row of numbers.
+    Raises UserError for a line that is not a row of numbers.
 
     Args:
         path: of the file.
@@ -125,7 +125,7 @@ def _row(line: str, where: str) -> LogRow:
     except (ValueError, RecursionError):  # a UserError is a ValueError
         step = None
     if not is_of(step, int):
-        raise UserError(f"{where} is no row of numbers: go on with the training, or remove it")
+        raise UserError(f"{where} is not a row of numbers: continue the training, or remove it")
     return row
 
 

@@ -154,7 +154,7 @@ def from_flow(
         forward: the data of latents. With both directions scores state the residual of the map
             as ``solver_error``.
 
-    Raises UserError for what is no function, and a shape that is none.
+    Raises UserError for what is not a function, and an invalid shape.
 
     Example:
         >>> flow = scoremle.weights.from_flow(  # x = 2 z

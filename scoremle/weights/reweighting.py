@@ -84,8 +84,8 @@ class Reweighted:
         Args:
             values: of the function at each sample, of any shape.
 
-        Raises UserError for another number of values than samples, what are no reals, and what are
-        not finite where the weight is above 0.
+        Raises UserError for another number of values than samples, what are not reals, and what
+        are not finite where the weight is above 0.
         """
         values, weights = as_reals(values, "values"), self.weights
         if values.shape[:1] != weights.shape:
@@ -175,7 +175,7 @@ def reweigh(
 
 
 def _checked(log_target: Any, n: int) -> Float[np.ndarray, " n"]:
-    """Raises UserError for what is no log-density of each of ``n`` samples."""
+    """Raises UserError for what is not a log-density of each of ``n`` samples."""
     found = as_reals(log_target, "what log_target gives")
     if found.shape != (n,):
         raise UserError(f"log_target must give {n} numbers for {n} samples, not {found.shape}")

@@ -127,7 +127,7 @@ def check_labels(labels: Any, wanted: bool) -> None:
 def class_rows(labels: Any, count: int) -> Array:
     """Rows of classes in a table of ``count``; of a negative class one beyond it, which is NaN.
 
-    Raises UserError for what are no whole numbers, one for each image.
+    Raises UserError for what are not whole numbers, one for each image.
     """
     if not jnp.issubdtype(labels.dtype, jnp.integer) or labels.ndim != 1:
         form = f"{labels.dtype} of shape {labels.shape}"

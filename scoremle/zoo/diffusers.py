@@ -172,7 +172,7 @@ def _declared(
         )
     channels, out = network.in_channels, network.out_channels
     if out not in (channels, 2 * channels):
-        raise UserError(f"{place}: {out} channels out of {channels} are no noise")
+        raise UserError(f"{place}: {out} channels out of {channels} are not noise")
     if of_noise.ranged and out == channels:
         raise UserError(f"{place}: variance_type is learned_range, and the network predicts none")
     if network.sample_size is None:
@@ -196,7 +196,7 @@ def _steps(scheduler: Scheduler) -> BySteps | None:
     return None if variance is None or other else BySteps(variance=variance, clip=clip)
 
 
-@np.errstate(all="ignore")  # what is no number in the end is refused, not warned of on the way
+@np.errstate(all="ignore")  # what is not a number in the end is refused, not warned of on the way
 def schedule_of(scheduler: Scheduler) -> Discrete:
     """The log-SNR at each step of a scheduler. Raises UserError for another schedule."""
     try:

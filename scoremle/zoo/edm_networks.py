@@ -266,7 +266,7 @@ def song(fields: Mapping[str, Any], state: Arrays, ranged: bool) -> Partial:
     try:
         params["network"] = network_parameters(numbered)
     except Damaged as error:
-        raise UserError(f"the tensors are no SongUNet's: {error}") from None
+        raise UserError(f"the tensors are not SongUNet's: {error}") from None
     _check_shapes(params["network"], network, (1, size, size, f["img_channels"]))
     return Partial(Labelled(network), placed(params))
 

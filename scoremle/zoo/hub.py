@@ -59,6 +59,6 @@ def _fetched(place: str, names: Sequence[str], largest: int) -> Path:
     except UserError:
         raise
     except Exception as error:
-        # No network, no such model, a name that is none: every kind of exception.
+        # No network, no such model, an invalid name: every kind of exception.
         words = first_line(error, named=True)
         raise UserError(f"{place} can't be had from the hub: {words}") from error

@@ -120,7 +120,7 @@ def _model(ema: Mapping[str, Any], fields: Mapping[str, Any]) -> ScoreModel:
 def _coder(
     params: Mapping[str, Any], shape: tuple[int, int, int], on: int, ends: Mapping[str, float]
 ) -> Coder:
-    """MuLAN's encoder. UserError for parameters that are none, and more bits on than there are."""
+    """MuLAN's encoder. UserError for other parameters, and for too many bits that are 1."""
     bits = len(params["dense_layer_final"]["bias"])
     if on > bits:
         raise UserError(f"latent_k is {on}, and its code has {bits} bits")
@@ -131,7 +131,7 @@ def _coder(
 def _polynomial(
     params: Mapping[str, Any], bits: int, shape: tuple[int, ...], low: float, high: float
 ) -> CodedPolynomial:
-    """MuLAN's schedule. UserError for parameters that are none."""
+    """MuLAN's schedule. UserError for other parameters."""
     make = partial(first_polynomial, bits, math.prod(shape))
     if words := first_difference(leaves(params), leaves(jax.eval_shape(make, jax.random.key(0)))):
         raise UserError(f"its schedule {words}")

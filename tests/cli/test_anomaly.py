@@ -194,7 +194,7 @@ OF_OTHERS = {"of_code": "my model.py:images", "of_hub": "hf:a/b", "moved": "runs
     [
         (("score", "detector", "mixed.npz", "--rate=2"), "--rate"),
         (("score", "detector", "mixed.npz", "--rate=1e-320"), "--rate"),
-        (("score", "detector", "mixed.npz", "--rate="), "no number between"),
+        (("score", "detector", "mixed.npz", "--rate="), "not between"),
         (("score", "mixed.npz", "mixed.npz"), "JSON"),
         (("score", "nowhere", "mixed.npz"), "folder or file"),
         (("score", "placeless", "mixed.npz"), "--model=MODEL"),

@@ -170,12 +170,12 @@ def test_a_number_is_at_least_what_it_can_be(command):
     found = {}
     for action in actions(parser_of(command)):
         if getattr(action.type, "__name__", "") == "integer":
-            with pytest.raises(argparse.ArgumentTypeError, match="no integer from") as error:
+            with pytest.raises(argparse.ArgumentTypeError, match="an integer from") as error:
                 action.type("-1")
             least = found[action.dest] = int(str(error.value).split()[-1])
             assert action.type(str(least)) == least and action.type(f"{least + 7}") == least + 7
             for bad in (str(least - 1), "1.0", "x", ""):
-                with pytest.raises(argparse.ArgumentTypeError, match="no integer"):
+                with pytest.raises(argparse.ArgumentTypeError, match="an integer"):
                     action.type(bad)
             if action.dest == "seed":
                 assert action.type(str(2**32 - 1)) == 2**32 - 1
@@ -361,8 +361,8 @@ def test_what_writes_nothing_needs_no_folder(line):
         ("anomaly", "required: COMMAND"),
         ("sample digits --number=3", "see scoremle sample --help"),
         ("score digits . --workers=2", "--engine=ray"),
-        ("score digits -- . --repeats=1", "--repeats=1 is no flag after --"),
-        ("data prepare -- . --size=3", "--size=3 is no flag after --"),
+        ("score digits -- . --repeats=1", "--repeats=1 is not a flag after --"),
+        ("data prepare -- . --size=3", "--size=3 is not a flag after --"),
     ],
 )
 def test_mistakes_in_commands(line, words, capsys):
@@ -530,7 +530,7 @@ def test_zsh_takes_the_script(capsys, tmp_path):
     [("verify x", "INFO"), ("--debug verify x", "DEBUG"), ("verify x --debug", "DEBUG")],
 )
 def test_debug_may_be_anywhere(line, level, monkeypatch):
-    """It is no argument of a command: only the log becomes longer."""
+    """It is not an argument of a command: only the log becomes longer."""
     seen = []
 
     def run(arguments):

@@ -62,7 +62,7 @@ def test_training_prints_its_progress_and_nothing_else(tiny):
     assert len(lines) == 6
     early = r"  bpd [\d.]+ \+- [\d.]+ \(too early: above uniform\)"
     for step, line in zip((5, 10, 15, 20), lines, strict=False):
-        # What compiles is no part of the speed: first steps, the first measurement and snapshot.
+        # What compiles is not part of the speed: first steps, the first measurement and snapshot.
         bits = {5: "", 10: early, 15: rf"{early}  \(step 10\)", 20: early}[step]
         pace = r"  [\d.]+ steps/s" if step == 20 else ""
         pattern = rf"step {step}/20  loss [\d.]+{bits}{pace}  elapsed \d+s"

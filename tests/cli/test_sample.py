@@ -99,6 +99,6 @@ def test_samples_of_reals_are_no_picture(tmp_path, capfd):
     )
     place = f"{tmp_path / 'm.py'}:model"
     code, _, err = sample(capfd, place, "-o", tmp_path / "x.png")
-    assert code == 2 and "no pictures" in err
+    assert code == 2 and "not pictures" in err
     assert sample(capfd, place, "-n", 3, "-o", tmp_path / "x.npy")[0] == 0
     assert np.load(tmp_path / "x.npy").shape == (3, 2)

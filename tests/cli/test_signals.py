@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM: they end a command wherever they come, and are no error of anything else."""
+"""SIGINT and SIGTERM: they end a command wherever they come, and are nobody's error."""
 
 import os
 import signal

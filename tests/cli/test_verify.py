@@ -74,13 +74,13 @@ RECORD = "put its copy back, or move it away and run the training's command, whi
             r"results\.json: exact_test_ckpt_2 is not as it was written: move the file away .*",
         ),
         ("workdir/eval/exact_test_ckpt_2.npz", 0.3, r"its arrays can't be read.*; remove .*"),
-        ("workdir/metrics.jsonl", 0, r"metrics\.jsonl, line 1 is no row of numbers: go on .*"),
+        ("workdir/metrics.jsonl", 0, r"metrics\.jsonl, line 1 is not a row .*: continue .*"),
         ("workdir/samples/step_20.png", 0.5, r"step_20\.png: it can't be read .*; remove it, .*"),
         ("data/train.npy", 0.9, r"train\.npy is damaged \(its .*\); remove \S*data and prep.*"),
         ("data/test_labels.npy", 0.9, r"test_labels\.npy is damaged .*prepare it again"),
         ("data/meta.json", 0.5, r"meta\.json .*[;:] .*prepare it again"),
         ("theirs/checkpoint_1", 0, r"checkpoint_1 can't be read .*; put a copy back"),
-        ("weights.safetensors", 0, r"weights\.safetensors: no whole safetensors.*put a copy .*"),
+        ("weights.safetensors", 0, r"weights\.safetensors: not a complete.*put a copy .*"),
     ],
 )  # fmt: skip
 def test_damage_is_a_line_with_a_remedy(places, capsys, name, place, words):
@@ -126,7 +126,7 @@ def test_what_is_no_plain_file_is_named(places, capsys):
     for name in names:
         assert any(line.startswith(str(places / name)) for line in lines), (name, lines)
     assert cli.main(["eval", str(places / "workdir")]) == 2
-    assert "config.json is no plain file" in capsys.readouterr().err
+    assert "config.json is not a plain file" in capsys.readouterr().err
 
 
 def test_files_of_pytorch_have_checksums_of_their_own(tmp_path, capsys):

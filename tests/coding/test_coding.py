@@ -418,7 +418,7 @@ def test_numbers_of_a_record_may_be_their_limits(fields, words, unchecked):
 
 @pytest.mark.long
 def test_names_that_are_too_many_to_be_read_again_are_left_out(tmp_path, caplog, monkeypatch):
-    """Letters that are no ASCII take up to twelve bytes each in the record."""
+    """Letters that are not ASCII take up to twelve bytes each in the record."""
     names = [14 * letter for letter in "\N{GRINNING FACE}ab"]
     for longest, kept in ((440, True), (380, False)):
         monkeypatch.setattr(file, "LONGEST_JSON", longest)
@@ -477,7 +477,7 @@ def test_another_program_is_named_where_no_image_comes_back(written, tmp_path, m
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (b"text", "no file of"),
+        (b"text", "not a file"),
         (file.KIND + b" 9999\n{}\n", "another version"),
         (file.MAGIC + b"{\n", "can't be read"),
         (file.MAGIC + b"[" * 100_000 + b"\n", "can't be read"),

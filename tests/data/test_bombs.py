@@ -285,7 +285,7 @@ def pickle_of_labels(folder):
     for _ in range(30):
         labels = [labels, labels]
     cifar(folder, pickle.dumps({"data": X.reshape(1, -1), "labels": [labels]}, 2))
-    return "cifar10", folder, f"{folder}: data_batch_1: its labels are no list of whole numbers"
+    return "cifar10", folder, f"{folder}: data_batch_1: its labels are not a list of whole numbers"
 
 
 def parquet_of_copies(folder):
@@ -367,7 +367,7 @@ def pt_of_lists(folder):
     lists: list = [1, 2]
     for _ in range(40):
         lists = [lists, lists]
-    return tensors_of(folder, {"a": lists}, f"{folder}/x.pt is no state dict")
+    return tensors_of(folder, {"a": lists}, f"{folder}/x.pt is not a state dict")
 
 
 def pt_of_tuples(folder):
@@ -418,19 +418,19 @@ def header_of(folder, header: str, size: int) -> Path:
 def safetensors_of_copies(folder):
     one = '"a%d":{"dtype":"F32","shape":[1048576],"data_offsets":[0,4194304]}'
     file = header_of(folder, "{" + ",".join(one % i for i in range(1000)) + "}", 4 << 20)
-    return "parameters", file, f"{file}: no whole safetensors file (tensors lie over each other"
+    return "parameters", file, f"{file}: not a complete safetensors file (tensors lie over"
 
 
 def safetensors_of_digits(folder):
     shape = ",".join(["9" * 4299] * 1000)
     one = f'{{"a":{{"dtype":"F32","shape":[{shape}],"data_offsets":[0,0]}}}}'
     file = header_of(folder, one, 0)
-    return "parameters", file, f"{file}: no whole safetensors file (a shape is no short list"
+    return "parameters", file, f"{file}: not a complete safetensors file (a shape is not"
 
 
 def safetensors_of_lists(folder):
     file = header_of(folder, "[" * 100_000, 0)
-    return "parameters", file, f"{file}: no whole safetensors file ("
+    return "parameters", file, f"{file}: not a complete safetensors file ("
 
 
 def picture_of(folder, name: str, content: bytes, words: str):

@@ -132,7 +132,7 @@ def test_of_a_moving_gif_the_first_frame_is_taken():
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (b"text", "no PNG"),
+        (b"text", "not PNG"),
         (encoded(COLOUR)[:60], "can't be decoded"),
         (b"", "it is empty"),
         (encoded(GREY.astype(np.float32), "TIFF"), "16 bits"),
@@ -253,7 +253,7 @@ def test_other_formats_are_not():
     assert decoding.is_picture("a.heic") and decoding.is_picture("a.HEIF")
     assert not any(map(decoding.is_picture, ("a.txt", "png", "a.png.gz", "a.npy", "a.ppm")))
     found = decode_image("a.png", encoded(GREY, "PPM"), (8, 8, 1))
-    assert "no PNG, JPEG, WEBP, BMP, GIF or TIFF" in found.reason
+    assert "not PNG, JPEG, WEBP, BMP, GIF or TIFF" in found.reason
 
 
 @pytest.mark.parametrize("orientation", range(10))

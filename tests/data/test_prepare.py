@@ -516,7 +516,7 @@ def test_prepare_and_show(tmp_path, capsys, monkeypatch):
         ("mine", "--size=8"): "--size is 8",
         ("mine", "--channels=1"): "--channels is 1",
         ("digits", "--size=16"): "--size is not for digits",
-        (folder, "--size=-8", "--fit=crop"): "-8 is no integer",
+        (folder, "--size=-8", "--fit=crop"): "-8 is not an integer",
     }.items():
         assert scoremle_data("prepare", *words) == 2
         assert told in capsys.readouterr().err

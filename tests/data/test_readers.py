@@ -404,7 +404,7 @@ def test_a_folder_or_archive_of_pictures(how, tmp_path, prepare):
     np.testing.assert_array_equal(found.labels("train"), [0, 0, 1])
     assert found.meta["classes"] == ["cat", "dog"]
     assert (found.meta["split"], found.meta["shape"]) == ("given", [5, 7, 3])
-    assert found.meta["notes"] == {"files that are no pictures, left out": 1}
+    assert found.meta["notes"] == {"files that are not pictures, left out": 1}
 
 
 def test_validation_images_are_for_testing_if_there_are_no_others(tmp_path, prepare):
@@ -459,7 +459,7 @@ def bomb() -> bytes:
 X = pictures(1)[0]
 RGBA = np.concatenate([X, np.full((32, 32, 1), 128, np.uint8)], axis=2)
 UNUSABLE = {
-    "no PNG": b"<html>not found</html>",
+    "not PNG": b"<html>not found</html>",
     "file is truncated": encoded(X)[:-900],
     "a decompression bomb": bomb(),
     "it is empty": b"",
@@ -652,7 +652,7 @@ def test_links_are_not_followed_and_pipes_not_read(tmp_path, prepare, caplog):
     os.mkfifo(folder / "pipe.png")
     found = prepare("images", folder, test_fraction=0.5)
     assert sum(found.meta["counts"].values()) == 22
-    words = "links that are not followed, and what is no plain file, are not read: "
+    words = "links that are not followed, and what is not a plain file, are not read: "
     assert words + "'out.png', 'outside', 'pipe.png'\n" in caplog.text
     link = tmp_path / "link.tar"
     link.write_bytes(member("a\n.png", type=tarfile.SYMTYPE, linkname="/etc/passwd"))

@@ -174,7 +174,7 @@ HOSTILE = {
     ),
     "a negative length": (
         PICKLED.replace(STATE, b"J\xfe\xff\xff\xffJ\x00\xf4\xff\xff\x86"),
-        "not a pickle, or a damaged one (a shape is no short list of whole numbers)",
+        "not a pickle, or a damaged one (a shape is not a short list of whole numbers)",
     ),
     "a number of other length": (
         b"\x80\x02cnumpy.core.multiarray\nscalar\n" + NUMBER + b"U\x02ab\x86R.",
@@ -186,7 +186,7 @@ HOSTILE = {
     ),
     "forty axes": (
         pickle.dumps(np.zeros((1,) * 40, np.uint8), 2),
-        "not a pickle, or a damaged one (a shape is no short list of whole numbers)",
+        "not a pickle, or a damaged one (a shape is not a short list of whole numbers)",
     ),
     "no number": (b"I" + b"x" * 1000 + b"\n.", "not a pickle, or a damaged one (invalid literal"),
     "keys that take for ever": (
@@ -213,7 +213,7 @@ def test_hostile_pickles(name, tmp_path, monkeypatch):
 
 
 def test_what_hostile_pickles_would_do(tmp_path, monkeypatch):
-    """The first of them are no straw men: Python's own reader runs them."""
+    """The first of them are not straw men: Python's own reader runs them."""
     monkeypatch.chdir(tmp_path)
     for name in ("runs numpy", "runs numpy, by protocol 4", "runs a command"):
         pickle.loads(HOSTILE[name][0])

@@ -1,4 +1,4 @@
-"""A model by what a user has: functions of files, the hub's cache, and what is no model."""
+"""A model by what a user has: functions of files, the hub's cache, and what is not a model."""
 
 import json
 import sys
@@ -198,7 +198,7 @@ READ = ["model_index.json", "unet/config.json", "scheduler/scheduler_config.json
 @pytest.mark.parametrize(
     ("changed", "words", "fetched"),
     [
-        ({}, "whole safetensors", [*READ, "unet/diffusion_pytorch_model.safetensors"]),
+        ({}, "complete safetensors", [*READ, "unet/diffusion_pytorch_model.safetensors"]),
         ({"model_index.json": b'{"vae": []}'}, "a vae", READ),
         ({"unet/config.json": b'{"sample_size": 4, "in_channels": "x"}'}, "in_channels", READ),
         ({"scheduler/scheduler_config.json": b"{}"}, "no betas", READ),

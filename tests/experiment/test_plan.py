@@ -286,10 +286,10 @@ def test_the_quickest_call_counts_and_not_the_first(monkeypatch):
 def test_mistakes_of_the_command(capfd):
     for arguments, line in (
         (["plan"], "missing CONFIG, such as in: scoremle plan digits"),
-        (["plan", "digits", "--memory=much"], "--memory: much is no size such as 24GB"),
-        (["plan", "digits", "--memory=0"], "--memory: 0 is no size"),
-        (["plan", "digits", "--memory=4 cows"], "--memory: 4 cows is no size"),
-        (["plan", "digits", "--devices=0"], "0 is no integer from 1"),
+        (["plan", "digits", "--memory=much"], "--memory: much is not a size such as 24GB"),
+        (["plan", "digits", "--memory=0"], "--memory: 0 is not a size"),
+        (["plan", "digits", "--memory=4 cows"], "--memory: 4 cows is not a size"),
+        (["plan", "digits", "--devices=0"], "0 is not an integer from 1"),
     ):
         assert cli.main(arguments) == 2
         assert line in capfd.readouterr().err

@@ -1,7 +1,7 @@
 """At every operation on files, one after the other: an error, a full disk, a kill, a signal.
 
 Whatever fails, what is there is the old state or the new one, whole; an error is one line; a
-signal ends the work, leaves nothing that is half written, and is no damage to what is read; and
+signal ends the work, leaves nothing that is half written, and does not damage what is read; and
 the same work done again ends as if nothing had been. The numbers of these tests stand in
 docs/reliability.md.
 """

@@ -267,7 +267,7 @@ def test_a_report_takes_the_place_of_a_report_alone(tmp_path):
         check_own(out)
     for text, own in (("<p>My own page", False), (f"<p>{MADE_BY}1.0 on Monday", True)):
         out.write_text(text)
-        with nullcontext() if own else pytest.raises(UserError, match="is no report"):
+        with nullcontext() if own else pytest.raises(UserError, match="not a report"):
             check_own(out)
     check_own(tmp_path / "other/index.html")
     check_own(tmp_path / "site/another.html")

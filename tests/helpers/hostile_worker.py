@@ -48,7 +48,7 @@ def pictures(path: Path) -> None:
             raise UserError(f"{report.name}: {report.reason}")
 
 
-# Of files that are no data sets.
+# Of files that are not data sets.
 READERS = {
     "pictures": pictures,
     "parameters of PyTorch": pytorch.tensors,

@@ -71,7 +71,7 @@ def make(folder, *, shift=0.0, field=None):
         "checks_test_ckpt_2": [{"words": "exact <= bound", "holds": False, "difference": 0.5,
                                 "stderr": 0.1, "meaning": "a fault"}],
     })  # fmt: skip
-    square = np.where(np.arange(IMAGES) < 30, 1.0, 2.0)[None]  # of 64 dimensions, 2 is no noise
+    square = np.where(np.arange(IMAGES) < 30, 1.0, 2.0)[None]  # of 64 dimensions, 2 is not noise
     neighbours = np.full((1, IMAGES), 0.01)
     write_npz(folder / "eval" / "exact_test_ckpt_2.npz",
               {"bpd": values, "latent_square": square, "latent_neighbours": neighbours})

@@ -312,7 +312,7 @@ def test_log_p_has_a_gradient(by):
 
 
 class Beside(torch.nn.Module):
-    """A module with a tensor that has gradients and is no parameter."""
+    """A module with a tensor that has gradients and is not a parameter."""
 
     def __init__(self):
         super().__init__()

@@ -177,7 +177,7 @@ def test_where_the_gaussian_is_right_little_is_left_to_chance(name, matching):
         noise, name, x, sampler=learned(name, eps, fitted), control=fitted, **options
     )
     expected = DATA.bound(SDES[name], x, eps)
-    # The covariance is estimated; in the sliced form, the probe's noise is no function of z.
+    # The covariance is estimated; in the sliced form, the probe's noise is not a function of z.
     factor = {"denoising": 0.25, "sliced": 0.9}[matching]
     assert np.mean(found.stderr) < factor * np.mean(plain.stderr)
     error = found.log_prob - expected["log_prob"]

@@ -125,7 +125,7 @@ def test_samples_of_the_reverse_sde(kernel, name):
 
 
 def misfit(x, t):
-    """A noise prediction that is no density's, and depends on t: its likelihood on all between."""
+    """A noise prediction of no density that depends on t: its likelihood depends on the path."""
     mix = jnp.asarray([[0.9, 0.3], [-0.2, 0.7]], x.dtype)
     return x @ mix * (0.4 + 0.5 * t[:, None]) + 0.3 * jnp.sin(2 * x) * jnp.cos(3 * t[:, None])
 

@@ -269,7 +269,7 @@ def test_a_batch_that_memory_does_not_hold_is_halved(tmp_path, monkeypatch, capl
     (told,) = caplog.messages
     assert re.fullmatch(
         r"16 images at once are too many for memory \(0.00\d+ GiB are needed, 0.00061 GiB are"
-        r" free\): going on with 8 at once", told
+        r" free\): continuing with 8 at once", told
     )  # fmt: skip
     parts = [len([*(tmp_path / name).glob("*.npz")]) for name in ("whole", "parts")]
     assert parts == [2 * 2, 2 * 3]

@@ -145,7 +145,7 @@ def test_a_pt_of_another_kind(tmp_path):
     (tmp_path / "m.json").write_text(json.dumps(FLAGS))
     for content in ([1, 2], {"a": 3}, {"a": {"b": torch.zeros(2)}}):
         torch.save(content, tmp_path / "m.pt")
-        with pytest.raises(UserError, match=r"no state dict"):
+        with pytest.raises(UserError, match=r"not a state"):
             scoremle.load(tmp_path / "m.pt")
     (tmp_path / "m.pt").write_bytes(b"garbage")
     with pytest.raises(UserError, match=r"PyTorch checkpoint"):

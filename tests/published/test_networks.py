@@ -284,7 +284,7 @@ def plain(content):
 
 @pytest.mark.parametrize("as_a_zip", [True, False])
 def test_what_pytorch_saves_is_read_without_it(as_a_zip, tmp_path, monkeypatch):
-    """Containers, types, views and tied weights; a file of before version 1.6 is no zip."""
+    """Containers, types, views and tied weights; a file of before version 1.6 is not a zip."""
     torch = pytest.importorskip("torch")
     module = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4))
     adam = torch.optim.Adam(module.parameters())

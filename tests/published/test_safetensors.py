@@ -34,7 +34,7 @@ def test_a_tensor_that_lies_outside_of_its_file(shape, offsets, written):
 @pytest.mark.parametrize(
     ("header", "words"),
     [
-        ({"a": FACTS, "b": FACTS}, "over each other"), ([["a", FACTS]], "no object"),
+        ({"a": FACTS, "b": FACTS}, "over each other"), ([["a", FACTS]], "not an object"),
         ({name: FACTS | {"shape": [1], "data_offsets": [2, 6]} for name in "ab"}, "each other"),
     ],
 )
@@ -48,5 +48,5 @@ def test_a_header_that_is_none(header, words, written):
 def test_notes_are_texts(notes, written):
     name = safetensors.NOTES
     assert safetensors.notes(written({name: {"a": "1"}, "b": FACTS})) == {"a": "1"}
-    with pytest.raises(UserError, match="no texts"):
+    with pytest.raises(UserError, match="not texts"):
         safetensors.notes(written({name: notes, "b": FACTS}))

@@ -382,8 +382,8 @@ HARMFUL = {
     "a map of 4 billion": (b"\xdf\xff\xff\xff\xff", "ends too early"),
     "a long name": (b"\x81\xdb\x7f\xff\xff\xff", "ends too early"),
     "deep": (b"\x81\xa1a" * 100_000, "not a flax checkpoint|ends too early"),
-    "objects": (array((1,), "object", b"\0" * 8), "no numeric type"),
-    "structure": (array((1,), "V8", b"\0" * 8), "no numeric type"),
+    "objects": (array((1,), "object", b"\0" * 8), "not a numeric"),
+    "structure": (array((1,), "V8", b"\0" * 8), "not a numeric"),
     "a shape beyond its bytes": (array((2**40, 2**40), "float32", b"\0" * 8), "by its shape"),
     "a negative shape": (array((-1, -4), "float32", b"\0" * 16), "list of whole numbers"),
     "a shape that is a number": (array(4, "float32", b"\0" * 16), "other than shape"),
@@ -466,7 +466,7 @@ def test_what_is_no_training_state(missing, tmp_path):
     [
         ({"step": np.asarray(-1)}, "count of -1"),
         ({"step": np.asarray(2**31)}, "count of 2147483648"),
-        ({"params_ema": {"scale": np.float32(1.5), "more": {"bias": None}}}, "bias is no array"),
+        ({"params_ema": {"scale": np.float32(1.5), "more": {"bias": None}}}, "not an array"),
     ],
 )
 def test_a_training_state_of_other_things(change, words, tmp_path):

@@ -85,8 +85,8 @@ def test_a_file_of_score_flow_is_taken_with_a_warning(tmp_path, caplog):
         ({"pool_3": np.array([{}])}, "no pool_3"),  # pickled
         ({"pool_3": np.ones((5, 4))}, r"\(5, 4\)"),
         ({"pool_3": np.ones(5)}, "pool_3 has shape"),
-        ({"pool_3": np.full((5, 3), np.nan)}, "no finite numbers"),
-        ({"pool_3": np.full((5, 3), "1")}, "no finite numbers"),
+        ({"pool_3": np.full((5, 3), np.nan)}, "not finite numbers"),
+        ({"pool_3": np.full((5, 3), "1")}, "not finite numbers"),
         ({"pool_3": np.ones((5, 3)), "record": np.asarray("{")}, "record can't"),
         ({"pool_3": np.ones((5, 3)), "record": np.asarray("5")}, "record must"),
         ({"pool_3": np.ones((5, 3)), "record": np.asarray("{}".ljust(8 << 20))}, "record can't"),

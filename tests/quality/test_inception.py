@@ -185,13 +185,13 @@ def test_mistakes_in_converting(torch_file, tmp_path, capsys):
     assert "end in .npz" in mistake(torch_file, "out.pth")
     other = tmp_path / "other.pth"
     other.write_bytes(b"text")
-    assert "no state dict" in mistake(other)
+    assert "not a state dict" in mistake(other)
     torch.save([1, 2], other)
-    assert "no state dict" in mistake(other)
+    assert "not a state dict" in mistake(other)
     torch.save({"fc.weight": torch.zeros(1)}, other)
     assert "lacks Conv2d_1a_3x3.conv.weight" in mistake(other)
     torch.save({"code": Hostile(tmp_path / "ran")}, other)
-    assert "no state dict" in mistake(other)
+    assert "not a state dict" in mistake(other)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["other.pth"]
 
 

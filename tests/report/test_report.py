@@ -263,7 +263,7 @@ def test_a_folder_without_results_and_one_without_anything(tmp_path, capsys):
     command = f"scoremle eval '{tmp_path / 'a run'}'"
     assert f"Nothing was evaluated yet: {command}" in told and "No field differs from it" in told
     assert main(["report", str(tmp_path)]) == 2
-    assert "no working directory" in capsys.readouterr().err
+    assert "not a working directory" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

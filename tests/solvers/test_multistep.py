@@ -214,7 +214,7 @@ def test_several_draws_separate_their_noise_from_what_is_rough_in_all_of_them(st
 
 @pytest.mark.long
 def test_an_error_above_three_typical_ones_counts_in_full():
-    """By hand: a factor of a tenth, and a typical error of 2, which are no part of its name."""
+    """By hand: a factor of a tenth, and a typical error of 2, which are not part of its name."""
     solver = Multistep(8, 0.1, 2.0)
     assert repr(solver) == "Multistep(steps=8)"
     found = stated(solver, np.array([0.0, 1.5, 6.0, 8.0, 100.0]))

@@ -214,7 +214,7 @@ def test_a_part_that_is_left_out_makes_no_latent_model(absent):
         (SCHEDULER, {"timestep_type": "continuous"}, "has timestep_type"),
         (SCHEDULER, {"use_flow_sigmas": True}, "has use_flow_sigmas"),
         ("unet/config.json", {"_class_name": "UNet2DConditionModel"}, "a UNet2DModel"),
-        ("unet/config.json", {"out_channels": 3}, "are no noise"),
+        ("unet/config.json", {"out_channels": 3}, "are not noise"),
         ("unet/config.json", {"sample_size": None}, "no sample_size"),
     ],
 )
@@ -269,5 +269,5 @@ def test_a_damaged_file_of_the_older_kind_is_one_line(folder, tmp_path):
 def test_damaged_weights_are_one_line(folder, tmp_path, damage):
     place = edited(folder, tmp_path, "unet/config.json") / "unet" / family.WEIGHTS[0]
     place.write_bytes(damage(place.read_bytes()))
-    with pytest.raises(UserError, match="whole safetensors"):
+    with pytest.raises(UserError, match="complete safetensors"):
         scoremle.load(tmp_path)

@@ -41,5 +41,5 @@ def adapter_class(library: str) -> type[Adapter]:
         )
     found = getattr(importlib.import_module(module), name, None)
     if not (isinstance(found, type) and issubclass(found, Adapter)):
-        raise ValueError(f"{place} is no subclass of scoremle_conformance.Adapter")
+        raise ValueError(f"{place} is not a subclass of scoremle_conformance.Adapter")
     return found

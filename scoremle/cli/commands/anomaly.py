@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 NEEDS = "scoremle.anomaly.detector"
-# The model that is none: a density of features themselves.
+# In place of a model: a density of the features themselves.
 GAUSSIAN = "gaussian"
 # The names in anomaly/statistics.py, whose import brings JAX.
 STATISTIC_NAMES = ("likelihood", "typicality", "complexity", "msma", "profile", "scoped", "path")

@@ -200,7 +200,7 @@ def _of_scores(path: Path) -> ComparedMeasurement:
         png = [(row["png_bpd"], float(row["png_bpd"])) for row in rows if "png_bpd" in row]
         estimators = {(row.get("estimator") or "").partition(";")[0] for row in rows}
     except (KeyError, TypeError, ValueError, csv.Error):
-        raise UserError(f"{path} is no table of images, as scoremle score writes them") from None
+        raise UserError(f"{path} is not a table of images from scoremle score") from None
     known = errors.size and np.isfinite(errors).all()  # a bound has none
     found = _checked(path, bpd, names, float(errors.mean()) if known else None)
     return found._replace(png=png, estimator=" or ".join(sorted(estimators)))
@@ -219,5 +219,5 @@ def _rows(text: str) -> list[dict[str, str]]:
 def _checked(path: Path, bpd: Any, images: Any, solver_error: float | None) -> ComparedMeasurement:
     """Raises UserError where there is no image, or one without a finite number."""
     if not (bpd.size and math.isfinite(bpd.sum())):
-        raise UserError(f"{path} has no bits/dim of images, or some that are no finite number")
+        raise UserError(f"{path} has no bits/dim of images, or some that are not finite numbers")
     return ComparedMeasurement(bpd, images, solver_error)

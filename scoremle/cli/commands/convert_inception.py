@@ -47,7 +47,7 @@ def run(options: Any) -> None:
     try:  # nothing but arrays is unpickled
         items = pytorch.load_pth(named(weights)).items()
     except (Damaged, AttributeError) as error:
-        raise UserError(f"{weights} is no state dict of PyTorch ({error})") from None
+        raise UserError(f"{weights} is not a state dict of PyTorch ({error})") from None
     state = {str(n): v.astype(np.float32) for n, v in items if isinstance(v, np.ndarray)}
     try:
         params = from_state_dict(state)

@@ -37,7 +37,7 @@ def _bytes(text: str) -> int:
     match = re.fullmatch(r"(\d+\.?\d*|\.\d+) ?([A-Za-z]*)", text)
     size = int(float(match[1]) * SIZES.get(match[2].upper(), 0)) if match else 0
     if not size:
-        raise argparse.ArgumentTypeError(f"{text} is no size such as 24GB or 500MB")
+        raise argparse.ArgumentTypeError(f"{text} is not a size such as 24GB or 500MB")
     return size
 
 

@@ -68,7 +68,7 @@ def run(options: Any) -> None:
     model = scoremle.load(options.model, options.checkpoint)
     as_picture = options.out.suffix.lower() == ".png"
     if as_picture and (model.pixels is None or model.shape[-1] not in (1, 3)):
-        raise UserError(f"samples of shape {model.shape} are no pictures: name a .npy or .npz")
+        raise UserError(f"samples of shape {model.shape} are not pictures: name a .npy or .npz")
     config, place = defaults.get_config(), Path(shipped.place_of(options.model))
     if options.sampler:
         config.sampling.method = options.sampler

@@ -96,7 +96,7 @@ def _share(text: str) -> tuple[int, int]:
         return _share_of_task()
     match = re.fullmatch(r"(\d+)/(\d+)", text)
     if not match or not 1 <= int(match[1]) <= int(match[2]):
-        raise argparse.ArgumentTypeError(f"{text} is no I/N with I from 1 to N, such as 3/10")
+        raise argparse.ArgumentTypeError(f"{text} is not an I/N with I from 1 to N, such as 3/10")
     return int(match[1]), int(match[2])
 
 
@@ -110,10 +110,10 @@ def _share_of_task() -> tuple[int, int]:
             if not between and 0 <= share < count:
                 return share + 1, count
             raise argparse.ArgumentTypeError(
-                f"task {number} is none of {count} from {least} in steps of {step}: give I/N"
+                f"task {number} is not one of {count} from {least} in steps of {step}: give I/N"
             )
     raise argparse.ArgumentTypeError(
-        "this is no task of an array of SLURM, and none of several of SLURM or Open MPI: give I/N"
+        "this is not one of several tasks of SLURM or Open MPI, nor of an array of SLURM: give I/N"
     )
 
 

@@ -93,7 +93,7 @@ def read_points(path: Path, shape: tuple[int, ...] | None) -> Float[np.ndarray, 
 def _reasons(model: ScoreModel, points: Float[np.ndarray, "n *d"]) -> dict[int, str]:
     """The points that have no log p, by number, and why."""
     axes = tuple(range(1, points.ndim))
-    with np.errstate(over="ignore"):  # what is infinite in float32 is no point
+    with np.errstate(over="ignore"):  # what is infinite in float32 is not a point
         finite = np.isfinite(points.astype(np.float32)).all(axis=axes)
     reasons = {int(i): "has a number that is not finite" for i in np.flatnonzero(~finite)}
     if model.bijector is not None:
@@ -108,7 +108,7 @@ def _refuse(options: Any, reasons: dict[int, str], total: int) -> None:
     if not reasons or (options.skip_bad and len(reasons) < total):
         return
     first = min(reasons)
-    hint = "" if len(reasons) == total else "; --skip-bad goes on without such points"
+    hint = "" if len(reasons) == total else "; --skip-bad continues without such points"
     raise UserError(
         f"{options.images}: {len(reasons)} of {total} points have no log p: point {first}"
         f" {reasons[first]}{hint}"

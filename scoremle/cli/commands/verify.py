@@ -87,7 +87,7 @@ AGAIN = "remove it, and run the command again that wrote it"
 BEFORE = "put a copy back, or remove it: the one before is taken"
 PART = "remove it: its images are computed again"
 RESULT = "move it away and evaluate again"
-LOG = "go on with the training, or remove it"
+LOG = "continue the training, or remove it"
 
 
 class Kind(NamedTuple):
@@ -198,7 +198,7 @@ def _begins(content: bytes) -> Callable[[Path], bool]:
     from scoremle.bounded import MAX_FILE
 
     def is_one(path: Path) -> bool:
-        with suppress(UserError):  # a link, or what is no plain file
+        with suppress(UserError):  # a link, or what is not a plain file
             if path.is_file():
                 with scoremle.files.opened(path, MAX_FILE) as file:
                     return file.read(len(content)) == content

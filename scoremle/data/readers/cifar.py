@@ -60,7 +60,7 @@ def _binary(content: bytes, label_bytes: int, where: str) -> tuple[np.ndarray, n
     size = label_bytes + PIXELS
     if not content or len(content) % size:
         raise UserError(
-            f"{where}: truncated or not a CIFAR batch: {len(content)} bytes are no whole number"
+            f"{where}: truncated or not a CIFAR batch: {len(content)} bytes are not a whole number"
             f" of records of {size}; fetch it again"
         )
     records = np.frombuffer(content, np.uint8).reshape(-1, size)
@@ -91,7 +91,7 @@ def rows_and_labels(batch: Mapping[str, Any], where: str) -> tuple[np.ndarray, A
     if isinstance(labels, list) and all(type(n) is int and 0 <= n < 1 << 31 for n in labels):
         labels = np.array(labels, int)
     if not isinstance(labels, np.ndarray) or labels.dtype.kind not in "iu":
-        raise UserError(f"{where}: its labels are no list of whole numbers")
+        raise UserError(f"{where}: its labels are not a list of whole numbers")
     return from_rows(rows, size), as_labels(labels, len(rows), where)
 
 

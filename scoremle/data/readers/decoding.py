@@ -123,7 +123,7 @@ def _upright(name: str, content: bytes, changes: Changes) -> Image.Image:
     except Exception as error:  # Pillow raises many kinds for damaged files
         text = first_line(error)
         if isinstance(error, Image.UnidentifiedImageError):
-            text = f"it is no {', '.join(formats[:-1])} or {formats[-1]}"
+            text = f"it is not {', '.join(formats[:-1])} or {formats[-1]}"
         raise UnusableImage(f"can't be decoded: {text}") from error
 
 

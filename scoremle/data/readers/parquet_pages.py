@@ -17,7 +17,7 @@ DEEPEST = 4
 
 
 class BadPage(Exception):
-    """A header that is none."""
+    """An invalid header."""
 
 
 def unpacked_bytes(content: bytes, metadata: Any) -> int:

@@ -24,9 +24,9 @@ __all__ = ["UNKNOWN", "decode_folder"]
 
 # What is held in memory at once: so many pictures, or so many bytes of large ones.
 CHUNK, CHUNK_BYTES = 512, 64 << 20
-# A folder "valley" is no split, but "val", "train_32x32" and "test-00000-of-00001" are.
+# A folder "valley" is not a split, but "val", "train_32x32" and "test-00000-of-00001" are.
 SPLIT = re.compile(r"(train(?:ing)?|test(?:ing)?|val(?:id(?:ation)?)?)(?:[^a-z].*)?")
-LEFT_OUT = "files that are no pictures, left out"
+LEFT_OUT = "files that are not pictures, left out"
 UNKNOWN = "its name does not end as that of a picture"
 
 
@@ -127,7 +127,7 @@ def decode_folder(
 ) -> tuple[list[ImageReport], int]:
     """The files of a folder or archive, or that one file; and how many hidden ones there are.
 
-    Every file has a report, also one that is no picture.
+    Every file has a report, also one that is not a picture.
 
     Args:
         path: of the folder, archive or file.
