@@ -132,7 +132,7 @@ class _Truth:
         probes = frozen.given(torch.from_numpy(self.v[None]))
         self.value, (product,) = (a.cpu().numpy() for a in frozen.products(tensors, probes))
         self.terms = _by_example(self.v * product)
-        _check_derivative(frozen, tensors, probes[0], self.terms)
+        _check_derivative(frozen, tensors, self.v, product)
 
     def compare(self, network: Callable[..., Data], inputs: Sequence[np.ndarray]) -> None:
         """Raises UserError unless the network agrees with the module."""
@@ -148,27 +148,34 @@ class _Truth:
 
 
 def _check_derivative(
-    frozen: Frozen, inputs: Sequence[Tensor], v: Tensor, terms: np.ndarray
+    frozen: Frozen, inputs: Sequence[Tensor], v: np.ndarray, product: np.ndarray
 ) -> None:
-    """Raises UserError where v'J'v by PyTorch, the sum of ``terms``, is not that of the values.
+    """Raises UserError where J'v by PyTorch, the ``product``, is not that of the values.
 
-    It is compared with differences of the values over several steps, of which one must agree: a
-    long one may cross a kink, and a short one has the rounding of the values.
+    Its component in a direction is compared with differences of v'f over several steps, of which
+    one must agree: a long one may cross a kink, and a short one has the rounding of the values.
+    One direction is v, as in traces; the other J'v itself, in which no terms cancel.
     """
     x, *more = inputs
-    size = x.square().mean(dim=tuple(range(1, x.ndim)), keepdim=True).sqrt()
-    most = SLOPE_TOLERANCE * np.maximum(np.abs(terms).sum(axis=1), 1e-3)
-    wrong = np.ones(len(x), bool)
-    for step in STEPS:
-        up, down = (frozen.quietly(x + sign * step * size * v, *more) for sign in (1, -1))
-        slope = _by_example((v * (up - down) / (2 * step * size)).cpu().numpy()).sum(axis=1)
-        wrong &= np.abs(slope - terms.sum(axis=1)) > most
-        if not wrong.any():
-            return
-    raise UserError(
-        f"{frozen.name} has a derivative by PyTorch that is not that of its values: take detach()"
-        " and no_grad() out of its forward"
-    )
+    axes = tuple(range(1, x.ndim))
+    size = x.square().mean(dim=axes, keepdim=True).sqrt()
+    length = np.sqrt(np.mean(np.square(product), axis=axes, keepdims=True))
+    for direction in (v, product / np.maximum(length, 1e-30)):
+        terms = _by_example(direction * product)
+        most = SLOPE_TOLERANCE * np.maximum(np.abs(terms).sum(axis=1), 1e-3)
+        wrong = np.ones(len(x), bool)
+        for step in STEPS:
+            move = step * size * frozen.given(torch.from_numpy(direction))
+            up, down = (frozen.quietly(x + sign * move, *more) for sign in (1, -1))
+            slope = ((up - down) / (2 * step * size)).cpu().numpy()
+            wrong &= np.abs(_by_example(v * slope).sum(axis=1) - terms.sum(axis=1)) > most
+            if not wrong.any():
+                break
+        else:
+            raise UserError(
+                f"{frozen.name} has a derivative by PyTorch that is not that of its values: take"
+                " detach() and no_grad() out of its forward"
+            )
 
 
 def _check_between_steps(frozen: Frozen, x: Tensor, label: Tensor, *condition: Tensor) -> None:

@@ -787,11 +787,32 @@ def test_a_derivative_near_a_kink_is_no_mistake():
             return (x - at).abs()
 
     x, away = torch.ones(2, 3), torch.tensor([5e-3, -5e-2])[:, None]  # of the kinks
-    inputs, v = (x, x + away), torch.tensor([[1.0, -1.0, 1.0]]).expand(2, 3)
-    right = -torch.sign(away).expand(2, 3).numpy()
+    inputs, v = (x, x + away), np.float32([[1, -1, 1], [1, -1, 1]])
+    right = v * -torch.sign(away).numpy()
     network._check_derivative(Frozen(Kinks()), inputs, v, right)
     with pytest.raises(UserError, match="of its values"):
         network._check_derivative(Frozen(Kinks()), inputs, v, -right)
+
+
+class HalfDetached(nn.Module):
+    """Values of a network, and half of their derivative."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(65, 64), nn.Tanh(), nn.Linear(64, 65))
+
+    def forward(self, x, at):
+        y = self.layers(x)
+        return (y + y.detach()) / 2
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_half_of_a_derivative_is_noticed_whatever_the_network(seed):
+    """The form v'Jv alone, whose terms cancel, would pass two of these networks."""
+    torch.manual_seed(seed)
+    x = np.random.default_rng(seed).normal(size=(1, 65)).astype(np.float32)
+    with pytest.raises(UserError, match="of its values"):
+        network._Truth(Frozen(HalfDetached()), [x, x[:, 0]])
 
 
 def test_all_probes_of_an_image_share_its_forward_pass():
