@@ -299,10 +299,10 @@ def estimators(results: Mapping[str, tuple[float, float, bool]]) -> Chart:
     """Means of several estimators with 95 % intervals; (mean, stderr, is it a bound?) by name."""
     parts = (f"{name} {mean:.4f} ± {Z95 * e:.4f}" for name, (mean, e, _) in results.items())
     return Chart(
-        "estimators", "Estimators of the same number",
-        "Bars: 95 % intervals over the images. All measure the same images, so that two of them"
-        " differ by less than their bars say. Round: a likelihood. Triangle: a bound, which the"
-        " likelihood lies left of.",
+        "estimators", "Exact values and bounds of the same images",
+        "Bars: 95 % intervals over the images. The images are the same, so the difference of two"
+        " results is more certain than the bars show. Round: the likelihood of the ODE. Triangle:"
+        " a bound. The likelihood of the SDE is left of it, that of the ODE on either side.",
         f"bits/dim by estimator: {'; '.join(parts)}.",
         partial(_draw_intervals, rows=results, label="bits/dim"),
     )  # fmt: skip

@@ -93,8 +93,8 @@ def _results(page: Page, subject: Subject) -> list[Chart]:
         ("result", "value", "std. error", "NFE", "solver's error", "unit"),
         ((r.kind_in_words, *r.in_cells(), r.unit) for r in subject.results),
         f"Checkpoint {subject.results[0].checkpoint}, step {subject.results[0].step:,}. The"
-        " standard error is over images. The solver's error is that of one image in the mean, and"
-        " does not shrink with their number.",
+        " standard error is over images. The solver's error is the mean over images of the error"
+        " of each. More images do not make it smaller.",
     )
     for each in subject.results:
         page.text(*(f"{each.kind_in_words}: {line}." for line in each.breakdown()))
@@ -107,14 +107,15 @@ def _results(page: Page, subject: Subject) -> list[Chart]:
               f"{check['difference']:+.4f} ± {check['stderr']:.4f}") for check in subject.checks),
             "Relations between the estimators, image by image.",
         )  # fmt: skip
-    in_bits = [result for result in subject.results if result.is_bpd]
     drawn, main = list[Chart](), subject.main_result
-    same = [r for r in in_bits if main and r.data_hash == main.data_hash]
+    same = [r for r in subject.in_bits if main and r.data_hash == main.data_hash]
     if len(same) > 1:
         drawn.append(charts.estimators(
             {r.kind: (r.mean, r.stderr or np.nan, r.is_bound) for r in same}
         ))  # fmt: skip
-    profiles = [(r.kind_in_words, cast(Any, r.profile), r.mean) for r in in_bits if r.profile]
+    profiles = [
+        (r.kind_in_words, cast(Any, r.profile), r.mean) for r in subject.in_bits if r.profile
+    ]
     drawn += [charts.profile_chart(i, *each) for i, each in enumerate(profiles, 1)]
     if main:
         drawn += [charts.course(cast(Any, main.log_snr))] if main.log_snr else []
@@ -229,15 +230,17 @@ def _curves(subject: Subject) -> Iterator[Chart]:
 
 def _protocol(page: Page, subject: Subject) -> None:
     page.section("What these numbers are")
-    if result := subject.main_result:
+    measured = subject.in_bits
+    for result in measured:
         page.text(
             f"{result.kind_in_words}: {result.in_words()}; importance samples K ="
             f" {result.importance_samples or 1}; augmentation: {result.augmentation}; smallest"
             f" time {result.eps:g}."
         )
-        identity = ((name, getattr(result, name)) for name in IDENTITY)
-        page.table(("what", "value"), (
-            (name, str(value)) for name, value in identity if value not in ("", None)
+    if measured:
+        rows = ((name, *(getattr(result, name) for result in measured)) for name in IDENTITY)
+        page.table(("what", *(result.kind_in_words for result in measured)), (
+            ["" if cell is None else str(cell) for cell in row] for row in rows if any(row[1:])
         ), "What a comparison needs.")  # fmt: skip
     page.table(("what", "version"), (
         ("scoremle", scoremle.__version__), ("Python", platform.python_version()),
@@ -251,27 +254,29 @@ def _protocol(page: Page, subject: Subject) -> None:
 
 
 def _again(subject: Subject) -> Iterator[str]:
-    """The commands that measure the main result and make this page."""
+    """The commands that measure each bits/dim, and make this page."""
     elsewhere = [f"--eval-folder={subject.eval_folder}"] * (subject.eval_folder != "eval")
-    fields: dict[str, object] = {}
-    if result := subject.main_result:
-        changed = {n: v for n, v in result.flags.items() if n not in NOT_AGAIN}
-        fields = changed | {
-            "end_ckpt": result.checkpoint,
-            **({} if result.full_pass else {"num_images": result.images}),
-            **({} if result.split == "test" else {"dataset": result.split}),
-            "num_repeats": result.passes,
-            **({"bound": True} if result.model == "SDE" else {}),
-            **({"label": result.label} if result.label else {}),
-        }
-    flags = [f"--config.eval.{name}={value}" for name, value in fields.items()]
-    if result:
-        flags += [f"--config.data.{name}={value}" for name, value in result.data_flags.items()]
-        flags += [f"--deq-folder={result.deq_folder}"] * bool(result.deq_folder)
-    if result and result.seed not in (None, subject.config.seed):
-        flags.append(f"--config.seed={result.seed}")
-    yield f"scoremle {shlex.join(['eval', str(subject.place.folder), *flags, *elsewhere])}"
+    for result in subject.in_bits:
+        arguments = ["eval", str(subject.place.folder), *_flags(subject, result), *elsewhere]
+        yield f"scoremle {shlex.join(arguments)}"
     yield f"scoremle {shlex.join(['report', str(subject.place.folder), *elsewhere])}"
+
+
+def _flags(subject: Subject, result: Result) -> Iterator[str]:
+    """The flags of the evaluation that gave a result."""
+    fields = {n: v for n, v in result.flags.items() if n not in NOT_AGAIN} | {
+        "end_ckpt": result.checkpoint,
+        **({} if result.full_pass else {"num_images": result.images}),
+        **({} if result.split == "test" else {"dataset": result.split}),
+        "num_repeats": result.passes,
+        **({"bound": True} if result.model == "SDE" else {}),
+        **({"label": result.label} if result.label else {}),
+    }
+    yield from (f"--config.eval.{name}={value}" for name, value in fields.items())
+    yield from (f"--config.data.{name}={value}" for name, value in result.data_flags.items())
+    yield from [f"--deq-folder={result.deq_folder}"] * bool(result.deq_folder)
+    if result.seed not in (None, subject.config.seed):
+        yield f"--config.seed={result.seed}"
 
 
 def _config(page: Page, subject: Subject) -> None:

@@ -104,9 +104,14 @@ class Subject:
         return [result for result in found if result.checkpoint == newest]
 
     @property
+    def in_bits(self) -> list[Result]:
+        """The results in bits/dim."""
+        return [result for result in self.results if result.is_bpd]
+
+    @property
     def main_result(self) -> Result | None:
         """The main result: the first likelihood, or else the first bits/dim."""
-        found = [result for result in self.results if result.is_bpd]
+        found = self.in_bits
         return next((r for r in found if not r.is_bound), found[0] if found else None)
 
     @property

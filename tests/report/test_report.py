@@ -78,10 +78,12 @@ def test_the_command_that_measures_again_names_the_images_and_the_dequantizer(tm
     results = json.loads((tmp_path / "eval" / "results.json").read_text())
     places = {"data_flags": {"path": "/my images", "fit": "crop"}, "deq_folder": "long"}
     results["exact_test_ckpt_2"] |= places
+    results["bound_test_ckpt_2"] |= {"model": "SDE"}
     write_json(tmp_path / "eval" / "results.json", results)
-    again, _ = _again(Subject(Workdir(tmp_path), "eval"))
+    exact, bound, *_, report = _again(Subject(Workdir(tmp_path), "eval"))
     asked = "'--config.data.path=/my images' --config.data.fit=crop --deq-folder=long"
-    assert asked in again
+    assert asked in exact and asked not in bound and "eval.bound=True" in bound
+    assert report == f"scoremle report {tmp_path}"
 
 
 def test_images_are_in_their_order(reported):
