@@ -25,7 +25,7 @@ for (const box of document.querySelectorAll('input[type=search]')) box.oninput =
     card.hidden = !card.dataset.name.includes(wanted);
     shown += !card.hidden;
   }
-  box.nextElementSibling.textContent = `${shown} shown`;
+  box.closest('.search').querySelector('span').textContent = `${shown} shown`;
 };
 """
 SEARCH_SHA256 = base64.b64encode(hashlib.sha256(SEARCH.encode()).digest()).decode()
@@ -110,7 +110,8 @@ class Page:
 
     def table(self, header: Sequence[str], rows: Iterable[Sequence[str]], caption: str) -> None:
         """A table with its caption."""
-        self._body.append(f'<div class="wide">{html_table(header, rows, caption)}</div>')
+        table = html_table(header, rows, caption)
+        self._body.append(f'<div class="wide" tabindex="0">{table}</div>')  # to scroll by keys
 
     def charts(self, charts: Iterable[Chart]) -> None:
         """Charts beside each other where there is room."""
@@ -147,8 +148,8 @@ class Page:
             for card in cards
         )
         self._body.append(
-            '<section><label class="search">Search by name <input type="search">'
-            f"<span>{len(cards)} shown</span></label><p>{in_html(scale)}</p>"
+            '<section><div class="search"><label>Search by name <input type="search"></label>'
+            f'<span role="status">{len(cards)} shown</span></div><p>{in_html(scale)}</p>'
             f'<div class="pictures cards">{"".join(figures)}</div></section>'
             f"<script>{SEARCH}</script>"
         )

@@ -26,10 +26,10 @@ MEANING = (
     " are suspicious alike.",
 )
 OF_PROFILES = (
-    "Beside each other under an image: at which noise it takes more bits than the median of these"
-    " images (bars up) or fewer (bars down), from much noise on the left to none on the right, in"
-    " units of half of their range between quartiles, three at most; and where its bits lie: white"
-    " for many."
+    "Under an image are two small pictures. Left: its bits at each noise level, from much noise"
+    " (left) to none (right). A bar up means more bits than the median of these images, a bar down"
+    " fewer. The unit is half of the range between the quartiles, and bars end at three units."
+    " Right: where in the image its bits lie. White means many."
 )
 # Bars of profiles end here, in their units.
 LONGEST_BAR = 3.0
@@ -40,8 +40,8 @@ ERRORS = 2.0
 
 
 def write_page(
-    path: Path, title: str, model: str, rows: Sequence[ScoreRow], facts: Sequence[str], *,
-    levels: int, reference: int,
+    path: Path, title: str, model: str, rows: Sequence[ScoreRow], verdict: str,
+    facts: Sequence[str], *, levels: int, reference: int,
 ) -> None:  # fmt: skip
     """Writes the page; files without a score are listed with their reasons.
 
@@ -50,13 +50,14 @@ def write_page(
         title: of the page.
         model: its name.
         rows: a row for each image.
+        verdict: what stands out.
         facts: lines about the mean.
         levels: of grey.
         reference: number of test images that ranks are among.
     """
     scored = sorted((row for row in rows if not row.reason), key=lambda row: row.bpd)
     page = Page(title, f"By the model {model}, likeliest first.")
-    page.section("What the numbers say", *(MEANING if reference else MEANING[:1]))
+    page.section("What the numbers say", verdict, *(MEANING if reference else MEANING[:1]))
     low, high = _ends(scored)
     profiles = [row.profile for row in scored if row.profile]
     page.section("Images", OF_PROFILES * bool(profiles))
@@ -67,7 +68,8 @@ def write_page(
     page.gallery(
         cards,
         f"Below each image is a scale from {low:.2f} to {high:.2f} bits/dim. The upright line is"
-        " the value. The bar is the interval that covers the truth of about 95 % of images.",
+        " the value. The number after ± is its standard error. The bar is twice that on each"
+        " side, which covers the truth of about 95 % of images.",
     )
     page.left_out([(row.file, row.reason) for row in rows if row.reason], len(rows))
     page.section("The mean, and what it cost", *facts)
@@ -110,9 +112,11 @@ def _card(row: ScoreRow, levels: int, reference: int, low: float, high: float) -
     numbers = in_digits(row, image.size, reference)
     error = f" ± {numbers['error']}" * math.isfinite(row.error)
     text = f"{numbers['bpd']}{error} bits/dim"
-    facts = [f"PNG {row.png_bpd:.2f}", *row.changes]
+    of_png = [f"as PNG {row.png_bpd:.2f} bits/dim"] * math.isfinite(row.png_bpd)
+    facts = [*of_png, *row.changes]
     if reference:
-        facts = [f"rank {numbers['rank']}", *facts]
+        out = ", stands out" * (row.rank in (0.0, 1.0))
+        facts = [f"rank {numbers['rank']}{out}", *facts]
     ends = (row.bpd - _errors(row), row.bpd, row.bpd + _errors(row))
     low_end, value, high_end = ((value - low) / (high - low) for value in ends)
     picture = Picture(as_png(image, levels, SIDE), "; ".join([text, *facts]), f"{name}: {text}")

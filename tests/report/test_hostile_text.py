@@ -244,7 +244,7 @@ def test_scores(tmp_path, text):
     for page, word in (("clean.html", "a"), ("page.html", text)):
         scored = ScoreRow(f"={word}", "", (word,), image, 2.5, 0.25, -9.0, 0.5, 3.0)
         rows = [scored, ScoreRow(word, word)]
-        write_page(tmp_path / page, word, word, rows, [word], levels=17, reference=360)
+        write_page(tmp_path / page, word, word, rows, word, [word], levels=17, reference=360)
     found = check_page(tmp_path / "page.html", tmp_path / "clean.html")
     assert " ".join(text.partition("\n")[0].split()) in found
     path = tmp_path / "t.csv"

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from helpers.marks import some
 from PIL import Image
+from scipy import ndimage
 
 from scoremle.experiment.score_table import ScoreRow
 from scoremle.likelihood.profile import Profile
@@ -19,7 +20,7 @@ from scoremle.report.scores import strips_of, write_page
 
 RNG = np.random.default_rng(0)
 BPD = {"b.png": 2.5, "a <i>.png": 2.0, "c.png": 4.0}
-FACTS, OF = ["mean 2.8 bits/dim"], {"levels": 17, "reference": 360}
+FACTS, OF = ("1 stands out", ["mean 2.8 bits/dim"]), {"levels": 17, "reference": 360}
 TITLE = "Scores of my <b>pictures</b>"
 
 
@@ -27,19 +28,22 @@ TITLE = "Scores of my <b>pictures</b>"
 def page(tmp_path_factory):
     rows = [
         ScoreRow(name, "", ("made grey of colours",), RNG.integers(0, 17, (8, 8, 1), np.uint8),
-                 bpd, error=0.25, log_prob=-99.0, rank=0.5, png_bpd=3.0)
+                 bpd, error=0.25, log_prob=-99.0, rank=1.0 if bpd == 4 else 0.5, png_bpd=3.0)
         for name, bpd in BPD.items()
     ]  # fmt: skip
     path = tmp_path_factory.mktemp("scores") / "page.html"
     rows = [*rows, ScoreRow("notes.txt", "no <picture>")]
-    write_page(path, TITLE, "digits", rows, FACTS, **OF)
+    write_page(path, TITLE, "digits", rows, *FACTS, **OF)
     return path
 
 
 def test_images_are_in_the_order_of_their_bits(page):
     text = page.read_text()
     assert re.findall(r'<figure data-name="(.*?)">', text) == ["a &lt;i&gt;.png", "b.png", "c.png"]
-    assert "2.00 ± 0.25 bits/dim; rank 0.500; PNG 3.00; made grey of colours" in text
+    facts = "as PNG 3.00 bits/dim; made grey of colours"
+    assert f"2.00 ± 0.25 bits/dim; rank 0.500; {facts}" in text
+    assert f"4.00 ± 0.25 bits/dim; rank 1.000, stands out; {facts}" in text
+    assert text.index("1 stands out") < text.index("Search by name") < text.index("mean 2.8")
     assert "no &lt;picture&gt;" in text and "1 of 4 files." in text
     # The scale goes two errors beyond both ends, from 1.5 to 4.5.
     assert "from 1.50 to 4.50 bits/dim" in text
@@ -60,7 +64,7 @@ def test_it_loads_nothing_from_a_server_and_escapes_names(page):
 def test_a_value_without_a_known_error_has_no_bar(tmp_path):
     image = np.zeros((8, 8, 3), np.uint8)
     row = ScoreRow("a.png", "", (), image, 2.0, log_prob=-9.0, probe_stderr=0.1, solver_error=0.0)
-    write_page(tmp_path / "p.html", TITLE, "digits", [row], FACTS, **OF)
+    write_page(tmp_path / "p.html", TITLE, "digits", [row], *FACTS, **OF)
     text = (tmp_path / "p.html").read_text()
     assert "nan bits" not in text and ": 2.00 bits/dim" in text
 
@@ -117,7 +121,7 @@ def test_a_browser_shows_it_and_finds_by_name(page, tmp_path, width):
             check=True, capture_output=True, timeout=120,
         )  # fmt: skip
         shown[name] = np.asarray(Image.open(picture).convert("RGB")).astype(int)
-    orange = [(np.abs(s - (0xD5, 0x5E, 0)).max(axis=2) < 8).sum() for s in shown.values()]
-    assert orange[0] == 3 * orange[1] > 0  # a line for each card
+    orange = [np.abs(s - (0xD5, 0x5E, 0)).max(axis=2) < 8 for s in shown.values()]
+    assert [ndimage.label(each)[1] for each in orange] == [3, 1]  # a line for each card
     margin = shown["all"][:, -4:].reshape(-1, 3)
     assert (margin == margin[0]).all()

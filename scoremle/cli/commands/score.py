@@ -260,9 +260,10 @@ class _Answer(NamedTuple):
         from scoremle.experiment import score_table
 
         options, cost = self.options, in_passes(mean)
-        facts = [self.verdict, _mean(mean, self.found), *mean.breakdown(), f"each image: {cost}; "
+        facts = [_mean(mean, self.found), *mean.breakdown(), f"each image: {cost}; "
                  + spread(self.scores, options.passes), *self.found.notes]  # fmt: skip
-        summary = _summary(mean, self.found, self.rows, options) | {"facts": facts}
+        summary = _summary(mean, self.found, self.rows, options)
+        summary["facts"] = [self.verdict, *facts]
         if last or not is_stream(options.out):
             score_table.write_csv(
                 options.out, self.rows, dims=self.found.model.dims, reference=self.reference,
@@ -274,8 +275,9 @@ class _Answer(NamedTuple):
             from scoremle.report.scores import write_page
 
             write_page(
-                options.page, f"Scores of {options.images}", options.model, self.rows, facts,
-                levels=self.found.model.pixels.levels, reference=self.reference,
+                options.page, f"Scores of {options.images}", options.model, self.rows,
+                self.verdict, facts, levels=self.found.model.pixels.levels,
+                reference=self.reference,
             )  # fmt: skip
         return summary
 
