@@ -49,7 +49,7 @@ class Dequantizer(Protocol):
 
 @frozen_static
 class Uniform:
-    """u uniform in [0, 1), independent of the image: log q = 0.
+    """Uniform noise u in [0, 1), independent of the image: log q = 0.
 
     Args:
         start: None, always: this is not the noise of any time.

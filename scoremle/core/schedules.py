@@ -119,7 +119,7 @@ def _inverse_jvp(primals: tuple, tangents: tuple) -> tuple[Times, Times]:
 
 
 class PerDimension(Schedule):
-    """lambda(t) for each dimension: of the shape of the data, behind that of t.
+    """Schedule with a lambda(t) for each dimension: the shape of t, then that of the data.
 
     No one time belongs to a log-SNR. So t itself is the clock of the ODE, bounds draw times evenly
     in the mean log-SNR over dimensions, and what needs a single log-SNR refuses.
@@ -155,7 +155,7 @@ class PerDimension(Schedule):
 
 @frozen_pytree
 class LinearBeta(Schedule):
-    """beta(t) = beta_min + t (beta_max - beta_min), where alpha^2 = e^-B with its integral B.
+    """Schedule of beta(t) = beta_min + t (beta_max - beta_min): alpha^2 = e^-B, B its integral.
 
     Args:
         beta_min: beta at t = 0.
@@ -206,7 +206,7 @@ class LinearBeta(Schedule):
 
 @frozen_pytree
 class GeometricSigma(Schedule):
-    """sigma / alpha geometric from sigma_min to sigma_max.
+    """Schedule whose sigma / alpha is geometric from sigma_min to sigma_max.
 
     Args:
         sigma_min: sigma / alpha at t = 0.
@@ -236,7 +236,7 @@ class GeometricSigma(Schedule):
 
 @frozen_pytree
 class LinearSigma(Schedule):
-    """sigma / alpha = t sigma_max.
+    """Schedule of sigma / alpha = t sigma_max.
 
     Args:
         sigma_max: sigma / alpha at t = 1.
@@ -263,7 +263,7 @@ class LinearSigma(Schedule):
 
 @frozen_pytree
 class KarrasSigma(Schedule):
-    """(sigma / alpha)^(1/rho) linear in t: EDM's (Karras et al., arXiv 2206.00364, equation 5).
+    """EDM's schedule: (sigma / alpha)^(1/rho) is linear in t (arXiv 2206.00364, equation 5).
 
     Args:
         sigma_min: sigma / alpha at t = 0.
@@ -302,7 +302,7 @@ class KarrasSigma(Schedule):
 
 @frozen_pytree
 class LinearLogSNR(Schedule):
-    """lambda linear from log_snr_max to log_snr_min (Kingma et al., arXiv 2107.00630).
+    """Schedule whose lambda is linear from log_snr_max to log_snr_min (arXiv 2107.00630).
 
     Args:
         log_snr_min: lambda at t = 1.
@@ -331,7 +331,7 @@ class LinearLogSNR(Schedule):
 
 @frozen_pytree
 class Cosine(Schedule):
-    """lambda = -2 log tan(angle), the angle linear in t between the two ends of lambda.
+    """Schedule of lambda = -2 log tan(angle), with an angle linear in t between its ends.
 
     So alpha of VP is a cosine (Nichol and Dhariwal, arXiv 2102.09672), here with ends that are
     finite (Hoogeboom et al., arXiv 2301.11093).
@@ -382,7 +382,7 @@ def alpha_squared(betas: Float[np.ndarray, " steps"]) -> Float[np.ndarray, " ste
 
 @frozen_pytree(eq=False)
 class Discrete(Schedule):
-    """lambda at each of T steps, and linear between them; t = (label + 1) / T.
+    """Schedule of T steps, with lambda linear between them; t = (label + 1) / T.
 
     Likelihoods begin at ``eps`` = 1/T, the first step, whose label is 0.
 

@@ -107,7 +107,7 @@ def load(
         image_size: height and width; 0: those of the images.
         num_channels: 1 or 3; 0: those of the images.
         fit: "crop", "resize" or "pad" for images of other sizes, which "" refuses.
-        levels: grey levels, 2 to 256; 0: those of the images.
+        levels: grey levels to which the images are reduced, from 2 on; 0: as they are.
         batch_size: images of a training batch.
         seed: of the order of training images.
         random_flip: whether half of the training images are mirrored, by chance.

@@ -124,7 +124,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.image_size = 32  # height and width; beyond the images' own: padded with zeros
     config.data.num_channels = 3  # 1 or 3
     config.data.fit = ""  # images of other sizes: crop, resize (square) or pad; '': refused
-    config.data.levels = 0  # grey levels, 2 to 256: 2**bits; 0: those of the images
+    config.data.levels = 0  # fewer grey levels, from 2 on; 0: those of the images
     config.data.on_device = "auto"  # keep training images there: true, false, auto (if they fit)
     config.data.random_flip = True  # mirror training images at random
     config.data.augment = False  # mirror or turn training images at random; an input of vdm

@@ -355,7 +355,7 @@ class ByElbo:
     def title(self) -> str:
         decoder = self.decoder
         decoded = f", {decoder.title}" * (not self.dequantizes)
-        return f"variational bound (SDE), {self.draws} times{decoded}"
+        return f"variational bound (SDE), {self.draws} draws{decoded}"
 
     def describe(self) -> dict[str, Any]:
         decoder = self.decoder

@@ -38,6 +38,10 @@ class PublishedCheckpoints(Checkpoints):
 
     A published file is read, never altered or removed. One whose name is needed for a checkpoint
     of our own is put aside as ``checkpoint_N.published``.
+
+    Args:
+        folder: of the checkpoints.
+        keep: how many of the newest of our own; None: all.
     """
 
     def published(self) -> list[int]:

@@ -148,12 +148,12 @@ def test_the_bound_ends_by_the_decoder_of_the_model(score, tmp_path):
     scale = scale_of_others(plain, IMAGES, jax.random.key(0))
     informed = ByElbo(decoder=InformedDecoder(plain.pixels.points, scale))
     assert_are(bpd, plain.score(IMAGES, estimator=informed).bpd, tmp_path)
-    assert "; variational bound (SDE), 1000 times, informed decoder\n" in told
+    assert "; variational bound (SDE), 1000 draws, informed decoder\n" in told
     few = IMAGES // 16
     _, told, bpd = score("levels", "--estimator=bound", "--repeats=1", images=few)
     expected = model_of(tmp_path, "levels").score(few, estimator=ByElbo())
     assert_are(bpd, expected.bpd, tmp_path)
-    assert "; variational bound (SDE), 1000 times, uniform dequantization\n" in told
+    assert "; variational bound (SDE), 1000 draws, uniform dequantization\n" in told
 
 
 @pytest.mark.long

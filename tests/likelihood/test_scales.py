@@ -100,7 +100,7 @@ def test_where_a_network_predicts_its_scale_none_is_fitted():
     words = "informed decoder with the network's own scales"
     assert model.default_estimator.title == f"ODE bound, {words}, 1 draw"
     by_elbo = ByElbo(decoder=model.decoder)
-    assert by_elbo.title == f"variational bound (SDE), 1000 times, {words}"
+    assert by_elbo.title == f"variational bound (SDE), 1000 draws, {words}"
     assert ranged(decoder_scale=0.3).decoder.scale == 0.3
     given = ranged().condition_on(jnp.zeros(1))
     assert isinstance(given.decoder.scale, LearnedScale)

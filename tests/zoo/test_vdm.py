@@ -214,7 +214,7 @@ def test_scores_name_the_noise_of_the_bins_and_the_decoder(golden, tmp_path):
     few = replace(model, solver=scoremle.Multistep(2), origin=replace(model.origin, pilot=False))
     by_ode = prepared(few, images)
     assert by_ode.title == "exact by the ODE, truncated normal dequantization"
-    assert prepared(few, images, "bound").title.endswith("times, discrete decoder")
+    assert prepared(few, images, "bound").title.endswith("draws, discrete decoder")
     explicit = few.score(images, dequantizer=TruncatedNormal(few.sde, 0.0, few.pixels))
     # The last noise but a hair: half a bin is 3.02 standard deviations, and here it is three.
     found = score_images(few, by_ode.estimator, images, dequantizer=by_ode.dequantizer)

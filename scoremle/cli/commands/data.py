@@ -1,7 +1,7 @@
 """Fetches public data sets, prepares any data set, and shows it.
 
     scoremle data fetch cifar10
-    scoremle data prepare photos/ --size=32 --fit=crop
+    scoremle data prepare pictures/ --size=32 --fit=crop
 """
 
 import math
@@ -90,7 +90,7 @@ def _fetch(options: Any) -> dict[str, Any]:
 def _prepare(options: Any) -> dict[str, Any]:
     """Converts images of any format to arrays, and checks them.
 
-        scoremle data prepare photos/ --size=32 --fit=crop
+        scoremle data prepare pictures/ --size=32 --fit=crop
         scoremle data prepare cifar10 --path=cifar-10-binary.tar.gz
     """
     prepared, facts = _listed(options)
@@ -102,7 +102,7 @@ def _show(options: Any) -> dict[str, Any]:
     """Prints the facts of a data set and draws some images.
 
         scoremle data show digits --picture=digits.png
-        scoremle data show photos/ --size=32 --fit=crop
+        scoremle data show pictures/ --size=32 --fit=crop
     """
     from scoremle.evaluation.pictures import write_grid
 

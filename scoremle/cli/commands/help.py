@@ -19,7 +19,7 @@ from scoremle.experiment.config import fields_of, load_config
 from scoremle.experiment.configs import NAMED_CONFIGS
 
 START = """\
-How likely is an image under a diffusion model, and how certain is the number?
+Likelihoods of images and vectors under diffusion and flow models, with errors
 
   scoremle train digits runs/digits     # handwritten digits: minutes on a CPU
   scoremle eval runs/digits             # bits/dim of test images, with errors
@@ -34,7 +34,7 @@ EXIT_CODES = """\
   1    a fault of the program, with a traceback: please report it, with what
        scoremle env prints
   2    a mistake that you can correct: one line says what was wrong, and what to do;
-       nothing is lost
+       nothing is lost; or the work is done, and its output could not be written
   3    done, but score or anomaly left out files, as by --skip-bad: the table has the
        reasons
   4    done, and scoremle anomaly score --fail-on-suspects found some
