@@ -24,7 +24,10 @@ FREE_SECTIONS = {"eval", "sampling", "deq", "devices"}
 PLACE_FIELDS = {"data.path", "eval.inception", "eval.stats"}
 THE_FLOW = {f"deq.{name}" for name in FLOW_FIELDS}
 # What the training of a flow dequantizer depends on besides the network, and its own sections.
-OF_THE_FLOW = {"training.batch_size", "training.smallest_time", "training.stratified", "seed"}
+OF_THE_FLOW = {
+    "training.batch_size", "training.smallest_time", "training.stratified", "seed",
+    "data.random_flip",
+}  # fmt: skip
 FLOW_SECTIONS = {"deq", "optim"}
 OF_THE_NETWORK = {
     "training.sde", "data.dataset", "data.image_size", "data.num_channels", "data.centered",
@@ -111,6 +114,6 @@ def of_the_flow(name: str) -> bool:
 KINDS: dict[str, tuple[Callable[[str], bool], tuple[str, ...]]] = {
     "training": (of_training, ("levels", "data_version", "train_sha256")),
     "evaluation": (of_the_network, ("levels", "data_version")),
-    "flow": (of_the_flow, ("levels",)),
+    "flow": (of_the_flow, ("levels", "data_version", "train_sha256")),
     "evaluation of a flow": (THE_FLOW.__contains__, ()),
 }

@@ -64,7 +64,8 @@ COUNTING = {
     ),
     "evaluation": (NETWORK, NOT_OF_IT),
     "flow": (
-        f"{NETWORK} deq optim training.batch_size training.smallest_time training.stratified seed",
+        f"{NETWORK} deq optim training.batch_size training.smallest_time training.stratified seed"
+        " data.random_flip",
         f"{NOT_OF_IT} deq.n_iters",
     ),
 }
@@ -88,8 +89,8 @@ def test_each_field_makes_another_experiment_or_may_change(begun, experiment, wo
     ("fact", "refusing"),
     [
         ("levels", {"training", "evaluation", "flow"}),
-        ("data_version", {"training", "evaluation"}),
-        ("train_sha256", {"training"}),
+        ("data_version", {"training", "evaluation", "flow"}),
+        ("train_sha256", {"training", "flow"}),
         ("test_sha256", set()),
     ],
 )

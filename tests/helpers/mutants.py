@@ -667,7 +667,8 @@ CHANGES: list[tuple[str, ...]] = [
      "experiment/test_workdir.py"),
     ("experiment/record.py", "of_the_network", "name in OF_THE_NETWORK or of_model", "of_model",
      "experiment/test_workdir.py"),
-    ("experiment/record.py", "KINDS", ", 'train_sha256'", "", "experiment/test_workdir.py"),
+    ("experiment/record.py", "KINDS", "of_training, ('levels', 'data_version', 'train_sha256')",
+     "of_training, ('levels', 'data_version')", "experiment/test_workdir.py"),
     # Sizes that do not divide, names out of order
     ("core/divergence.py", "Exact.__call__", "size * jnp.arange(blocks)",
      "self.block * jnp.arange(blocks)"),
