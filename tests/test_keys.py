@@ -357,7 +357,7 @@ def test_each_fact_makes_another_key(case, tmp_path, monkeypatch, experiment):
 def ranks_of_an_evaluation(folder, monkeypatch, experiment):
     model = replace(MODEL, origin=scoremle.model.Origin(step=7))
     write_npz(folder / "eval" / "a.npz", {"bpd": np.ones((2, 3))})
-    known = {"split": "test", "step": 7, "full_pass": True, "passes": 2, "images": 3}
+    known = {"split": "test", "step": 7, "full_pass": True, "passes": 2, "images": 3, "eps": 1e-3}
     facts = result("exact", np.ones((2, 3)), **known)
 
     def taken(**changed):
@@ -365,7 +365,10 @@ def ranks_of_an_evaluation(folder, monkeypatch, experiment):
         return len(reference_of(str(folder), model, "ode").values) == 3
 
     yield "", taken()
-    for name, value in (("kind", "bound"), ("split", "train"), ("step", 8), ("full_pass", False)):
+    for name, value in (
+        ("kind", "bound"), ("split", "train"), ("step", 8), ("full_pass", False), ("eps", 0.2),
+        ("flags", {"dtype": "bfloat16"}),
+    ):  # fmt: skip
         yield name, taken(**{name: value})
 
 

@@ -74,7 +74,7 @@ def side_by_side(tmp_path, monkeypatch, capsys):
 
 
 def on_a_card(tmp_path, monkeypatch, capsys):
-    lines = card._results([Result.read("a", FACTS, tmp_path)], 3)
+    lines = card._results([Result.read("a", FACTS, tmp_path)])
     header, _, row = (line.strip("| ").split(" | ") for line in lines)
     return header, row
 

@@ -33,7 +33,7 @@ def card(
 ) -> str:
     """The card of the exported ``file``.
 
-    Of those ``measured``, other checkpoints and results of other data sets are left out.
+    Of those ``measured``, those of other parameters and of other data sets are left out.
 
     Args:
         place: the working directory.
@@ -46,12 +46,14 @@ def card(
     if file.suffix != ".safetensors":
         use = [f"import {shlex.quote(file.name)} --out=WORKDIR", "score WORKDIR IMAGES"]
     data = in_markdown(experiment.data.name)
-    own = [result for result in measured if place.has_measured(result.to_json())]
+    of_it = (restored.number, restored.meta["step"])
+    own = [result for result in measured
+           if (result.checkpoint, result.step) == of_it and place.has_measured(result.to_json())]
     return "\n".join([
         f"# {in_markdown(file.stem)}", "",
         f"A score model of {data}, trained and measured with scoremle.", "",
         *_table(("", ""), _facts(place, experiment, restored)), "",
-        "## Results", "", *_results(own, restored.number), "",
+        "## Results", "", *_results(own), "",
         "## Limits", "", LIMITS, "",
         "## Use", "", "```sh", *(in_a_line(f"scoremle {words}") for words in use), "```", "",
     ])  # fmt: skip
@@ -81,12 +83,11 @@ def _facts(
     yield "licence", "not stated: say which"
 
 
-def _results(results: Sequence[Result], number: int) -> list[str]:
+def _results(results: Sequence[Result]) -> list[str]:
     rows = []
     for r in results:
-        if r.checkpoint == number:
-            mean, stderr, _, solver = r.in_cells()
-            rows.append((r.noised, f"{mean} {r.unit}", stderr, solver, r.images_in_words))
+        mean, stderr, _, solver = r.in_cells()
+        rows.append((r.noised, f"{mean} {r.unit}", stderr, solver, r.images_in_words))
     header = ("what", "value", "std. error over images", "solver's error", "protocol")
     without = ["This checkpoint was not evaluated: `scoremle eval` measures it."]
     return list(_table(header, rows)) if rows else without

@@ -1,7 +1,7 @@
 """results.json of an evaluation: each result by its name, sealed; and the values beside it."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from scoremle.experiment.lock import locked
 from scoremle.files import SEAL, inside, read_json, seal, unsealed, write_json
 from scoremle.records import Name, check_record
 
-__all__ = ["RESULTS", "are_sealed", "measured", "read_results"]
+__all__ = ["RESULTS", "are_sealed", "measured", "of_newest", "read_results"]
 
 RESULTS = "results.json"
 
@@ -66,6 +66,16 @@ def measured(folder: Path, *names: str) -> list[Result]:
         Result.read(name, facts, inside(folder, *names))
         for name, facts in found.items() if isinstance(facts, dict) and "mean" in facts
     ]  # fmt: skip
+
+
+def of_newest(results: Sequence[Result]) -> list[Result]:
+    """The results of the newest checkpoint, at its last step: its number may have been replaced.
+
+    Args:
+        results: of any checkpoints.
+    """
+    newest = max(((result.checkpoint, result.step) for result in results), default=None)
+    return [result for result in results if (result.checkpoint, result.step) == newest]
 
 
 def add_results(path: Path, results: Mapping[str, Any]) -> None:

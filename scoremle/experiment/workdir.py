@@ -316,7 +316,8 @@ class Workdir:
 
     def _check_numbers(self, experiment: Recorded) -> None:
         """Raises UserError if a snapshot to come could take the place of one that is there."""
-        store, freq = self.snapshots, experiment.config["training"]["snapshot_freq"]
+        training, store = experiment.config["training"], self.snapshots
+        freq, end = training["snapshot_freq"], training["n_iters"]
         newest = max(store.own(), default=0)
         try:
             step = store.meta(newest).get("step") if newest else None
@@ -328,6 +329,11 @@ class Workdir:
                 f" training.snapshot_freq, would begin anew with {freq}; set"
                 f" {max(1, step // newest)} or less, or move {store.folder} away"
             )
+        if step is not None and step < end and end // freq == newest:
+            logger.warning(
+                "%s is of step %d, and will be replaced by step %d: the number of a snapshot is"
+                " step / training.snapshot_freq", store.path(newest), step, end,
+            )  # fmt: skip
 
     def _stated(self) -> dict[str, object]:
         """Fields that the name of a published folder states."""

@@ -1,5 +1,6 @@
 """The sections of a report: which question each answers, and from what."""
 
+import math
 import platform
 import shlex
 from collections.abc import Iterable, Iterator, Sequence
@@ -273,6 +274,9 @@ def _flags(subject: Subject, result: Result) -> Iterator[str]:
         **({"label": result.label} if result.label else {}),
     }
     yield from (f"--config.eval.{name}={value}" for name, value in fields.items())
+    eps = subject.config.training.smallest_time
+    if not (subject.place.imported or math.isclose(result.eps, eps, abs_tol=1e-12)):
+        yield f"--config.training.smallest_time={result.eps}"
     yield from (f"--config.data.{name}={value}" for name, value in result.data_flags.items())
     yield from [f"--deq-folder={result.deq_folder}"] * bool(result.deq_folder)
     if result.seed not in (None, subject.config.seed):

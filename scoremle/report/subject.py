@@ -18,7 +18,7 @@ from scoremle.evaluation.result import Result
 from scoremle.evaluation.statistics import Difference, paired_difference
 from scoremle.experiment import build, config
 from scoremle.experiment.folders import LOG_FILE, SAMPLES_FOLDER
-from scoremle.experiment.results import RESULTS, measured, read_results
+from scoremle.experiment.results import RESULTS, measured, of_newest, read_results
 from scoremle.experiment.rules import check_config
 from scoremle.experiment.workdir import Workdir
 from scoremle.files import read_json
@@ -100,8 +100,7 @@ class Subject:
         """
         found = measured(self.place.folder, self.eval_folder)
         found = [r for r in found if self.place.has_measured(r.to_json())] or found
-        newest = max((result.checkpoint for result in found), default=None)
-        return [result for result in found if result.checkpoint == newest]
+        return of_newest(found)
 
     @property
     def in_bits(self) -> list[Result]:

@@ -145,7 +145,7 @@ def test_a_card_says_what_was_measured_of_the_checkpoint(tiny, tmp_path, capsys)
     (result,) = evaluate(tiny, "card", **loss)[1].values()
     result.pop(SEAL)
     workdir = shutil.copytree(tiny.workdir, tmp_path / "w")
-    results = {"a": result, "b": result | {"checkpoint": 1}}
+    results = {"a": result, "b": result | {"checkpoint": 1}, "c": result | {"step": 7}}
     add_results(workdir / "eval" / "results.json", results)
     path = tmp_path / "x.safetensors"
     assert cli.main(["export", str(workdir), str(path), "--card"]) == 0

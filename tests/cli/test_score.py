@@ -637,7 +637,7 @@ def test_ranks_of_a_model_of_the_middles_of_bins_are_by_its_own_noise(
     middles = dataclasses.replace(model, origin=Origin(step=7, middles=True))
     told = how_to_get(str(tmp_path), middles, estimator)
     assert told.startswith(f"no ranks: scoremle eval {tmp_path} {flags} measures")
-    known = {"split": "test", "step": 7, "full_pass": True, "images": 3}
+    known = {"split": "test", "step": 7, "full_pass": True, "images": 3, "eps": model.eps}
     for name in (kind.partition("_")[0], kind):
         assert not len(reference_of(str(tmp_path), middles, estimator).values)
         facts = result(name, np.ones((1, 3)), **known)
@@ -652,7 +652,7 @@ def test_ranks_of_a_model_of_the_middles_of_bins_are_by_its_own_noise(
 def test_ranks_are_not_among_values_of_a_coarser_solver(flags, error, known, model, tmp_path):
     values = np.array([[1.0, 2.0, 3.0]])  # with a standard deviation of 0.8
     facts = {"split": "test", "step": 7, "full_pass": True, "images": 3, "flags": flags,
-             "mean_solver_error": error}  # fmt: skip
+             "eps": model.eps, "mean_solver_error": error}  # fmt: skip
     write_npz(tmp_path / "eval" / "exact.npz", {"bpd": values})
     add_results(tmp_path / "eval" / "results.json", {"exact": result("exact", values, **facts)})
     seventh = dataclasses.replace(model, origin=Origin(step=7))

@@ -165,6 +165,20 @@ def test_snapshots_to_come_take_no_number_of_those_that_are_there(recorded, expe
     recorded.check(with_fields(experiment, training__snapshot_freq=11), "training")
 
 
+@pytest.mark.parametrize(("n_iters", "replaced"), [(40, False), (45, True), (50, False)])
+def test_a_snapshot_that_will_be_replaced_is_named(
+    recorded, experiment, n_iters, replaced, caplog
+):
+    """By a training that goes on for less than the steps between snapshots."""
+    recorded.snapshots.save(4, STATE, {"step": 40})
+    fields = {"training__snapshot_freq": 10, "training__n_iters": n_iters}
+    recorded.check(with_fields(experiment, **fields), "training")
+    told = [record.getMessage() for record in caplog.records]
+    assert [("checkpoint_4 is of step 40" in text, "step 45" in text) for text in told] == [
+        (True, True)
+    ] * replaced
+
+
 def test_without_its_config_a_checkpoint_says_what_it_is_of(recorded, experiment):
     recorded.config_path.unlink()
     with pytest.raises(UserError, match=r"optim\.lr was"):

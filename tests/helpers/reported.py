@@ -34,7 +34,7 @@ def result(name, values, checkpoint=1, **facts):
         "stderr": float(values.std(ddof=1) / np.sqrt(values.size)), "images": IMAGES, "passes": 1,
         "noise_stderr": None,
         "estimator": "exact <for p_eps>", "split": "test", "data_hash": MEASURED, "seed": 42,
-        "full_pass": False, "augmentation": "none", "eps": 1e-5, "checkpoint": checkpoint,
+        "full_pass": False, "augmentation": "none", "eps": 0.0, "checkpoint": checkpoint,
         "step": STEP * checkpoint, "ema_hash": "4567", "dataset": "digits",
         "precision": "float32", "version": "0", **facts,
     }  # fmt: skip

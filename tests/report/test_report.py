@@ -86,6 +86,25 @@ def test_the_command_that_measures_again_names_the_images_and_the_dequantizer(tm
     assert report == f"scoremle report {tmp_path}"
 
 
+def test_the_flags_set_a_smallest_time_of_the_result(tmp_path):
+    make(tmp_path)
+    results = json.loads((tmp_path / "eval" / "results.json").read_text())
+    results["exact_test_ckpt_2"] |= {"eps": 0.2}
+    write_json(tmp_path / "eval" / "results.json", results)
+    exact, bound, *_ = _again(Subject(Workdir(tmp_path), "eval"))
+    assert "--config.training.smallest_time=0.2" in exact and "smallest_time" not in bound
+
+
+def test_results_of_a_replaced_snapshot_are_left_out(tmp_path):
+    """A training that went on for less than the steps between snapshots wrote its number again."""
+    make(tmp_path)
+    path = tmp_path / "eval" / "results.json"
+    results = json.loads(path.read_text())
+    results["bound_test_ckpt_2"] |= {"step": 2 * STEP + 3}
+    write_json(path, results)
+    assert [r.kind for r in Subject(Workdir(tmp_path), "eval").results] == ["bound"]
+
+
 def test_images_are_in_their_order(reported):
     _, values, text = reported
     alternatives = [a for a in Reader(text).attributes["alt"] if a.startswith("image ")]

@@ -161,11 +161,10 @@ def _read(place: Path) -> dict[str, ComparedMeasurement]:
     for folder in (place, place / "eval"):
         if (folder / results.RESULTS).is_file():
             of_bits = [r for r in results.measured(folder) if r.metric == "bpd"]
-            newest = max((r.checkpoint for r in of_bits), default=None)
             return {
                 _kind(r.name): _of_arrays(scoremle.files.inside(folder, f"{r.name}.npz"), r)
-                for r in of_bits if r.checkpoint == newest
-            }  # fmt: skip
+                for r in results.of_newest(of_bits)
+            }
     raise UserError(f"{place} holds no results: name {PLACES}")
 
 
