@@ -184,16 +184,17 @@ class Measurements:
             "stratified": stratified,
             "control": None,
         }
-        if dequantization in ("none", "informed"):
-            start = eps if self.decoder else self._truncation_start
-            decoder = self.decoder or DiscreteDecoder(self.model.points)
+        fitted = self.decoder if dequantization == "informed" else None
+        if fitted or dequantization == "none":
+            start = eps if fitted else self._truncation_start
+            decoder = fitted or DiscreteDecoder(self.model.points)
             by_elbo = replace(by_elbo, decoder=decoder, times=None, start=start)
             facts |= {"offset": None, "times": "log_snr", "stratified": True}
         elif evaluation.bound_times == LEARNED:
             if sde.schedule.per_example:
                 raise UserError(
                     "the bound of a model with codes is of integers without noise: set"
-                    " --config.eval.dequantization=none"
+                    " --config.eval.dequantization=none, without eval.suite"
                 )
             of_data = experiment.data, experiment.seed
             run = ControlRun(self._of_pilot, by_elbo.matching, *of_data)

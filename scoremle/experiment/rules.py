@@ -94,7 +94,7 @@ def check_config(config: Any) -> None:
         if (value := fields[name]) not in choices:
             listing = " or ".join(choice or "''" for choice in choices)
             raise UserError(f"{name} must be {listing}, not {value!r}")
-    for wrong, words in (*_of_training(config), *_of_evaluation(config.eval)):
+    for wrong, words in (*_of_training(config), *_of_evaluation(config)):
         if wrong:
             raise UserError(words)
 
@@ -144,11 +144,12 @@ def _of_training(config: Any) -> Iterator[tuple[bool, str]]:
            "data.augment is an input of the network, which only model.name=vdm has")
 
 
-def _of_evaluation(flags: Any) -> Iterator[tuple[bool, str]]:
+def _of_evaluation(config: Any) -> Iterator[tuple[bool, str]]:
     """Fields of an evaluation that need others, or exclude them."""
     noise, published = flags.dequantization, flags.solver == "rk45_reference"
     yield (flags.dequantizer and noise != "variational",
            f"eval.dequantizer means variational dequantization, not {noise}")
+    flags = config.eval
     yield (noise == "none" and not flags.bound,
            "eval.dequantization=none is for the bound, with its discrete decoder: set eval.bound")
     yield (flags.bound_steps > 0 and noise in ("truncated_normal", "variational"),
@@ -159,6 +160,9 @@ def _of_evaluation(flags: Any) -> Iterator[tuple[bool, str]]:
     yield (flags.importance_samples > 1 and (flags.bound or flags.bound_steps > 0),
            "eval.importance_samples is for the exact likelihood: the draws of the bound would make"
            " a mean of exponentials far too large; unset eval.bound")  # fmt: skip
+    yield (flags.suite and config.model.schedule == POLYNOMIAL,
+           "eval.suite measures bounds of dequantized data, which"
+           f" model.schedule={POLYNOMIAL} does not have: unset eval.suite")  # fmt: skip
     yield (flags.wait and flags.end_ckpt is None,
            "eval.wait waits for checkpoints up to eval.end_ckpt: set it")
     for name in ("suite", "enable_loss", "enable_sampling"):  # a label is of bits/dim

@@ -15,6 +15,7 @@ from jax.tree_util import Partial
 
 from scoremle import data, devices, xla
 from scoremle.core.keys import example_keys
+from scoremle.core.learned_schedules import POLYNOMIAL
 from scoremle.errors import UserError, by
 from scoremle.evaluation import pictures, tables
 from scoremle.experiment.build import Experiment, logged_by
@@ -59,6 +60,11 @@ def run_train_deq(experiment: Experiment, workdir: Workdir, deq_folder: str) -> 
     training = experiment.flow_training
     with as_fields("deq"):
         _ = training.template  # the flow checks its fields and the size of the images
+    if experiment.config["model"]["schedule"] == POLYNOMIAL:
+        raise UserError(
+            "a model with codes has a bound on integers alone, without noise: a flow dequantizer"
+            " has nothing to learn from it"
+        )
     workdir.check_seen_alike(experiment)
     workdir.check(experiment, "evaluation")
     restored = workdir.restore(experiment.training.template, experiment.evaluation.ckpt_id)

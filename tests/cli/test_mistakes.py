@@ -185,6 +185,7 @@ TOGETHER = [
     ({"model.name": "vdm", "data.augment": True}, {"model.name": "ncsnpp"}),
     ({"training.batch_size": 12, "training.accumulate": 4}, {"training.accumulate": 5}),
     ({"eval.dequantizer": True}, {"eval.dequantization": "informed"}),
+    (CODED, {"eval.suite": True}),
     ({"eval.bound": True, "eval.dequantization": "none"}, {"eval.bound": False}),
     ({"eval.bound_steps": 9}, {"eval.dequantization": "truncated_normal"}),
     ({"eval.bound_steps": 9}, {"eval.dequantization": "variational"}),

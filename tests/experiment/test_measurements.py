@@ -23,7 +23,7 @@ from scoremle.experiment.build import build
 from scoremle.experiment.config import published_config
 from scoremle.experiment.measurements import Measurements
 from scoremle.experiment.own_measurement import prepared
-from scoremle.likelihood.decoders import InformedDecoder
+from scoremle.likelihood.decoders import DiscreteDecoder, InformedDecoder
 from scoremle.likelihood.images import ByElbo, ByOde
 from scoremle.likelihood.informed import scale_of_others
 from scoremle.likelihood.labels import ByLabels
@@ -257,6 +257,14 @@ def test_the_suite_has_every_estimator(measurements, tmp_path):
     of_flow = {"exact_variational", "exact_variational_k10", "bound_variational"}
     assert large.keys() == found.keys() - {"exact_trace"} | of_flow
     assert all((one.dequantizer is flow) == (kind in of_flow) for kind, one in large.items())
+
+
+def test_the_suite_with_a_network_decoder_has_the_discrete_one_too(measurements, tmp_path):
+    model = model_of(tmp_path, "ranged")
+    found = measurements(model, suite=True, dequantization="informed")["bound_none"]
+    assert type(found.estimator.decoder) is DiscreteDecoder
+    start = truncation_start(model.sde, model.eps, model.pixels)
+    assert found.estimator.start == pytest.approx(float(start))
 
 
 @pytest.mark.parametrize(

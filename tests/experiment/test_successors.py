@@ -194,6 +194,9 @@ def test_a_tiny_one_with_codes_trains_is_measured_and_sampled(tmp_path, capsys):
         pair = (each.params[name] for each in (begun, state))
         moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), *pair)
         assert max(jax.tree.leaves(moved)) > 1e-4, name
+    assert cli.main(["train-deq", str(folder)]) == 2
+    assert "nothing to learn" in capsys.readouterr().err
+    assert not (folder / "flowpp_dequantizer").exists()
     cost = np.log(15) / (64 * np.log(2))
     facts = measured(folder)
     assert facts["reconstruction"] == "Discrete"
