@@ -56,11 +56,14 @@ RULES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
     (f"at most {LARGEST_SIDE:,}", lambda v: v <= LARGEST_SIDE, ("data.image_size",)),
     ("at most 65,536", lambda v: v <= 1 << 16, ("data.num_channels",)),
     ("0 or from 2 to 256", lambda v: v == 0 or 2 <= v <= 256, ("data.levels",)),
+    ("a finite number", math.isfinite, (
+        "model.log_snr_min", "model.log_snr_max", "model.init_scale", "optim.weight_decay",
+    )),
     ("at least 0", lambda v: v is None or v >= 0, (
         "eval.num_images", "eval.bound_steps", "optim.warmup", "optim.weight_decay",
         "training.rollbacks", "eval.begin_ckpt", "eval.end_ckpt", "eval.ckpt_id", "eval.deq_ckpt",
     )),
-    ("above 0, or below 0 for none", lambda v: v != 0, ("optim.grad_clip",)),
+    ("above 0, or below 0 for none", lambda v: v < 0 or v > 0, ("optim.grad_clip",)),
     ("a finite number above 0", lambda v: 0 < v < math.inf, (
         "eval.tolerance", "optim.lr", "optim.eps", "model.beta_min", "model.beta_max",
         "model.sigma_min", "model.sigma_max", "sampling.snr",
@@ -146,10 +149,10 @@ def _of_training(config: Any) -> Iterator[tuple[bool, str]]:
 
 def _of_evaluation(config: Any) -> Iterator[tuple[bool, str]]:
     """Fields of an evaluation that need others, or exclude them."""
+    flags = config.eval
     noise, published = flags.dequantization, flags.solver == "rk45_reference"
     yield (flags.dequantizer and noise != "variational",
            f"eval.dequantizer means variational dequantization, not {noise}")
-    flags = config.eval
     yield (noise == "none" and not flags.bound,
            "eval.dequantization=none is for the bound, with its discrete decoder: set eval.bound")
     yield (flags.bound_steps > 0 and noise in ("truncated_normal", "variational"),
@@ -157,12 +160,12 @@ def _of_evaluation(config: Any) -> Iterator[tuple[bool, str]]:
            f" eval.dequantization={noise}")  # fmt: skip
     yield (flags.bound_steps > 0 and flags.suite,
            "eval.suite does not measure eval.bound_steps: unset one of the two")
-    yield (flags.importance_samples > 1 and (flags.bound or flags.bound_steps > 0),
-           "eval.importance_samples is for the exact likelihood: the draws of the bound would make"
-           " a mean of exponentials far too large; unset eval.bound")  # fmt: skip
     yield (flags.suite and config.model.schedule == POLYNOMIAL,
            "eval.suite measures bounds of dequantized data, which"
            f" model.schedule={POLYNOMIAL} does not have: unset eval.suite")  # fmt: skip
+    yield (flags.importance_samples > 1 and (flags.bound or flags.bound_steps > 0),
+           "eval.importance_samples is for the exact likelihood: the draws of the bound would make"
+           " a mean of exponentials far too large; unset eval.bound")  # fmt: skip
     yield (flags.wait and flags.end_ckpt is None,
            "eval.wait waits for checkpoints up to eval.end_ckpt: set it")
     for name in ("suite", "enable_loss", "enable_sampling"):  # a label is of bits/dim
