@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FrozenConfigDict
 
 from scoremle.errors import UserError, choose, named_as, nearest
 from scoremle.experiment import defaults
@@ -56,8 +56,13 @@ def load_config(place: str) -> tuple[ConfigDict, Resolve]:
         config = module.get_config()
     if not isinstance(config, ConfigDict):
         raise UserError(f"config file {place}: get_config must return a ConfigDict")
+    if isinstance(config, FrozenConfigDict):  # which can't take flags
+        config = ConfigDict(config)
     _check_fields(config, place)
-    return config, getattr(module, "resolve", defaults.resolve)
+    resolve = getattr(module, "resolve", defaults.resolve)
+    if not callable(resolve):
+        raise UserError(f"config file {place}: resolve must be a function")
+    return config, resolve
 
 
 def _check_fields(config: ConfigDict, place: str) -> None:

@@ -328,6 +328,7 @@ BROKEN = {
     "def get_config():\n    return {}\n": "a ConfigDict",
     "\nraise SystemExit('no data')\n": "line 2: SystemExit",
     "import ml_collections\nget_config = ml_collections.ConfigDict\n": "lacks the field",
+    "from scoremle.experiment.defaults import get_config\nresolve = 3\n": "must be a function",
 }
 
 

@@ -125,6 +125,15 @@ def test_a_file_may_have_a_rule_of_its_own(tmp_path):
     assert training["smallest_time"] == 0.25
 
 
+def test_a_file_may_give_a_frozen_config(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "from ml_collections import FrozenConfigDict\n"
+        "from scoremle.experiment import defaults\n"
+        "def get_config():\n    return FrozenConfigDict(defaults.get_config())\n"
+    )
+    assert resolved(str(tmp_path / "mine.py"), seed=3)["seed"] == 3
+
+
 def test_a_published_config_with_fields_set():
     config = published_config("subvp/imagenet32_ddpmpp_deep_continuous", {"model.nf": 8})
     assert (config.model.nf, config.model.num_res_blocks) == (8, 8)
