@@ -267,4 +267,5 @@ def _quick_bound(
 ) -> Numbers:  # fmt: skip
     by_elbo = ByElbo(EVAL_DRAWS, decoder=decoder)
     bpd = measure(by_elbo, model.model(score), dequantizer, x, example_keys(key, len(x)))["bpd"]
-    return {"bpd": jnp.mean(bpd), "bpd_stderr": jnp.std(bpd, ddof=1) / jnp.sqrt(len(x))}
+    spread = {"bpd_stderr": jnp.std(bpd, ddof=1) / jnp.sqrt(len(x))} if len(x) > 1 else {}
+    return {"bpd": jnp.mean(bpd), **spread}

@@ -29,6 +29,10 @@ def test_what_is_logged_of_test_images_is_of_the_averaged_parameters(tiny):
     assert logged["eval_bpd"] == pytest.approx(float(found["bpd"]), rel=1e-5)
     other = jax.jit(training.objective.measure)(state.params, images, key)
     assert logged["eval_bpd"] != pytest.approx(float(other["bpd"]), rel=1e-4)
+    # Of one image there is no error: NaN would be printed, and drawn.
+    shapes = [jax.eval_shape(training.objective.measure, state.ema, x, key).keys()
+              for x in (images, images[:1])]  # fmt: skip
+    assert shapes == [{"bpd", "bpd_stderr", "loss"}, {"bpd", "loss"}]
 
 
 def test_the_window_of_test_images_moves_over_all_of_them(tiny, monkeypatch):
