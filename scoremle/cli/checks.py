@@ -96,7 +96,6 @@ def writable(flag: str, place: Path, *, force: bool | None) -> None:
         place: of the file.
         force: write over what is there; None: the command never does.
     """
-    folder = next((above for above in place.absolute().parents if above.exists()), place)
     what = ""
     if str(place) == "-":
         what = "name /dev/stdout, or a file"
@@ -106,7 +105,7 @@ def writable(flag: str, place: Path, *, force: bool | None) -> None:
         what = f"it is a link; name its target, {place.resolve()}"
     elif place.is_dir():
         what = "it is a folder; name a file to write"
-    elif not _takes_files(folder):
+    elif folder := _refusing(place.absolute().parent):
         what = f"{folder} can't be written to; name a file to write"
     if what:
         raise UserError(f"can't write {flag}{place}: {what}")
@@ -133,10 +132,18 @@ def different(read: Iterable[str | Path | None], *written: Path | None) -> None:
                 raise UserError(f"{place} is one of the pictures to read: name another file")
 
 
-def _takes_files(folder: Path) -> bool:
-    """Whether a file can be made in a folder. In some, such as /proc, nobody may."""
+def takes_files(*folders: Path) -> None:
+    """Raises UserError for a folder, there already or not, in which no file can be made."""
+    for folder in folders:
+        if there := _refusing(folder.absolute()):
+            raise UserError(f"{there} can't be written to: let this user write there")
+
+
+def _refusing(folder: Path) -> Path | None:
+    """The folder, or the nearest above it that is there, if no file can be made in that."""
+    there = next(place for place in (folder, *folder.parents) if place.exists())
     try:
-        tempfile.TemporaryFile(dir=folder).close()
-    except OSError:
-        return False
-    return True
+        tempfile.TemporaryFile(dir=there).close()
+    except OSError:  # in some, such as /proc, nobody may
+        return there
+    return None

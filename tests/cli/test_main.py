@@ -382,6 +382,24 @@ def test_an_evaluation_that_is_stopped_says_so(number, code, said, tiny, capsys,
     assert not (tiny.workdir / "stopped" / "results.json").exists()
 
 
+@pytest.mark.parametrize("refusing", ["eval", "eval/parts"])
+def test_a_folder_that_takes_no_results_is_named_before_any_are_made(
+    refusing, tiny, tmp_path, capsys, monkeypatch
+):
+    workdir = shutil.copytree(tiny.workdir, tmp_path / "w")
+    (workdir / refusing).mkdir(parents=True, exist_ok=True)
+
+    def made(dir):
+        if dir == workdir / refusing:
+            raise PermissionError
+        return io.BytesIO()
+
+    monkeypatch.setattr("scoremle.cli.checks.tempfile.TemporaryFile", made)
+    monkeypatch.setattr("scoremle.experiment.run_eval.run_eval", None)
+    assert run("eval", workdir) == 2
+    assert f"{workdir / refusing} can't be written to" in capsys.readouterr().err
+
+
 @pytest.mark.long
 def test_a_killed_evaluation_goes_on_where_it_was(tiny, exact):
     process = start(

@@ -114,8 +114,12 @@ def _eval(experiment: Any, place: Any, options: Any) -> dict[str, Any]:
         scoremle eval runs/digits
         scoremle eval runs/digits --config.eval.bound --config.eval.num_images=100
     """
-    from scoremle.experiment.run_eval import run_eval
+    from scoremle.experiment.run_eval import PARTS, run_eval
+    from scoremle.files import is_writer
 
+    folder = place.folder / options.eval_folder
+    if is_writer():
+        checks.takes_files(folder, folder / PARTS)
     return run_eval(experiment, place, options.eval_folder, options.deq_folder)
 
 
