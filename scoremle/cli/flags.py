@@ -8,7 +8,6 @@ import ast
 import re
 from argparse import SUPPRESS
 from collections.abc import Callable
-from os.path import lexists
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +100,7 @@ class ConfigParser(Parser):
 
     def _set_config(self, options: Any) -> None:
         given = options.config and not options.workdir
-        if given and lexists(Path(options.config) / CONFIG_RECORD):
+        if given and _is_there(Path(options.config) / CONFIG_RECORD):
             options.workdir, options.config = options.config, None  # it has its config
         own = options.config is None
         config, resolve = self._recorded(options) if own else load_config(options.config)
@@ -135,13 +134,13 @@ class ConfigParser(Parser):
             hint = f"; first: scoremle train {workdir} runs/{workdir}"
             hint *= str(workdir) in NAMED_CONFIGS
             raise UserError(f"there is no folder {workdir}{hint}")
-        if not lexists(workdir / CONFIG_RECORD):
+        if not _is_there(workdir / CONFIG_RECORD):
             raise UserError(
                 f"{workdir} has no {CONFIG_RECORD}, which a training and scoremle import write:"
                 " name the config, such as --config=digits"
             )
         config, flow = recorded_config(workdir), workdir / options.deq_folder
-        if lexists(flow / CONFIG_RECORD):
+        if _is_there(flow / CONFIG_RECORD):
             of_flow = recorded_config(flow)
             if options.mode == "train_deq":
                 config = of_flow
@@ -149,6 +148,17 @@ class ConfigParser(Parser):
         # Fields that follow others follow them again, so that flags mean what they always mean.
         defaults.unresolve(config)
         return config, defaults.resolve
+
+
+def _is_there(path: Path) -> bool:
+    """Whether a file is there. Raises UserError where its folder can't be read."""
+    try:
+        path.lstat()
+    except PermissionError as error:
+        raise UserError(f"{path.parent} can't be read: {error.strerror}") from None
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def _print(options: Any) -> dict[str, Any]:

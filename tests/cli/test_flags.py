@@ -1,5 +1,6 @@
 """Configs hold the published values; the command line sets fields and names every mistake."""
 
+import errno
 import re
 import signal
 import subprocess
@@ -371,6 +372,17 @@ def test_a_config_file_anywhere_can_use_the_default(tmp_path):
     file = tmp_path / "mine.py"
     file.write_text("from scoremle.experiment.defaults import get_config\n")
     assert parse(str(file)).config.training.smallest_time == 1e-5
+
+
+def test_a_folder_that_cannot_be_read_is_not_one_without_a_config(tmp_path, monkeypatch):
+    def refused(path):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "lstat", refused)
+    (tmp_path / "w").mkdir()
+    words = "w can't be read: Permission denied"
+    assert failure(f"--workdir={tmp_path / 'w'}", "--mode=eval").endswith(words)
+    assert failure(f"--config={tmp_path / 'w'}", "--mode=train").endswith(words)
 
 
 # The program
