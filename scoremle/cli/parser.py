@@ -94,14 +94,15 @@ class Parser(argparse.ArgumentParser):
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         """The same, but for what ``check`` looks at."""
         end = args.index("--") if "--" in args else len(args)
-        flags, names = args[:end], args[end:]
+        flags, names = args[:end], args[end + 1 :]
+        names = [f"./{name}" if name.startswith("-") else name for name in names]
         given = [UNDERSCORED.sub(lambda flag: flag[0].replace("_", "-"), text) for text in flags]
         given = [HOME.sub(lambda of: of[1] + os.path.expanduser(of[2]), text) for text in given]
         given = [f"{text}=true" if text in self.switches else text for text in given]
         parse = self.parse_known_args if self._subparsers else self.parse_known_intermixed_args
         options, rest = parse([*given, *names], namespace)
-        if rest and rest[0].startswith("-") and rest[0] in names:
-            raise UserError(f"{rest[0]} is not a flag after --: name it before")
+        if rest and rest[0].startswith("./-"):
+            raise UserError(f"{rest[0][2:]} is not a flag after --: name it before")
         if rest:
             meant = self._below[options.what] if self._below else self
             raise UserError(meant.unknown(rest[0]))

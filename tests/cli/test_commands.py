@@ -409,6 +409,18 @@ def test_a_flag_may_have_underscores_and_no_name_of_a_file_is_changed():
         assert found == (name[-1], "res--my_run", True)
 
 
+def test_names_may_begin_with_a_dash():
+    """After --, in any place: as paths, which can be named again."""
+    for line, field, found in (
+        ("verify -- -a", "path", "-a"), ("report -- -a b", "workdirs", [Path("-a"), Path("b")]),
+        ("score -- -a -b.npy", "images", "-b.npy"), ("score -- -a -b.npy", "model", "./-a"),
+    ):  # fmt: skip
+        command, *words = line.split()
+        options = vars(parser_of(command).parse_args(words))
+        value = options[field]
+        assert value == found or str(value) == found, (line, options)
+
+
 @pytest.mark.parametrize("place", [".", "/", "", ".."])
 @pytest.mark.parametrize(
     "line",
