@@ -70,6 +70,23 @@ def test_the_newest_checkpoint_alone_is_compared(both, capsys):
     assert [*json.loads(out)] == ["exact_test"]
 
 
+def test_one_that_was_trained_on_others_is_compared_on_the_same_images(tmp_path, capsys):
+    """Its results on them have names of their own, beside those on its own."""
+    evaluated(tmp_path / "a" / "eval", A)
+    evaluated(tmp_path / "b" / "eval", B + 5, data_hash="other")
+    path = tmp_path / "b" / "eval"
+    results = json.loads((path / "results.json").read_text())
+    results["exact_test_of_0123abcd_ckpt_1"] = facts(1)
+    (path / "results.json").write_text(json.dumps(results))
+    np.savez(path / "exact_test_of_0123abcd_ckpt_1.npz", bpd=B)
+    for first, second, sign in (("a", "b", 1), ("b", "a", -1)):
+        code, out, _ = compare(capsys, tmp_path / first, tmp_path / second, "--json")
+        assert code == 0
+        assert json.loads(out)["exact_test"]["difference"] == pytest.approx(
+            sign * DIFFERENCE.mean()
+        )
+
+
 def test_single_files(both, capsys, tmp_path):
     files = both / "a/eval/exact_test_ckpt_1.npz", both / "b/eval/exact_test_ckpt_2.npz"
     code, out, _ = compare(capsys, *files, "--json")

@@ -12,7 +12,10 @@ import csv
 import io
 import logging
 import math
-from collections.abc import Sequence
+import re
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -34,6 +37,8 @@ PLACES = (
 )
 
 
+# The end of a name of what was measured on other images than those of the working directory.
+OF_OTHERS = re.compile(r"_of_[0-9a-f]{8}$")
 # Of a table of scores, those that are compared.
 COLUMNS = ("bpd", "solver_error", "png_bpd", "file", "image", "estimator")
 
@@ -61,11 +66,11 @@ def arguments(parser: Parser) -> None:
 def run(options: Any) -> dict[str, dict[str, Any]]:
     """Prints the differences of all that was measured of both, and gives them."""
     first, second = _read(options.first), _read(options.second)
-    if not (kinds := [kind for kind in first if kind in second]):
+    if not (pairs := _pairs(first, second)):
         has = (f"{place} has {', '.join(found)}" for place, found in
                ((options.first, first), (options.second, second)))  # fmt: skip
         raise UserError(f"nothing was measured of both: {'; '.join(has)}")
-    found = {kind: _compared(kind, first[kind], second[kind]) for kind in kinds}
+    found = {kind: _compared(kind, *pair) for kind, pair in pairs.items()}
     rows = [(kind, *_in_words(facts)) for kind, facts in found.items()]
     say(f"A: {options.first}", f"B: {options.second}", *table(HEADER, rows).splitlines())
     say(*wrapped(WORDS))
@@ -78,6 +83,24 @@ WORDS = (
     " solver's error, which is printed beside it, is not in it"
 )
 HEADER = ("measured", "A", "B", "B - A", "std. error", "images", "solver, A", "solver, B")
+
+
+def _pairs(
+    first: Mapping[str, ComparedMeasurement], second: Mapping[str, ComparedMeasurement]
+) -> dict[str, tuple[ComparedMeasurement, ComparedMeasurement]]:
+    """Measurements of one kind by A and by B: those of the same images, if any are known to be.
+
+    The name of one on another data set than the model's own ends with the images' hash.
+    """
+    pairs = defaultdict(list)
+    for (name, a), (other, b) in product(first.items(), second.items()):
+        if (kind := OF_OTHERS.sub("", name)) == OF_OTHERS.sub("", other):
+            pairs[kind].append((a, b))
+    return {kind: max(each, key=_of_the_same) for kind, each in pairs.items()}
+
+
+def _of_the_same(pair: tuple[ComparedMeasurement, ComparedMeasurement]) -> bool:
+    return bool(pair[0].images == pair[1].images)
 
 
 def _compared(kind: str, a: ComparedMeasurement, b: ComparedMeasurement) -> dict[str, Any]:
