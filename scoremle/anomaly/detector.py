@@ -11,6 +11,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float
 
@@ -107,6 +109,7 @@ class Detector:
         shape: of one example.
         equal: normal examples beyond the first of those that are equal; each counts.
         model: a fingerprint of the model, "" of features alone.
+        outputs: of the network at fixed points, where it is a function without parameters.
         facts: where the model is, and what else is to be kept in the file.
         seed: of the split, the statistic, and ties.
         version: of the package.
@@ -127,6 +130,7 @@ class Detector:
     shape: tuple[Size, ...]
     equal: int = 0
     model: str = ""
+    outputs: tuple[float, ...] = ()
     facts: dict[str, str] = field(default_factory=dict)
     seed: int = 0
     version: str = scoremle.__version__
@@ -181,7 +185,7 @@ class Detector:
         fitted = STATISTICS[name].fit(features[:half]) if model else Density.fit(features[:half])
         reference = tuple(np.sort(fitted(features[half:])).tolist())
         shape, equal = tuple(map(Size, data.shape[1:])), len(data) - len(first)
-        kept = _identity(model), dict(facts or {}), seed
+        kept = _identity(model), _outputs(model), dict(facts or {}), seed
         return cls(name, fitted, reference, shape, equal, *kept)
 
     def score(self, model: ScoreModel | None, data: Any, *, label: str = "") -> Anomalies:
@@ -195,7 +199,7 @@ class Detector:
         Raises UserError for another model or version, and data of another shape or type.
         """
         check_kind("model", model, ScoreModel | None, 'scoremle.load("digits")')
-        if self.model != _identity(model):
+        if self.model != _identity(model) or not _agree(_outputs(model), self.outputs):
             place, number = self.facts.get("model"), self.facts.get("checkpoint")
             at = f" at checkpoint {number}" if number else " or another checkpoint of it"
             known = f"that model, {place}{at}" if place else "that model"
@@ -286,7 +290,7 @@ class Detector:
         reference = content["reference"]
         if not reference or reference != sorted(reference):
             raise UserError(f"{path}: its references are not in ascending order; fit it anew")
-        for name in ("reference", "shape"):
+        for name in ("reference", "shape", "outputs"):
             content[name] = tuple(content[name])
         return cls(**content)
 
@@ -302,6 +306,23 @@ def _identity(model: ScoreModel | None) -> str:
         "divergence": describe(model.divergence), "decoder": describe(model.decoder_scale),
         "middles": model.origin.middles,
     })  # fmt: skip
+
+
+def _outputs(model: ScoreModel | None) -> tuple[float, ...]:
+    """Numbers by which two functions of one name, without parameters, differ."""
+    if model is None or model.coder or jax.tree.leaves(model.noise):
+        return ()
+    rng, t = np.random.default_rng(0), np.asarray([0.25, 0.5, 0.75], np.float32)
+    x = rng.normal(size=(len(t), *model.shape)).astype(np.float32)
+    found = np.ravel(model.noise(jnp.asarray(x), jnp.asarray(t))).astype(float)
+    signs = rng.choice([-1.0, 1.0], (8, found.size))
+    return tuple((signs @ found / np.sqrt(found.size)).tolist())
+
+
+def _agree(found: tuple[float, ...], kept: tuple[float, ...]) -> bool:
+    """Whether outputs differ by rounding alone."""
+    most = 1e-3 * np.abs(kept).max(initial=0.0)
+    return len(found) == len(kept) and bool(np.allclose(found, kept, rtol=0, atol=most))
 
 
 def _checked(model: ScoreModel | None, data: Any, name: str) -> np.ndarray:

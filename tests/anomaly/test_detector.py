@@ -353,6 +353,23 @@ def test_another_model_and_other_images_are_refused(detector):
         of_features.score(None, np.zeros((2, 4)))
 
 
+def test_another_function_of_the_same_name_is_another_model(tmp_path):
+    """It has no parameters that show what it is."""
+
+    def model(mean):
+        return scoremle.ScoreModel(
+            lambda x, t: SDE.sigma(t)[:, None] * (x - SDE.alpha(t)[:, None] * mean), SDE, EPS, (2,)
+        )
+
+    normal = np.random.default_rng(0).normal(size=(60, 2)).astype(np.float32)
+    Detector.fit(model(0.0), normal, statistic="msma").write(tmp_path / "d")
+    found = Detector.read(tmp_path / "d")
+    assert len(found.score(model(0.0), normal[:3])) == 3
+    for mean in (0.5, -3.0):
+        with pytest.raises(UserError, match="not the model"):
+            found.score(model(mean), normal[:3])
+
+
 def without(name):
     return lambda content: {k: v for k, v in content.items() if k != name}
 
