@@ -28,7 +28,7 @@ from scoremle.core.sde import SDE, check_eps
 from scoremle.errors import UserError
 from scoremle.numerics import expand, sum_data
 from scoremle.sampling.ends import ends
-from scoremle.types import Data, Keys, NoiseFn, Times
+from scoremle.types import Data, Keys, NoiseFn, Scalar, Times
 
 __all__ = [
     "Corrector", "Predictor", "PredictorCorrector", "ald", "ancestral_sampling", "euler_maruyama",
@@ -44,14 +44,19 @@ class PredictorStep:
         length: of the step, in time.
         intervals: in a unit of time, between those times at which the DDPM and SMLD rules read
             beta or sigma.
+        end: the end of the flow, whose steps begin on this grid; None: the published grid, which
+            begins at 0 and has other times than the steps.
     """
 
     length: float
     intervals: float
+    end: Scalar | None = None
 
     def grid(self, t: Times, back: int = 0) -> Times:
-        """The time of the grid below t, and ``back`` intervals further down."""
-        return (jnp.floor(t * self.intervals) - back) / self.intervals
+        """The time of the grid at t or below, and ``back`` intervals further down."""
+        if self.end is None:
+            return (jnp.floor(t * self.intervals) - back) / self.intervals
+        return self.end + (jnp.round((t - self.end) * self.intervals) - back) / self.intervals
 
 
 # (sde, x, score, t, step) -> mean of the next state, and the standard deviation around it
@@ -231,7 +236,7 @@ class PredictorCorrector:
         if not self.probability_flow:
             return times, self.published
         length = (1 - eps) / self.steps
-        return times, PredictorStep(length, 1 / length)
+        return times, PredictorStep(length, 1 / length, eps)
 
     @property
     def published(self) -> PredictorStep:
@@ -248,10 +253,10 @@ class PredictorCorrector:
                 )
             if self.probability_flow:
                 raise UserError("ancestral_sampling has no probability flow: choose another")
-        of_chain = self.predictor is not euler_maruyama or self.corrector is not None
-        if of_chain and known(sde):
+        by_rule = self.predictor in (reverse_diffusion, ancestral_sampling) and sde.chain == "ddpm"
+        if (by_rule or self.corrector is not None) and known(sde):
             with jax.ensure_compile_time_eval():
-                beta_max = float(jnp.max(-2 * sde.f(jnp.ones(()))))
+                beta_max = float(jnp.nanmax(-2 * sde.f(self.grid(0.0)[0])))
             if self.steps <= beta_max:
                 raise UserError(
                     f"{self.steps} steps are too few for beta_max = {beta_max:g}: take more"

@@ -21,8 +21,8 @@ from helpers.oracles import (
 from scipy import stats
 
 from scoremle.core.keys import example_keys, split
-from scoremle.core.schedules import LinearBeta
-from scoremle.core.sde import SDE
+from scoremle.core.schedules import Cosine, LinearBeta
+from scoremle.core.sde import SDE, VP
 from scoremle.errors import UserError
 from scoremle.model import ScoreModel
 from scoremle.numerics import expand
@@ -237,6 +237,29 @@ def test_the_error_is_of_first_order(predictor, name, flow, x64):
     assert errors[-1] < 1e-4 or np.all(np.divide(errors[:-1], errors[1:]) > 1.8), errors
 
 
+@pytest.mark.parametrize("name", ["vp", "ve"])
+def test_the_error_of_the_flow_does_not_depend_on_where_its_steps_fall(name, x64):
+    """Times of the rule are those of the steps, whatever the smallest time."""
+    errors = [
+        covariance_error(
+            PredictorCorrector(steps, reverse_diffusion, probability_flow=True), SDES[name], 1e-2
+        )
+        for steps in (197, 199)
+    ]
+    assert errors[0] == pytest.approx(errors[1], rel=0.02)
+
+
+def test_where_no_chain_was_published_the_rule_is_eulers(x64):
+    """It has no root of 1 - beta, so any number of steps will do."""
+    sde = SDE("vp", Cosine(), 1.0)
+    x, y = (
+        pc_sample(DATA.noise(sde), sde, jax.random.key(0), (3, 2), eps=1e-3,
+                  method=PredictorCorrector(50, predictor))
+        for predictor in (reverse_diffusion, euler_maruyama)
+    )  # fmt: skip
+    np.testing.assert_allclose(x, y, rtol=1e-9)
+
+
 def covariance_error(method, sde, eps):
     return np.abs(gaussian_moments(method, sde, eps)[1] - truth(sde, eps)[1]).max()
 
@@ -371,10 +394,13 @@ def test_other_sdes_take_eulers_forward_step():
         ("vp", PredictorCorrector(100, ancestral_sampling, probability_flow=True), "flow"),
         ("vp", PredictorCorrector(20, reverse_diffusion), "too few"),
         ("subvp", PredictorCorrector(15, euler_maruyama, langevin), "beta_max = 20"),
+        ("falling", PredictorCorrector(15, reverse_diffusion), "beta_max = 20"),
+        ("falling", PredictorCorrector(15, corrector=ald), "beta_max = 20"),
     ],
 )
 def test_what_is_not_defined_is_refused(name, method, words):
-    sde, key = SDES[name], jax.random.key(0)
+    """Betas may be the largest at t = 0."""
+    sde, key = (SDES | {"falling": VP(20.0, 0.1)})[name], jax.random.key(0)
     with pytest.raises(UserError, match=words):
         pc_sample(DATA.noise(sde), sde, key, (2, 2), eps=0.1, method=method)
 
