@@ -124,13 +124,13 @@ def kernel_distance(a: FeatureRows, b: FeatureRows, *, subset: int = SUBSET) -> 
     fewer = min(len(a), len(b))
     subset = max(2, min(subset, fewer // FEWEST_SUBSETS))
     count = fewer // subset
-    pairs = zip(_subsets(a, subset, count), _subsets(b, subset, count), strict=True)
-    return _mean([squared_mmd(x, y) for x, y in pairs])
+    subsets = (_subsets(x, subset, count, seed) for seed, x in enumerate((a, b)))
+    return _mean([squared_mmd(x, y) for x, y in zip(*subsets, strict=True)])
 
 
-def _subsets(x: FeatureRows, size: int, count: int) -> Iterator[FeatureRows]:
-    """Disjoint subsets at random: files may be in order of class."""
-    order = np.random.RandomState(0).permutation(len(x))  # the same with every numpy
+def _subsets(x: FeatureRows, size: int, count: int, seed: int = 0) -> Iterator[FeatureRows]:
+    """Disjoint subsets at random: files may be in order of class, or in that of the other set."""
+    order = np.random.RandomState(seed).permutation(len(x))  # the same with every numpy
     return (x[order[i * size : (i + 1) * size]] for i in range(count))
 
 
@@ -182,10 +182,10 @@ def precision_recall(
         reference: [m d] features.
         neighbours: the place of the neighbour whose distance is a point's radius.
 
-    Raises UserError unless each set has more images than that, which is one or more, and for
+    Raises UserError unless each set has more images than that, which is from 1 to 9,999, and for
     features of two sizes.
     """
-    check_count("neighbours", neighbours)
+    check_count("neighbours", neighbours, 1, PRECISION_RECALL_IMAGES - 1)
     samples, reference = map(_thinned, _rows(samples, reference, least=neighbours + 1))
     centre = reference.mean(axis=0)  # squares of a common offset would take digits
     samples, reference = samples - centre, reference - centre

@@ -110,6 +110,21 @@ def test_kernel_distance_of_files_in_order_of_class():
     assert in_order.value == pytest.approx(mixed.value, abs=4 * (in_order.stderr + mixed.stderr))
 
 
+def test_kernel_distance_of_sets_in_the_same_order():
+    """Of pictures and their copies: within a subset, none is to meet its own."""
+    a = normal(2000, 16)
+    b = a + 0.01 * normal(2000, 16, seed=1)
+    shuffled = np.random.default_rng(2).permutation(2000)
+    in_order, mixed = (metrics.kernel_distance(a, x, subset=50) for x in (b, b[shuffled]))
+    assert in_order.value == pytest.approx(mixed.value, abs=4 * (in_order.stderr + mixed.stderr))
+
+
+def test_no_more_neighbours_than_images_that_are_compared():
+    few = normal(20, 2)
+    with pytest.raises(UserError, match="neighbours"):
+        metrics.precision_recall(few, few, neighbours=metrics.PRECISION_RECALL_IMAGES)
+
+
 # Class score
 
 
