@@ -15,15 +15,12 @@ from scoremle.likelihood.control_variate import Control, FittedGaussian
 from scoremle.likelihood.decoders import DiscreteDecoder, InformedDecoder
 from scoremle.likelihood.skill import _basis
 from scoremle.likelihood.steps import step_bound
-from scoremle.sampling.conditional import colourise, inpaint
-from scoremle.sampling.predictor_corrector import PredictorCorrector
 
 KEY, EPS, VP = jax.random.key(0), 1e-3, scoremle.VP()
 X, PIXELS = jnp.linspace(-1, 1, 15).reshape(5, 3), scoremle.Pixels(8)
 INTEGERS = jnp.arange(15).reshape(5, 3) % 8
 CHAIN = SDE("vp", Discrete(jnp.linspace(5.0, -5.0, 6)), 1.0)
 TIMES = scoremle.UniformLogSNR(VP, EPS)
-FEW = PredictorCorrector(steps=2)
 CONTROL = Control(
     FittedGaussian.fit(np.eye(8, 3)), log_snr_edges(VP, EPS),
     levels=jnp.ones((24, 2)), slopes=jnp.ones((25, 4)), shares=jnp.full(24, 1 / 24),
@@ -65,12 +62,6 @@ CASES = {
         lambda x: step_bound(
             noise, CHAIN, INTEGERS, KEY, points=PIXELS.points, times=np.arange(1, 7) / 6
         ), 1,
-    ),
-    "inpaint": (
-        lambda x: inpaint(noise, VP, KEY, x, np.arange(3) < 2, eps=EPS, method=FEW), 4,
-    ),
-    "colourise": (
-        lambda x: colourise(noise, VP, KEY, x.reshape(1, 5, 3, 1), eps=EPS, method=FEW), 4,
     ),
     "codes": (lambda x: sum_of_gamma(jnp.ones((10, 5, 3)), 2), 1),
     "skill": (skill, 2),

@@ -29,8 +29,8 @@ from scoremle.numerics import expand, predict
 from scoremle.sampling.predictor_corrector import PredictorCorrector, pc_sample
 from scoremle.types import Data, Images, Keys, NoiseFn, PerExample, Times
 
-# Orthogonal coordinates of a pixel's colour, the first along grey.
-COLOUR_AXES = np.array([[1, 1, 1], [1, -1, 0], [1, 1, -2]]) / np.sqrt([[3], [2], [6]])
+# Of a pixel's colour, of length 1.
+GREY = np.ones(3) / np.sqrt(3)
 
 
 def inpaint(
@@ -64,7 +64,12 @@ def inpaint(
             x = jnp.where(jnp.broadcast_to(known, given.shape), given, 0)
     except ValueError:
         raise UserError(f"known has shape {known.shape}, and x has {given.shape}") from None
-    return _complete(noise, sde, key, x, known, np.eye(x.shape[-1]), eps, method)
+    x = as_data(x)
+
+    def replace(new: Data, old: Data) -> Data:
+        return jnp.where(known, new, old)
+
+    return _complete(noise, sde, key, x, replace, eps, method)
 
 
 def colourise(
@@ -92,20 +97,20 @@ def colourise(
     if grey.ndim != 4 or grey.shape[3] != 1:
         raise UserError(f"grey must have shape (b, h, w, 1), not {grey.shape}")
     x = jnp.broadcast_to(grey, (*grey.shape[:-1], 3))
-    return _complete(noise, sde, key, x, np.array([True, False, False]), COLOUR_AXES, eps, method)
+    along_grey = jnp.asarray(GREY, x.dtype)
+
+    def replace(new: Data, old: Data) -> Data:
+        change = jnp.sum((new - old) * along_grey, axis=-1, keepdims=True)
+        return old + change * along_grey
+
+    return _complete(noise, sde, key, x, replace, eps, method)
 
 
 def _complete(
-    noise: NoiseFn, sde: SDE, key: Keys, x: Data, known: ArrayLike, basis: np.ndarray, eps: float,
-    method: PredictorCorrector,
+    noise: NoiseFn, sde: SDE, key: Keys, x: Data, replace: Callable[[Data, Data], Data],
+    eps: float, method: PredictorCorrector,
 ) -> Data:  # fmt: skip
-    """Samples with the coordinates of ``x`` on the ``known`` of the rows of ``basis``."""
-    x = as_data(x)
-    rows = jnp.asarray(basis, x.dtype)
-
-    def replace(new: Data, old: Data) -> Data:
-        within = jnp.where(known, jnp.matmul(new - old, rows.T, precision="highest"), 0)
-        return old + jnp.matmul(within, rows, precision="highest")
+    """Samples in which ``replace(new, old)`` puts what is known of ``x`` in place of the old."""
 
     def constraint(keys: Keys, state: Data, t: Times) -> Data:
         return replace(sde.perturb(x, t, normal(keys, x)), state)
@@ -121,10 +126,11 @@ def guided(noise: NoiseFn, sde: SDE, log_prob: Callable[[Data, Times], PerExampl
     """
 
     def total(x: Data, t: Times) -> Array:
-        found = log_prob(x, t)
-        if np.shape(found) != t.shape:
-            shape = np.shape(found)
-            raise UserError(f"log_prob must give {len(x)} numbers, not an array of shape {shape}")
+        found = jnp.asarray(log_prob(x, t))
+        if found.shape != t.shape or not jnp.issubdtype(found.dtype, jnp.floating):
+            raise UserError(
+                f"log_prob must give {len(x)} reals, not an array {found.dtype} {found.shape}"
+            )
         return jnp.sum(found)
 
     def eps(x: Data, t: Times) -> Data:

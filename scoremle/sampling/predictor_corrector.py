@@ -224,11 +224,12 @@ class PredictorCorrector:
         corrections = 0 if self.corrector is None else self.corrector_steps
         return self.steps * (corrections + (self.predictor is not None))
 
-    def end(self, eps: float) -> float:
+    def end(self, eps: Scalar) -> Scalar:
         """The end time of the last step; a step of the SDE begins at t = ``eps``."""
         if self.predictor is None or self.probability_flow:
             return eps
-        return max(eps - 1 / self.steps, 0.0)
+        end = eps - 1 / self.steps
+        return max(end, 0.0) if known(eps) else jnp.maximum(end, 0.0)
 
     def grid(self, eps: float) -> tuple[Times, PredictorStep]:
         """The times at which the steps down to ``eps`` begin, and the step."""

@@ -209,7 +209,7 @@ CHANGES: list[tuple[str, ...]] = [
      "test_data_scale.py"),
     ("model.py", "draw_samples", "end_of(sampler, model.eps)", "model.eps", "test_data_scale.py"),
     ("sampling/predictor_corrector.py", "PredictorCorrector.end",
-     "max(eps - 1 / self.steps, 0.0)", "None", "test_data_scale.py"),
+     "max(end, 0.0) if known(eps) else jnp.maximum(end, 0.0)", "None", "test_data_scale.py"),
     ("sampling/conditional.py", "_complete",
      "AtTime(sde, method.end(eps)).inverse(sample)", "sample", "test_data_scale.py"),
     ("core/betas.py", "OFFSET", "OFFSET = 0.008", "OFFSET = 0.08"),

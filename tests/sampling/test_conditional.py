@@ -55,6 +55,22 @@ def test_independent_entries_are_not_disturbed(name):
     moments_are(x, data.mu[~known], np.diag([0.5, 0.2]), 0.1)
 
 
+def test_what_is_known_comes_back_to_the_last_bit(unchecked):
+    """A small number beside samples of a large scale; the smallest time may be a tracer."""
+    sde, x = SDES["ve"], jnp.array([[1e-4, 0.0, 7e-9]])
+    known = np.array([True, False, True])
+
+    @jax.jit
+    def draw(eps):
+        data = Gaussian.of([0.3, -0.2, 0.5], [0.5, 1.0, 0.2])
+        method = PredictorCorrector(5)
+        return inpaint(data.noise(sde), sde, jax.random.key(0), x, known, eps=eps, method=method)
+
+    np.testing.assert_array_equal(draw(EPS)[:, known], x[:, known])
+    with pytest.raises(UserError, match="one number"):
+        inpaint(lambda x, t: x, sde, jax.random.key(0), x[0, 0], True, eps=EPS)
+
+
 @some("name", ["subvp", "ve"], quick=[])
 def test_correctors_lead_to_the_conditional_distribution(name):
     """Of correlated entries: approximate without, nearer with Langevin steps."""
@@ -131,7 +147,8 @@ def test_guidance_to_a_class_is_the_noise_of_that_class(name):
     ("noise", "log_prob", "words"),
     [
         (lambda x, t: x[:, :1], lambda x, t: x[:, 0], "shape"),
-        (lambda x, t: x, lambda x, t: jax.nn.log_softmax(x), "4 numbers"),
+        (lambda x, t: x, lambda x, t: jax.nn.log_softmax(x), "4 reals"),
+        (lambda x, t: x, lambda x, t: jnp.ones(4, int), "4 reals"),
     ],
 )
 def test_guidance_by_what_has_another_shape_is_refused(noise, log_prob, words):
