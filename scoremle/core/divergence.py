@@ -217,7 +217,7 @@ class FixedProbe(_Sampled):
     """Probes that the caller gives, to repeat an estimate or to compare solvers.
 
     Args:
-        vectors: [b k *d], the k probes of each example.
+        vectors: [k b *d], the k probes of each example.
 
     Raises UserError for what is not an array of numbers, and, when a trace is taken, for probes of
     another shape than the data's.

@@ -142,8 +142,8 @@ def from_flow(
 ) -> FlowModel:
     """A model of a normalizing flow of another library, such as zuko, flowjax or normflows.
 
-    The functions take an array of numpy [n *d], in float32 unless JAX is set up for float64, and
-    give one of any library.
+    ``log_prob`` and ``inverse`` take an array of numpy [n *d], in float32 unless JAX is set up for
+    float64, and give one of any library; ``forward`` takes what ``inverse`` gives.
 
     Args:
         log_prob: the log-density of data in nats, one number for each.
