@@ -7,13 +7,16 @@ has no line comes last.
 
 import ast
 import inspect
+import operator
 import re
 import textwrap
 
-NAME = re.compile(r"^::: (\w+)$", re.MULTILINE)
+NAME = re.compile(r"^::: ([\w.]+)$", re.MULTILINE)
 WIDTH = 88
 # Classes whose methods users call on what they hold.
-WITH_METHODS = ("ScoreModel", "Scores")
+WITH_METHODS = (
+    "ScoreModel", "Scores", "anomaly.Detector", "anomaly.Anomalies", "weights.Reweighted",
+)  # fmt: skip
 
 
 def on_page_markdown(markdown, page, **_):
@@ -24,7 +27,9 @@ def on_page_markdown(markdown, page, **_):
     placed = {"__version__", *NAME.findall(markdown)}
     if free := [name for name in scoremle.__all__ if name not in placed]:
         markdown += "\n\n## Others\n\n" + "\n".join(f"::: {name}" for name in free)
-    return NAME.sub(lambda match: entry(match[1], getattr(scoremle, match[1])), markdown)
+    return NAME.sub(
+        lambda match: entry(match[1], operator.attrgetter(match[1])(scoremle)), markdown
+    )
 
 
 def entry(name, what):
