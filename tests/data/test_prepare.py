@@ -523,6 +523,14 @@ def test_prepare_and_show(tmp_path, capsys, monkeypatch):
     assert scoremle_data("prepare", "mine", "--size=4", "--channels=3", "--levels=32") == 0
 
 
+def test_a_folder_with_the_name_of_a_data_set_can_be_given(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write_pictures(tmp_path / "digits", 30, (8, 8))
+    assert scoremle_data("prepare", "digits", "--fit=crop") == 2
+    assert capsys.readouterr().err.endswith("; for the folder give digits/\n")
+    assert scoremle_data("prepare", "digits/", "--size=4", "--fit=crop", "--into=made") == 0
+
+
 @pytest.mark.parametrize(
     "arguments", [["pictures", "--size=4", "--fit=crop"], ["pictures"], ["digits"]]
 )

@@ -138,7 +138,10 @@ def _prepared(options: Any) -> "scoremle.data.Prepared":
     )  # fmt: skip
     for what in ("size", "channels", "fit"):
         if getattr(how, what) and what not in dataset.options:
-            raise UserError(f"--{what} is not for {dataset.name}: its images stay as they are")
+            own = f"; for the folder give {options.name}/" * Path(options.name).is_dir()
+            raise UserError(
+                f"--{what} is not for {dataset.name}: its images stay as they are{own}"
+            )
     if options.into is None:
         return dataset.find(path, how)
     if path and scoremle.data.is_prepared(Path(path)):
