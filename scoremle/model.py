@@ -772,7 +772,8 @@ class ScoreModel:
     ) -> np.ndarray | Samples:
         """Samples, integers where the model is one of images; each has its own key.
 
-        They are float32, or float64 if the model has a bijector, whose offset may need the digits.
+        They are float32; float64 if JAX is set up for it, or the model has a bijector, whose
+        offset may need the digits.
 
         Args:
             n: how many.

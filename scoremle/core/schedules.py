@@ -179,7 +179,7 @@ class LinearBeta(Schedule):
         require(
             self,
             lambda: 0 <= self.beta_min < np.inf and 0 < self.beta_max < np.inf,
-            "beta_min must be at least 0, and beta_max above 0, both finite",
+            "beta_min must be a number from 0 on, and beta_max one above 0, both finite",
         )
 
     def log_alpha(self, t: Times) -> Times:
