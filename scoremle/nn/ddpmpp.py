@@ -140,7 +140,8 @@ class DDPMpp(nn.Module):
             for _ in range(self.num_res_blocks):
                 skips.append(self._attend(block(skips[-1], features=self.nf * multiple)))
             if level < len(self.ch_mult) - 1:
-                h, pyramid = self._join_input(self._halve(skips[-1], block), pyramid)
+                h = self._resized(skips[-1], block, halved=True)
+                h, pyramid = self._join_input(h, pyramid)
                 skips.append(h)
         return skips
 
@@ -156,7 +157,7 @@ class DDPMpp(nn.Module):
                 h = block(h, features=self.nf * multiple)
             h, pyramid = self._join_output(self._attend(h), pyramid, channels)
             if level > 0:
-                h = self._double(h, block)
+                h = self._resized(h, block, halved=False)
         if self.progressive != "output_skip":
             return self._to_image(h, channels)
         assert pyramid is not None  # every level has joined in
@@ -240,15 +241,13 @@ class DDPMpp(nn.Module):
     def _resampler(self, kind, **fields: Any):
         return kind(fir_kernel=self._fir_kernel, dtype=self.dtype, **fields)
 
-    def _halve(self, h: Images, block) -> Images:
+    def _resized(self, h: Images, block, *, halved: bool) -> Images:
+        """Features of half or of double the size."""
         if self.resblock_type == "ddpm":
-            return self._resampler(layers.Downsample, with_conv=self.resamp_with_conv)(h)
-        return block(h, resize=layers.downsample, fir_kernel=self._fir_kernel)
-
-    def _double(self, h: Images, block) -> Images:
-        if self.resblock_type == "ddpm":
-            return self._resampler(layers.Upsample, with_conv=self.resamp_with_conv)(h)
-        return block(h, resize=layers.upsample, fir_kernel=self._fir_kernel)
+            layer = layers.Downsample if halved else layers.Upsample
+            return self._resampler(layer, with_conv=self.resamp_with_conv)(h)
+        resize = layers.downsample if halved else layers.upsample
+        return block(h, resize=resize, fir_kernel=self._fir_kernel)
 
     def _conv3x3(self, features: int) -> nn.Conv:
         return layers.conv3x3(features, dtype=self.dtype)
