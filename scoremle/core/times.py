@@ -217,7 +217,7 @@ class _MeanOverDimensions(Schedule):
 
 
 @frozen_pytree
-class AlphaSquared:
+class AlphaSquared(UniformLogSNR):
     """Log-SNR with a density proportional to alpha^2 (Zheng et al., arXiv 2305.03935).
 
     With v the velocity, ||eps - eps_hat||^2 = alpha^2 ||v - v_hat||^2 for VP: so each time has the
@@ -237,13 +237,6 @@ class AlphaSquared:
         >>> print(f"{weights[0]:.2f} {weights.min() / weights.max():.3f}")
         13.29 1.000
     """
-
-    sde: SDE
-    eps: Scalar
-    stratified: bool = static(default=False)
-
-    def __post_init__(self) -> None:
-        check_eps(self.sde, self.eps)
 
     def __call__(self, key: PRNGKey, n: int) -> tuple[Times, Times]:
         lam = self.log_snr(unit_draws(key, n, self.stratified))

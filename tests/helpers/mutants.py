@@ -748,7 +748,7 @@ CHANGES: list[tuple[str, ...]] = [
      "not place.endswith('py')", "experiment/test_config_names.py"),
     ("data/readers/synthetic.py", "read_synthetic", "for images in splits.values()))",
      "for images in list(splits.values())[:1]))"),
-    ("core/times.py", "AlphaSquared", "default=False", "default=True"),
+    ("core/times.py", "UniformLogSNR", "default=False", "default=True"),
     ("published/state_dict.py", "_array", "not isinstance(parts, list) or ", "",
      "published/test_states.py"),
     ("published/state_dict.py", "_extension", "isinstance(parts, list) and ", "",
