@@ -19,7 +19,7 @@ from scoremle.core.times import TimeSampler
 from scoremle.likelihood.decoders import DiscreteDecoder
 from scoremle.likelihood.elbo import prior_divergence
 from scoremle.likelihood.image_model import ImageModel, pixels_of
-from scoremle.likelihood.images import ImageValues
+from scoremle.likelihood.images import Estimator, ImageValues
 from scoremle.types import Data, IntImages, Keys, NoiseFn, PerExample, Scalar, Times
 
 __all__ = ["ByLoss", "ByVDMLoss"]
@@ -31,7 +31,7 @@ Drawn = tuple[PerExample, Times, Times]
 
 
 @frozen_pytree
-class ByLoss:
+class ByLoss(Estimator):
     """The denoising loss.
 
     Args:
@@ -43,7 +43,6 @@ class ByLoss:
     Values: ``loss``.
     """
 
-    on_host: ClassVar[bool] = False
     dequantizes: ClassVar[bool] = False
     title: ClassVar[str] = "training loss, published scaling"
 

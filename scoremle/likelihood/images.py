@@ -72,15 +72,18 @@ class Estimator(Protocol):
     """
 
     @property
-    def on_host(self) -> bool: ...
+    def on_host(self) -> bool:
+        return False
 
     @property
-    def dequantizes(self) -> bool: ...
+    def dequantizes(self) -> bool:
+        return True
 
     @property
     def title(self) -> str: ...
 
-    def describe(self) -> dict[str, Any]: ...
+    def describe(self) -> dict[str, Any]:
+        return describe(self)
 
     def __call__(
         self, model: Any, dequantizer: Dequantizer, x: IntImages, keys: Key[Array, " b"]
@@ -217,7 +220,7 @@ class ByOde:
 
 
 @frozen_pytree
-class OdeDifference:
+class OdeDifference(Estimator):
     """Difference in bits/dim between solvers of ``fine`` and ``coarse`` steps, by the same noise.
 
     Both have the same dequantization noise and the same probes, held along the path: new ones at
@@ -227,8 +230,6 @@ class OdeDifference:
     many, if it is ``halved``. ``of`` is how images are measured: by the ODE.
     """
 
-    on_host: ClassVar[bool] = False
-    dequantizes: ClassVar[bool] = True
     title: ClassVar[str] = "difference of two numbers of steps"
 
     of: Estimator
@@ -252,9 +253,6 @@ class OdeDifference:
         bpd = dict(zip(counts, found, strict=True))
         halving = {"halving": bpd[self.fine] - bpd[half]} if self.halved else {}
         return {"bpd": bpd[self.fine] - bpd[self.coarse], **halving}
-
-    def describe(self) -> dict[str, Any]:
-        return describe(self)
 
 
 def _by_draws(
@@ -296,7 +294,7 @@ def _of_solution(found: Likelihood | ImportanceBound, bits: Float[Array, ""]) ->
 
 
 @frozen_pytree
-class ByElbo:
+class ByElbo(Estimator):
     """Estimator by the variational bound, the ELBO.
 
     Args:
@@ -327,8 +325,6 @@ class ByElbo:
         >>> print(bool(scores.bpd[0] > 3.61 - 3 * scores.probe_stderr[0]))  # of exactly 3.61
         True
     """
-
-    on_host: ClassVar[bool] = False
 
     draws: int = static(default=1000)
     matching: str = static(default="denoising")

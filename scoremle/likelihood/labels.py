@@ -11,7 +11,7 @@ like shares differ, and by nothing where one label has it all.
 
 import math
 from dataclasses import replace
-from typing import Any, ClassVar, cast
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +32,7 @@ ERRORS = ("probe_stderr", "solver_error", "draw_stderr")
 
 
 @frozen_pytree
-class ByLabels:
+class ByLabels(Estimator):
     """Estimator by the mean over a class-conditional model's labels; each costs as much as one.
 
     Args:
@@ -42,8 +42,6 @@ class ByLabels:
     Values: ``bpd``, its errors and ``nfe``. Raises UserError for an estimator on the host, and no
     labels.
     """
-
-    on_host: ClassVar[bool] = False
 
     of_one: Estimator
     labels: int = static()

@@ -63,7 +63,7 @@ from scoremle.likelihood.elbo import (
     variance_of_mean,
 )
 from scoremle.likelihood.image_model import ImageModel
-from scoremle.likelihood.images import ImageValues, of_bound
+from scoremle.likelihood.images import Estimator, ImageValues, of_bound
 from scoremle.likelihood.scales import LearnedScale
 from scoremle.numerics import dims_of, expand, predict_ranged, sum_data
 from scoremle.types import Data, IntImages, Keys, NoiseFn, PerExample, Times
@@ -326,7 +326,7 @@ def _check_chain(variance: str, times: Any, draws: int | None) -> None:
 
 
 @frozen_pytree(eq=False)
-class BySteps:
+class BySteps(Estimator):
     """Estimator by the bound of a chain, as the authors of a model report it.
 
     Args:
@@ -341,7 +341,6 @@ class BySteps:
     variance, times that do not rise, and no draws.
     """
 
-    on_host: ClassVar[bool] = False
     dequantizes: ClassVar[bool] = False
 
     times: Float[Array | np.ndarray, " n"] | None = None

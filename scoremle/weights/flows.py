@@ -33,7 +33,7 @@ from scoremle.core.pixels import Pixels, bits_per_dim
 from scoremle.core.pytree import frozen_pytree, static
 from scoremle.errors import UserError
 from scoremle.likelihood.image_model import pixels_of
-from scoremle.likelihood.images import ImageValues
+from scoremle.likelihood.images import Estimator, ImageValues
 from scoremle.likelihood.importance import jackknife
 from scoremle.likelihood.score_images import example_numbers, score_images
 from scoremle.likelihood.scores import Scores
@@ -173,7 +173,7 @@ def from_flow(
 
 
 @frozen_pytree
-class ByLogProb:
+class ByLogProb(Estimator):
     """Estimator by an exact log-density; with several ``draws``, importance weighted over them.
 
     Values: ``bpd``, and ``solver_error``, the residual of the map, if it has both directions; of
@@ -186,7 +186,6 @@ class ByLogProb:
     """
 
     on_host: ClassVar[bool] = True
-    dequantizes: ClassVar[bool] = True
 
     draws: int = static(default=1)
 
