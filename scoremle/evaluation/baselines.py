@@ -37,7 +37,11 @@ def histogram_bpd(train: TrainImages, test: Images, levels: int) -> Bits:
         train: [n h w c] training images.
         test: [m h w c] images to measure.
         levels: of grey.
+
+    Raises UserError for values beyond the levels.
     """
+    if (most := max(each.max(initial=0) for each in (train, test))) >= levels:
+        raise UserError(f"levels is {levels}, and the images have values up to {most}")
     train, test = train.reshape(len(train), -1), test.reshape(len(test), -1)
     counts = np.stack([np.bincount(pixel, minlength=levels) for pixel in train.T]) + 1
     bits = -np.log2(counts / counts.sum(axis=1, keepdims=True))

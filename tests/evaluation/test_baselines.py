@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from scoremle.errors import UserError
 from scoremle.evaluation.baselines import gaussian_bpd, histogram_bpd, uniform_bpd
 
 
@@ -50,6 +51,13 @@ def test_histogram_of_random_pixels_costs_their_entropy():
     bits = histogram_bpd(train, test, 4)
     error = bits.std() / len(bits) ** 0.5
     assert bits.mean() == pytest.approx(1.75, abs=4 * error)
+
+
+def test_values_beyond_the_levels_are_refused():
+    images = images_of([0, 3])
+    for train, test in ((images, images[:1]), (images[:1], images)):
+        with pytest.raises(UserError, match="up to 3"):
+            histogram_bpd(train, test, 3)
 
 
 def test_gaussian_is_the_mean_over_the_dequantization_noise(correlated):
