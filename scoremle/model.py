@@ -246,12 +246,12 @@ class ScoreModel:
 
     @property
     def decoder(self) -> InformedDecoder | None:
-        """Decoder of integers, where the noise at t = ``eps`` hides levels from each other.
+        """Decoder of integers, where the noise at t = ``eps`` is wider than half a grey level.
 
         It is centred on the network's estimate of the data, with ``decoder_scale``. Where that is
         None and the network has learned a range of variances, it is the decoder of L_0 in its
-        chain of steps, if the first of these is at t = ``eps``. None where the levels can be read
-        apart, and where the noise depends on a code. Raises UserError for a model of reals.
+        chain of steps, if the first of these is at t = ``eps``. None where the noise is
+        narrower, and where it depends on a code. Raises UserError for a model of reals.
 
         Example:
             >>> print(scoremle.load("digits").decoder)

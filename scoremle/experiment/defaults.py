@@ -104,7 +104,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.eval.bound_stratified = True  # spread these times evenly within an image
     config.eval.bound_steps = 0  # steps of the chain of the bound; 0: continuous time
     # The name "none" is for the bound alone: it then is one on integers, by a discrete decoder. By
-    # "informed" the network decodes integers, where its smallest time hides the levels.
+    # "informed" the network decodes integers, where its least noise is wider than half a level.
     config.eval.dequantization = "uniform"  # or truncated_normal, variational, informed, none
     config.eval.dequantizer = False  # True: the same as eval.dequantization=variational
     config.eval.deq_ckpt = placeholder(int)  # checkpoint of the flow; unset: the newest

@@ -117,8 +117,8 @@ class Measurements:
         fitted = self._of_pilot.fit_decoder(self.others, seed=self.experiment.seed ^ PILOT)
         if fitted.decoder is None:
             raise UserError(
-                "eval.dequantization=informed is for models whose smallest time hides the levels:"
-                " this one distinguishes them, so use uniform"
+                "eval.dequantization=informed is for models whose noise at the smallest time is"
+                " wider than half a grey level, and here it is narrower: use uniform"
             )
         say(*tables.wrapped(worth_of(fitted, self.others)))
         return fitted.decoder

@@ -121,8 +121,8 @@ def worth_of(model: ScoreModel, images: Images) -> str:
     decoder = cast(InformedDecoder, model.decoder)
     informed, flat = decoder_worth(model, decoder, few, key)
     return (
-        "its smallest noise hides the levels: from there to the integers the informed decoder"
-        f" takes {informed:.2f} bits/dim, and a flat one would take"
+        "its noise at the smallest time is wider than half a grey level: from there to the"
+        f" integers the informed decoder takes {informed:.2f} bits/dim, and a flat one would take"
         f" {flat:.2f}{_origin(model, decoder)}"
     )
 

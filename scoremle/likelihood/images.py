@@ -7,7 +7,7 @@ of how it is done, called with a model, a dequantizer, images and a key for each
 are per image; all but the numbers of evaluations and of effective draws are in bits/dim. A bias is
 estimate minus truth: to be subtracted.
 
-A model that was trained down to t = eps, where noise still hides the levels from each other, has
+A model that was trained down to t = eps, where noise is still wider than half a level, has
 no distribution of integers k by itself. Its estimate of the data there gives one: p(k | z), the
 decoder `InformedDecoder` of `decoders.py`. With the density of the ODE at t = eps,
 
