@@ -295,7 +295,7 @@ class Workdir:
                 "use another --workdir, or the config it was begun with"
             )
         if what in ("training", "flow"):
-            self._check_numbers(experiment)
+            self._check_numbers(experiment.config, "deq" if what == "flow" else "training")
         for name, value in differs.items() if what == "training" else ():
             logger.warning(
                 "%s was trained with %s=%s, as its name says, and continues with %s",
@@ -314,10 +314,13 @@ class Workdir:
                     f"{path} is not a record of a training: move it away, or use another --workdir"
                 )
 
-    def _check_numbers(self, experiment: Recorded) -> None:
-        """Raises UserError if a snapshot to come could take the place of one that is there."""
-        training, store = experiment.config["training"], self.snapshots
-        freq, end = training["snapshot_freq"], training["n_iters"]
+    def _check_numbers(self, config: Mapping[str, Any], section: str) -> None:
+        """Raises UserError if a snapshot to come could take the place of one that is there.
+
+        Warns of the last one, if the training that the section has ends before the next number.
+        """
+        store, freq = self.snapshots, config["training"]["snapshot_freq"]
+        end = config[section]["n_iters"]
         newest = max(store.own(), default=0)
         try:
             step = store.meta(newest).get("step") if newest else None

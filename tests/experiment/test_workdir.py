@@ -173,6 +173,8 @@ def test_a_snapshot_that_will_be_replaced_is_named(
     recorded.snapshots.save(4, STATE, {"step": 40})
     fields = {"training__snapshot_freq": 10, "training__n_iters": n_iters}
     recorded.check(with_fields(experiment, **fields), "training")
+    fields = {"training__snapshot_freq": 10, "training__n_iters": 45, "deq__n_iters": 50}
+    recorded.check(with_fields(experiment, **fields), "flow")  # whose steps are its own
     told = [record.getMessage() for record in caplog.records]
     assert [("checkpoint_4 is of step 40" in text, "step 45" in text) for text in told] == [
         (True, True)
