@@ -248,7 +248,7 @@ def _protocol(page: Page, subject: Subject) -> None:
         *((name, version(name)) for name in LIBRARIES), ("device", jax.devices()[0].device_kind),
         ("system", platform.platform()),
     ), "Where this page was made.")  # fmt: skip
-    page.text("To measure it again:")
+    page.text("To measure them again, and make this page:")
     page.code(*_again(subject))
     page.text("The method's paper:")
     page.code(*CITATION.splitlines())
