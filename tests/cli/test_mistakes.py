@@ -11,7 +11,7 @@ import pytest
 from helpers.tiny_runs import mistake, run
 
 from scoremle.errors import UserError
-from scoremle.experiment.config import published_config
+from scoremle.experiment.config import fields_of, published_config
 from scoremle.experiment.rules import check_config
 from scoremle.files import write_atomically
 
@@ -154,6 +154,16 @@ def test_a_field_may_have_the_ends_of_its_range_and_nothing_beyond(name):
     for value in good:
         check_config(published_config(PLAIN, {name: value}))
     for value in bad:
+        with pytest.raises(UserError, match=rf"\b{re.escape(name)}\b"):
+            check_config(published_config(PLAIN, {name: value}))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_all_real_fields_are_finite(value):
+    kinds = fields_of(published_config(PLAIN, {}))
+    names = [name for name, (kind, _) in kinds.items() if kind is float]
+    assert len(names) > 15
+    for name in names:
         with pytest.raises(UserError, match=rf"\b{re.escape(name)}\b"):
             check_config(published_config(PLAIN, {name: value}))
 
