@@ -367,7 +367,7 @@ def ranks_of_an_evaluation(folder, monkeypatch, experiment):
     yield "", taken()
     for name, value in (
         ("kind", "bound"), ("split", "train"), ("step", 8), ("full_pass", False), ("eps", 0.2),
-        ("flags", {"dtype": "bfloat16"}),
+        ("precision", "bfloat16"),
     ):  # fmt: skip
         yield name, taken(**{name: value})
 

@@ -76,8 +76,8 @@ def reference_of(place: str, model: Any, estimator: str, label: str = "") -> Ref
     folder = place_of(place)
     for result in measured(folder, EVALUATION):
         found = (result.kind, result.split, result.step, result.full_pass)
-        # A flag may have set another precision, or another smallest time.
-        same = "dtype" not in result.flags and math.isclose(result.eps, float(model.eps))
+        # An evaluation may have another precision, or another smallest time.
+        same = "bfloat16" not in result.precision and math.isclose(result.eps, float(model.eps))
         if found != known or not same or not Workdir(folder).has_measured(result.to_json()):
             continue
         values = result.values
