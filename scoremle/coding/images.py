@@ -124,9 +124,8 @@ def decompress_images(model: ScoreModel, path: str | Path) -> tuple[Images, list
     except UserError as error:
         here, there = _program(), record["program"]
         where = "" if here == there else f"; it was compressed by {there}, and here is {here}"
-        if not jax.tree.leaves(model.noise):
-            where += "; or the function without parameters is another, or its range of pixels"
-        raise UserError(f"{path}: {error}{where}") from None
+        others = "the model's functions or its range of pixels are others"
+        raise UserError(f"{path}: {error}, or {others}{where}") from None
 
 
 def _program() -> str:

@@ -353,13 +353,17 @@ def test_another_model_and_other_images_are_refused(detector):
         of_features.score(None, np.zeros((2, 4)))
 
 
-def test_another_function_of_the_same_name_is_another_model(tmp_path):
-    """It has no parameters that show what it is."""
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_another_function_of_the_same_name_is_another_model(wrapped, tmp_path):
+    """It has no parameters that show what it is, also beside numbers of an SDE that are some."""
 
     def model(mean):
-        return scoremle.ScoreModel(
-            lambda x, t: SDE.sigma(t)[:, None] * (x - SDE.alpha(t)[:, None] * mean), SDE, EPS, (2,)
-        )
+        def noise(x, t):
+            return SDE.sigma(t)[:, None] * (x - SDE.alpha(t)[:, None] * mean)
+
+        if wrapped:
+            noise = scoremle.noise_fn(noise, SDE, time_input="time")
+        return scoremle.ScoreModel(noise, SDE, EPS, (2,))
 
     normal = np.random.default_rng(0).normal(size=(60, 2)).astype(np.float32)
     Detector.fit(model(0.0), normal, statistic="msma").write(tmp_path / "d")

@@ -470,8 +470,8 @@ def test_another_program_is_named_where_no_image_comes_back(written, tmp_path, m
     for program in (images._program(), "jax 0.1"):
         record, coded = file.read_coded(written[0])
         file.write_coded(tmp_path / "x", {**record, "program": program}, coded)
-        # A function has no parameters by which another one is known.
-        with pytest.raises(UserError, match="parameters is another") as told:
+        # A function may have no parameters by which another one is known.
+        with pytest.raises(UserError, match="functions or") as told:
             images.decompress_images(model_of(), tmp_path / "x")
         assert ("compressed by jax 0.1" in str(told.value)) == (program == "jax 0.1")
 
