@@ -1,4 +1,4 @@
-"""What reaches a terminal is visible characters alone, and a CSV's text is not a formula."""
+"""Visible characters alone reach a terminal, and a CSV's text is not a formula."""
 
 import logging
 import os

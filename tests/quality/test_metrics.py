@@ -111,7 +111,7 @@ def test_kernel_distance_of_files_in_order_of_class():
 
 
 def test_kernel_distance_of_sets_in_the_same_order():
-    """Of pictures and their copies: within a subset, none is to meet its own."""
+    """No picture meets its own copy within a subset."""
     a = normal(2000, 16)
     b = a + 0.01 * normal(2000, 16, seed=1)
     shuffled = np.random.default_rng(2).permutation(2000)
