@@ -7,7 +7,8 @@ too large by exp(v / 2) in the mean.
 
 With ESS the effective sample size of n weights, n / ESS - 1 is the square of their coefficient of
 variation. So the logarithm of their mean has the standard error sqrt(1/ESS - 1/n), and is off by
--(1/ESS - 1/n) / 2 to first order, which is corrected.
+-(1/ESS - 1/n) / 2 to first order, which is corrected. An expectation is a ratio of two means. Its
+bias and error are by the jackknife, from the changes when one sample is left out.
 
 The solver's error of log q is not random: its sign may be the same for all samples. So it moves
 log Z by at most the weighted mean of its absolute values. That is stated apart, and shrinks with
@@ -79,7 +80,9 @@ class Reweighted:
         return softmax(self.log_weights)
 
     def expectation(self, values: Float[np.ndarray, "n *m"]) -> Expectation:
-        """The mean of a function over the target.
+        """The mean of a function over the target, with its bias to first order subtracted.
+
+        NaN where one sample has all of the weight.
 
         Args:
             values: of the function at each sample, of any shape.
@@ -92,13 +95,17 @@ class Reweighted:
             raise UserError(f"values must have a row for each of {len(weights)} samples")
         here = weights > 0
         values, weights, errors = values[here], weights[here], self.solver_errors[here]
+        n = len(here)
         if not np.isfinite(values).all():
             raise UserError("values has a number that is not finite, where the weight is above 0")
         mean = np.tensordot(weights, values, 1)
-        away, n = values - mean, len(self.log_weights)
+        away = values - mean
+        with np.errstate(divide="ignore", invalid="ignore"):
+            moves = (away.T * (weights / (1 - weights))).T
+        spread = np.square(moves).sum(axis=0) - np.square(moves.sum(axis=0)) / n
         return Expectation(
-            mean,
-            np.sqrt(np.tensordot(np.square(weights), np.square(away), 1) * n / (n - 1)),
+            mean + moves.sum(axis=0) * (n - 1) / n,
+            np.sqrt(spread * (n - 1) / n),
             np.tensordot(weights * errors, np.abs(away), 1),
         )
 
