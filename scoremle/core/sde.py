@@ -144,7 +144,9 @@ class SDE:
         Args:
             t: times of any shape.
         """
-        return schedules.rate(self.log_alpha, jnp.maximum(t, SMALLEST))
+        t = jnp.maximum(t, SMALLEST)
+        # Where sigma is too small for a float, the drift is, too, and the log-SNR has no rate.
+        return jnp.where(self.sigma(t) == 0, 0, schedules.rate(self.log_alpha, t))
 
     def likelihood_weight(self, t: ArrayLike) -> Times:
         """g^2 / sigma^2 = -d lambda / dt: the paper's likelihood weighting of the noise loss.

@@ -146,11 +146,14 @@ def interpolate(z0: Data, z1: Data, weights: Float[Array, " n"]) -> Float[Array,
         raise UserError(f"z1 must have the shape of z0, {z0.shape}, not {z1.shape}")
 
     def norm(z: Data) -> Data:
-        return jnp.sqrt(jnp.sum(jnp.square(z), axis=tuple(range(1, z.ndim)), keepdims=True))
+        squared = jnp.sum(jnp.square(z), axis=tuple(range(1, z.ndim)), keepdims=True)
+        return jnp.sqrt(jnp.where(squared > 0, squared, 1)) * (squared > 0)
 
-    # Accurate for all angles, as the cosine is not; and 0 where a latent is.
+    # Accurate for all angles, as the cosine is not; and 0 where a latent is. All derivatives are
+    # finite, those of the root and of the angle at 0, too.
     turned0, turned1 = norm(z1) * z0, norm(z0) * z1
-    angle = 2 * jnp.arctan2(norm(turned1 - turned0), norm(turned1 + turned0))
+    apart, together = norm(turned1 - turned0), norm(turned1 + turned0)
+    angle = 2 * jnp.arctan2(apart, together + (apart == 0))
     w = jnp.reshape(weights, (-1,) + (1,) * z0.ndim)
     straight = jnp.sin(angle) < 1e-3
     sine = jnp.where(straight, 1, jnp.sin(angle))

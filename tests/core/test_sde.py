@@ -185,11 +185,13 @@ def test_numbers_are_times_too(name, t):
 
 
 @pytest.mark.parametrize("sde", [VP(0.0, 20.0), SubVP(0.0, 20.0), LinearVE(), SDES["vp"]])
-def test_at_zero_the_diffusion_is_its_limit(sde):
+def test_at_zero_drift_and_diffusion_are_their_limits(sde):
     """Also where beta begins at 0, and sigma near t = 0 is not a float."""
     times = jnp.asarray([0.0, 1e-30, 1e-25, 1e-19])
     limit = 0.1 if sde == SDES["vp"] else 0.0
     np.testing.assert_allclose(sde.g2(times), limit, rtol=1e-5, atol=1e-14)
+    if sde.kernel != "ve":
+        np.testing.assert_allclose(sde.f(times), -limit / 2, rtol=1e-5, atol=1e-14)
 
 
 @pytest.mark.parametrize(

@@ -191,6 +191,14 @@ def test_the_way_between_like_or_opposite_latents_is_straight():
         np.testing.assert_allclose(interpolate(*ends, jnp.asarray([0.5]))[0], z / 2, rtol=1e-6)
 
 
+@pytest.mark.parametrize("ends", [(1, 1), (0, 1), (1, 0), (0, 0), (1, -1), (1, 3)])
+def test_a_straight_way_has_the_derivatives_of_a_line(ends):
+    z = jnp.asarray(np.random.default_rng(6).normal(size=(2, 5)), jnp.float32)
+    way = lambda z0, z1: jnp.sum(interpolate(z0, z1, jnp.asarray([0.25])))
+    found = jax.grad(way, (0, 1))(ends[0] * z, ends[1] * z)
+    np.testing.assert_allclose(found, np.full((2, 2, 5), [[[0.75]], [[0.25]]]), rtol=1e-6)
+
+
 def test_whole_numbers_are_no_latents_and_no_samples(unchecked):
     """Their type is not that of times: these would be rounded."""
     x = np.ones((1, 2), int)
