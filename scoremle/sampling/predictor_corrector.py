@@ -257,7 +257,7 @@ class PredictorCorrector:
         by_rule = self.predictor in (reverse_diffusion, ancestral_sampling) and sde.chain == "ddpm"
         if (by_rule or self.corrector is not None) and known(sde):
             with jax.ensure_compile_time_eval():
-                beta_max = float(jnp.nanmax(-2 * sde.f(self.grid(0.0)[0])))
+                beta_max = float(jnp.max(-2 * sde.f(self.grid(0.0)[0])))
             if self.steps <= beta_max:
                 raise UserError(
                     f"{self.steps} steps are too few for beta_max = {beta_max:g}: take more"
