@@ -194,7 +194,10 @@ def test_the_way_between_like_or_opposite_latents_is_straight():
 @pytest.mark.parametrize("ends", [(1, 1), (0, 1), (1, 0), (0, 0), (1, -1), (1, 3)])
 def test_a_straight_way_has_the_derivatives_of_a_line(ends):
     z = jnp.asarray(np.random.default_rng(6).normal(size=(2, 5)), jnp.float32)
-    way = lambda z0, z1: jnp.sum(interpolate(z0, z1, jnp.asarray([0.25])))
+
+    def way(z0, z1):
+        return jnp.sum(interpolate(z0, z1, jnp.asarray([0.25])))
+
     found = jax.grad(way, (0, 1))(ends[0] * z, ends[1] * z)
     np.testing.assert_allclose(found, np.full((2, 2, 5), [[[0.75]], [[0.25]]]), rtol=1e-6)
 
