@@ -106,14 +106,18 @@ class Workdir:
         """
         return inside(self.folder, *names, writing=writing)
 
-    def locked(self) -> AbstractContextManager[None]:
-        """For one training at a time. Raises UserError if another process trains here.
+    def locked(self, doing: str = "training there") -> AbstractContextManager[None]:
+        """Locks the folder for one training or import at a time.
 
-        And where a link takes the place of a folder that the training writes to.
+        Args:
+            doing: what the process does there, in words.
+
+        Raises UserError if another process has it, and where a link takes the place of a folder
+        that is written to.
         """
         for name in WRITTEN:
             self.inside(name, writing=True)
-        return locked(self.folder / ".training.lock", "training there")
+        return locked(self.folder / ".training.lock", doing)
 
     @property
     def begun(self) -> bool:

@@ -251,6 +251,14 @@ def test_mistakes_are_one_line(imported, tmp_path, capsys):
     assert published.checkpoint_files(tmp_path) == {}
 
 
+def write_pipeline(folder):
+    for name, content in of_diffusers().items():
+        file = folder / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(content)
+    return folder
+
+
 @pytest.mark.parametrize(
     "there", ["another training", "a file of one's own", "pictures", "a flow of another"]
 )
@@ -264,10 +272,15 @@ def test_an_import_overwrites_nothing(there, imported, tiny, tmp_path, capsys):
         file.parent.mkdir(parents=True)
         file.write_text("hello")
     before = {path: path.read_bytes() for path in place.rglob("*") if path.is_file()}
-    for name, content in of_diffusers().items():
-        file = tmp_path / "pipeline" / name
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(content)
-    for source in (FOLDER, tmp_path / "pipeline"):
+    pipeline = write_pipeline(tmp_path / "pipeline")
+    for source in (FOLDER, pipeline):
         assert "already" in one_line(capsys, "import", source, f"--out={place}")
     assert before == {path: path.read_bytes() for path in place.rglob("*") if path.is_file()}
+
+
+def test_one_import_at_a_time_writes_to_a_folder(tmp_path, capsys):
+    pipeline = write_pipeline(tmp_path / "pipeline")
+    with Workdir(tmp_path / "w").locked("importing a model into it"):
+        for source in (FOLDER, pipeline):
+            assert "is importing" in one_line(capsys, "import", source, f"--out={tmp_path / 'w'}")
+    assert [*(tmp_path / "w").iterdir()] == []

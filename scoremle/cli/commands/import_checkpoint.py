@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 NEEDS = "scoremle.experiment.models"
 PUBLISHED = "cifar10_deep_vp_likelihood_iw_flip"
 IMAGE_SIZE, LEVELS = 32, 256
+IMPORTING = "importing a model into it"
 
 
 def arguments(parser: Parser) -> None:
@@ -103,11 +104,13 @@ def _import_model(path: Path, family: str, place: "Workdir", dataset: str) -> No
         inputs = (jax.ShapeDtypeStruct((1, *of), "float32") for of in (model.shape, ()))
         jax.eval_shape(model.noise, *inputs)
     config, imported = _config_of(model, dataset), Imported(place.folder)
-    # Without the config, which comes last, the others can be made anew.
-    place.check_vacant(but=imported.names)
-    imported.write(family, path)
-    write_sealed(place.data_path, {"name": config.data.dataset, "levels": pixels_of(model).levels})
-    write_sealed(place.config_path, config.to_dict())
+    with place.locked(IMPORTING):
+        # Without the config, which comes last, the others can be made anew.
+        place.check_vacant(but=imported.names)
+        imported.write(family, path)
+        facts = {"name": config.data.dataset, "levels": pixels_of(model).levels}
+        write_sealed(place.data_path, facts)
+        write_sealed(place.config_path, config.to_dict())
     say(f"{path}", f"  family      {FAMILIES[family].title}", f"  model       {model}")
     if not (model.sde.schedule.per_dimension or model.sde.schedule.per_example):
         low, high = (float(model.sde.log_snr(t)) for t in (1.0, model.eps))
@@ -175,11 +178,11 @@ def _import_checkpoint(path: Path, name: str | None, place: "Workdir") -> None:
         of_flow, _ = _read(flow, "dequantizer")
         template = init_state(of_flow.params, experiment.training.optimizer)
         flows.append(to_save(store, count, flow, of_flow, template))
-    # With the same records an import was stopped here, before its last checkpoint.
-    stopped = place.config_path.exists() and not place.begun
-    place.check_vacant(experiment, but=[FLOW_FOLDER, SNAPSHOTS] if stopped else [])
-    place.describe(experiment)
-    with Saving() as saves:  # in a thread, which no signal interrupts
+    with place.locked(IMPORTING), Saving() as saves:  # in a thread, which no signal interrupts
+        # With the same records an import was stopped here, before its last checkpoint.
+        stopped = place.config_path.exists() and not place.begun
+        place.check_vacant(experiment, but=[FLOW_FOLDER, SNAPSHOTS] if stopped else [])
+        place.describe(experiment)
         # The score model comes last: without it, the others can be made anew.
         for checkpoint in (*flows, score):
             saves.save(*checkpoint)
