@@ -242,8 +242,9 @@ def _closed(tree: Tree) -> Tree:
 def _kind(leaf: Any) -> Any:
     if isinstance(leaf, ARRAYS):
         return ARRAY
-    owner = leaf.__self__ if inspect.ismethod(leaf) else leaf
-    return THING if type(owner).__eq__ is object.__eq__ or not _is_hashable(leaf) else leaf
+    # Methods are equal if their owner is the same object.
+    by_identity = inspect.ismethod(leaf) or type(leaf).__eq__ is object.__eq__
+    return THING if by_identity or not _is_hashable(leaf) else leaf
 
 
 def _identity(thing: Any) -> Any:
