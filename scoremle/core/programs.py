@@ -112,17 +112,20 @@ class Programs(OfModels):
         # numbers of its parameters: the next way is without. The last raises a mistake as it is.
         ways = {"filled": filled} if size > n and self.takes_any_rows(rows, *others) else {}
         ways["compiled"] = lambda: program(arrays, structure=structure)
-        failed: set[str] = set()
-        for name in [name for name in ways if name not in program.failed[structure]]:
+        failed = program.failed[structure, tuple(map(np.shape, arrays))]
+        impossible = set[str]()
+        for name in [name for name in ways if name not in failed]:
             try:
                 found = ways[name]()
                 break
+            except jax.errors.JaxRuntimeError:
+                raise  # the program is there: what went wrong when it ran may not do so again
             except Exception as error:
                 logger.debug("%s can't be %s: %s", self.function.__name__, name, error)
-                failed.add(name)
+                impossible.add(name)
         else:
             found = self.function(rows, *others)
-        program.failed[structure] |= failed
+        failed |= impossible
         return found
 
     def takes_any_rows(self, rows: Tree, *others: Any) -> bool:
@@ -152,8 +155,8 @@ class Programs(OfModels):
 class _Program:
     """That with some things in it, for each structure.
 
-    ``failed`` are the ways in which it can't be had. ``takes_any_rows`` is also by how many rows
-    it has, and by the shapes of the others.
+    ``failed`` are the ways in which it can't be had, also by the shapes of its arrays.
+    ``takes_any_rows`` is also by how many rows it has, and by the shapes of the others.
     """
 
     def __init__(self, function: Callable[..., Tree], held: list[Callable[[], Any]]) -> None:
@@ -165,7 +168,7 @@ class _Program:
         self._alone = compiled(run, static_argnames="structure")
         self._within = jax.jit(run, static_argnames="structure")
         self.lower = self._alone.lower
-        self.failed: defaultdict[Structure, set[str]] = defaultdict(set)
+        self.failed: defaultdict[tuple[Any, ...], set[str]] = defaultdict(set)
         self.takes_any_rows: dict[tuple[Any, ...], bool] = {}
 
     def __call__(self, arrays: list[Any], *, structure: Structure) -> Tree:

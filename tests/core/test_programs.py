@@ -213,6 +213,27 @@ def test_mistakes_are_found_in_programs_that_are_there(call, words, unchecked):
     assert traced(CALLS["log_prob"], model, X[:5])[1] == set()
 
 
+def test_a_failure_of_a_run_is_raised_and_the_next_call_has_the_program():
+    fails = [True]
+
+    def host(x):
+        if fails.pop():
+            raise RuntimeError("out of memory")
+        return x
+
+    def network(x, t):
+        ROWS.append(len(x))
+        return SDE.sigma(t)[:, None] * jax.pure_callback(host, jnp.zeros_like(x), x)
+
+    model = of(network)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="out of memory"):
+        model.encode(X)
+    fails[:] = [False] * 100
+    found, rows = traced(model.encode, X)
+    assert rows == set()
+    np.testing.assert_allclose(found, X, rtol=0.02)
+
+
 def test_a_mistake_of_a_network_names_the_rows_that_are_there(unchecked):
     with pytest.raises(UserError, match=r"\(5, 1\)"):
         of(lambda x, t: x[:, :1]).log_prob(X[:5], KEY)
@@ -239,11 +260,19 @@ class Net:
         return network(params(0), x, t) + 0 * jnp.asarray(self.big)[: len(x)]
 
 
+@dataclass(frozen=True)
+class EqualNet(Net):
+    """One that equals another with the same parts, as modules of flax.linen do."""
+
+    big: np.ndarray = field(compare=False)
+
+
 def noise_of(kind, big):
     net = EqualNet(big) if kind == "method of equals" else Net(big)
     return {
         "function": lambda x, t: net.noise(x, t),
         "method": net.noise,
+        "method of equals": net.noise,
         "with leaves": jax.tree_util.Partial(lambda w, x, t: w * net.noise(x, t), jnp.ones(())),
     }[kind]
 
@@ -260,19 +289,11 @@ def test_programs_keep_no_model_alive(kind):
     before = len(models._log_prob._programs)
     end = used()
     gc.collect()
-@dataclass(frozen=True)
-class EqualNet(Net):
-    """One that equals another with the same parts, as modules of flax.linen do."""
-
-    big: np.ndarray = field(compare=False)
-
-
     assert end() is None
     assert len(models._log_prob._programs) == before
 
 
 SAMPLERS = {
-        "method of equals": net.noise,
     "options": lambda: partial(euler_sample, steps=3),
     "nested": lambda: partial(ode_draw, transport=partial(ddim_sample, steps=3)),
     "of reals": lambda: partial(pc_sample, method=PredictorCorrector(30, snr=0.1)),
