@@ -13,6 +13,7 @@ from jax.typing import DTypeLike
 
 from scoremle.core.arguments import as_data
 from scoremle.core.divergence import DivergenceEstimator, Exact, Hutchinson
+from scoremle.core.keys import example_keys
 from scoremle.core.prediction import conditioned, rows_of
 from scoremle.core.pytree import known
 from scoremle.core.sde import SDE
@@ -21,7 +22,7 @@ from scoremle.likelihood.flow import along_flow
 from scoremle.likelihood.pilot import FEW_DIMS, choose_within
 from scoremle.likelihood.published_rk45 import PublishedRK45
 from scoremle.likelihood.record import Likelihood
-from scoremle.likelihood.refine import Rows, refined, too_large
+from scoremle.likelihood.refine import Rows, refined, solved, too_large
 from scoremle.numerics import as_pytree, dims_of
 from scoremle.solvers.base import Solver
 from scoremle.solvers.multistep import Multistep
@@ -144,7 +145,11 @@ def _along_flow(
     """`along_flow` with the defaults: an exact trace in few dimensions, and rows refined."""
     exact = dims_of(start) <= FEW_DIMS and not isinstance(solver, PublishedRK45)
     divergence = divergence or (Exact() if exact else Hutchinson())
-    if solver is None and known(start, key, as_pytree(noise), sde, eps, condition):
+    by_program = not isinstance(solver, PublishedRK45)
+    if by_program and known(start, key, as_pytree(noise), sde, eps, condition):
+        if solver:
+            given = start, example_keys(key, len(start)), rows_of(condition, len(start), jnp)
+            return solved(given, as_pytree(noise), sde, eps, divergence, decode, solver)
         found = refined(
             noise, sde, start, key, eps=eps, divergence=divergence, solver=Multistep(),
             tolerance=TOLERANCE, pilot=False, condition=condition, decode=decode,

@@ -27,6 +27,7 @@ from scoremle.core.sde import SDE, check_eps
 from scoremle.likelihood.flow import along_flow
 from scoremle.likelihood.record import HIDDEN, Likelihood
 from scoremle.numerics import as_pytree, dims_of
+from scoremle.solvers.base import Solver
 from scoremle.solvers.multistep import NOISE, Multistep, Planned, stated
 from scoremle.types import Data, Keys, NoiseFn, Scalar
 
@@ -122,7 +123,7 @@ def _first(found: Any, n: int) -> Any:
 @partial(Programs, cut=_first)
 def solved(
     rows: tuple[Data, Keys, Any], noise: NoiseFn, sde: SDE, eps: Scalar,
-    divergence: DivergenceEstimator, decode: bool, solver: Planned,
+    divergence: DivergenceEstimator, decode: bool, solver: Solver,
 ) -> tuple[Data, Likelihood]:  # fmt: skip
     start, keys, condition = rows
     return along_flow(

@@ -11,7 +11,15 @@ import numpy as np
 import pytest
 from helpers.marks import some
 
-from scoremle import VP, FixedProbe, Multistep, Pixels, ScoreModel, UserError
+from scoremle import (
+    VP,
+    FixedProbe,
+    Multistep,
+    Pixels,
+    ScoreModel,
+    UserError,
+    ode_log_likelihood,
+)
 from scoremle import model as models
 from scoremle.anomaly import Detector
 from scoremle.core import programs
@@ -98,6 +106,21 @@ def test_a_program_is_found_again(name):
     assert rows == {5}
     same(first, expected)
     same(found, jax.jit(call)(model, X))
+
+
+def test_samples_with_log_p_find_their_program_again():
+    """Where a solver was chosen, in each batch and call; and what is called without a model."""
+    model = with_leaves()
+    calls = {
+        "samples": lambda n: model.sample(n, KEY, log_prob=True, batch_size=4).log_prob,
+        "a function": lambda n: ode_log_likelihood(
+            model.noise, SDE, X[:n], KEY, eps=1e-3, solver=Multistep(5)
+        ),
+    }
+    for call in calls.values():
+        assert traced(call, 4)[1] == {4}
+        assert traced(call, 4)[1] == set()
+    assert traced(calls["samples"], 8)[1] == set()
 
 
 @some("name", ["log_prob", "gradient in x"], quick=["log_prob"])
