@@ -35,7 +35,7 @@ from scoremle.core.dequantize import (
     truncation_start,
 )
 from scoremle.core.divergence import DivergenceEstimator, Hutchinson
-from scoremle.core.keys import fold_in, image_keys, one_or_each
+from scoremle.core.keys import fold_in, image_keys, key_of, one_or_each
 from scoremle.core.pixels import Pixels
 from scoremle.core.prediction import as_condition, check_classes, conditioned, parted, rows_of
 from scoremle.core.programs import OfModels, Programs
@@ -521,7 +521,7 @@ class ScoreModel:
         else:
             x = self.pixels.checked(x, self.shape)
             width = self.pixels.high - self.pixels.low
-        n, key = len(x), jax.random.key(seed)
+        n, key = len(x), key_of(seed)
         model, condition = self._apart(condition, n)
         numbers = example_numbers(index, n)
         levels, rows = msma_levels(self.sde, self.eps, width), rows_of(condition, n)
@@ -707,7 +707,7 @@ class ScoreModel:
         few, rows = jax.tree.map(
             lambda each: each[:PILOT_IMAGES], (images, rows_of(condition, len(images)))
         )
-        scale = fitted_scale(model.condition_on(rows), few, jax.random.key(seed))
+        scale = fitted_scale(model.condition_on(rows), few, key_of(seed))
         return replace(self, decoder_scale=scale)
 
     def check(

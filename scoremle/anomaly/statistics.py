@@ -25,7 +25,7 @@ from jaxtyping import Array, Float, UInt64
 
 from scoremle.anomaly.normality import Density, Normality, Ranks
 from scoremle.core.bijectors import in_all_digits
-from scoremle.core.keys import image_keys
+from scoremle.core.keys import image_keys, key_of
 from scoremle.core.programs import OfModels
 from scoremle.core.times import log_snr_range
 from scoremle.devices import within_memory
@@ -121,7 +121,7 @@ def _by_program(
 
 
 def _in_batches(work: Callable[[np.ndarray, Keys], Array], of: Examples) -> FeatureTable:
-    key = jax.random.key(of.seed)
+    key = key_of(of.seed)
 
     def checked(_: int, place: np.ndarray) -> dict[str, np.ndarray]:
         found = np.asarray(work(place, image_keys(key, of.numbers[place])), np.float64)

@@ -21,11 +21,20 @@ from scoremle.errors import UserError
 from scoremle.types import Data, Keys, PRNGKey
 
 __all__ = [
-    "as_keys", "example_keys", "fold_in", "image_keys", "normal", "one_or_each", "per_example",
-    "split",
+    "as_keys", "example_keys", "fold_in", "image_keys", "key_of", "normal", "one_or_each",
+    "per_example", "split",
 ]  # fmt: skip
 
 IMPLEMENTATION = "threefry2x32"
+
+
+def key_of(seed: int) -> PRNGKey:
+    """The key of a seed, of the same generator whatever JAX's default is.
+
+    Args:
+        seed: a whole number.
+    """
+    return jax.random.key(seed, impl=IMPLEMENTATION)
 
 
 def image_keys(key: PRNGKey, index: Integer[np.ndarray, " n"]) -> Key[Array, " n"]:
@@ -97,7 +106,8 @@ def as_keys(key: Any, name: str = "key") -> Keys:
     if dtype is None or not jnp.issubdtype(dtype, jax.dtypes.prng_key):
         raise UserError(f"{name} must be one of jax.random.key(seed), not {shown(key)}")
     if (found := str(jax.random.key_impl(key))) != IMPLEMENTATION:
-        raise UserError(f"{name} must be {IMPLEMENTATION}, not {found}")
+        such = f'jax.random.key(seed, impl="{IMPLEMENTATION}")'
+        raise UserError(f"{name} must be one of {such}, not of {found}")
     return key
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from scoremle.core.dequantize import Uniform
+from scoremle.core.keys import key_of
 from scoremle.data import ImageSet
 from scoremle.errors import UserError
 from scoremle.files import SEAL, read_npz, write_npz
@@ -61,7 +62,7 @@ class ControlRun:
     def fit(self) -> Control:
         """The control variate of the model."""
         pixels = pixels_of(self.model)
-        key = jax.random.fold_in(jax.random.key(self.seed), CONTROL)
+        key = jax.random.fold_in(key_of(self.seed), CONTROL)
         key_u, key_fit = jax.random.split(key)
 
         @jax.jit

@@ -10,10 +10,10 @@ An estimator is one of
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
-import jax
 import numpy as np
 from jaxtyping import Integer
 
+from scoremle.core.keys import key_of
 from scoremle.errors import UserError, as_flag, no_chain
 from scoremle.experiment.labels import ALL, check_label, measured_under, under
 from scoremle.experiment.measurement import Measurement
@@ -112,12 +112,12 @@ def _scale(model: ScoreModel, images: Images) -> Any:
     decoder = cast(InformedDecoder, model.decoder)
     if model.decoder_scale is not None or isinstance(decoder.scale, LearnedScale):
         return model.decoder_scale
-    return scale_of_others(model, images, jax.random.key(0))
+    return scale_of_others(model, images, key_of(0))
 
 
 def worth_of(model: ScoreModel, images: Images) -> str:
     """Words on the cost of a model's decoder on a few images, and the origin of its scale."""
-    few, key = images[:PILOT_IMAGES], jax.random.key(0)
+    few, key = images[:PILOT_IMAGES], key_of(0)
     decoder = cast(InformedDecoder, model.decoder)
     informed, flat = decoder_worth(model, decoder, few, key)
     return (

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from scoremle.core.keys import key_of
 from scoremle.devices import Needs, bytes_of_each, needs
 from scoremle.devices import memory as memory_here
 from scoremle.errors import UserError
@@ -174,7 +175,7 @@ class Plan:
         divergence = self.experiment.by_ode.divergence
 
         def estimate(params: Params, x: jax.Array, t: jax.Array) -> Any:
-            probes = divergence.draw(jax.random.key(0), x)
+            probes = divergence.draw(key_of(0), x)
             return divergence(lambda y: self._noise(params)(y, t), x, probes)
 
         return self._network(estimate)

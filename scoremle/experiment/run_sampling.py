@@ -12,13 +12,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from jaxtyping import Array, Bool, Int
 
 import scoremle
 from scoremle import devices, xla
-from scoremle.core.keys import image_keys
+from scoremle.core.keys import image_keys, key_of
 from scoremle.data import ImageSet
 from scoremle.errors import UserError
 from scoremle.evaluation import pictures
@@ -136,7 +135,7 @@ class SamplingRun:
         return {f"quality_ckpt_{checkpoint['checkpoint']}": {"kind": "quality", **found, **facts}}
 
     def _samples(self, params: Params, parts: Path, label: str) -> np.ndarray:
-        key, size = jax.random.key(self.experiment.seed), self._size
+        key, size = key_of(self.experiment.seed), self._size
         number = self.experiment.evaluation.num_samples
         params = devices.replicate(params)
 

@@ -14,7 +14,7 @@ import numpy as np
 from jax.tree_util import Partial
 
 from scoremle import data, devices, xla
-from scoremle.core.keys import example_keys
+from scoremle.core.keys import example_keys, key_of
 from scoremle.core.learned_schedules import POLYNOMIAL
 from scoremle.errors import UserError, by
 from scoremle.evaluation import pictures, tables
@@ -188,7 +188,7 @@ def _on_eval(training: Training, held: tuple[Params, ...]) -> OnEval:
 
     def on_eval(state: TrainState, step: int) -> dict[str, float]:
         # A key of its own stream, and the window next to that before: pure in the step.
-        key = jax.random.fold_in(jax.random.key(training.config.seed + 1), step)
+        key = jax.random.fold_in(key_of(training.config.seed + 1), step)
         first = step // training.schedule.eval_freq * size
         x = test[(first + np.arange(size)) % len(test)]
         ema = devices.replicate(state.ema)
@@ -210,7 +210,7 @@ def _on_snapshot(experiment: Experiment, place: Workdir) -> OnSnapshot | None:
 
     def on_snapshot(state: TrainState, step: int) -> None:
         # The same key each time: one sees the same images become sharp.
-        keys = example_keys(jax.random.key(training.config.seed), SNAPSHOT_SAMPLES)
+        keys = example_keys(key_of(training.config.seed), SNAPSHOT_SAMPLES)
         samples = devices.to_numpy(draw(devices.replicate(state.ema), devices.shared(keys)))
         path = place.inside(SAMPLES_FOLDER, writing=True) / f"step_{step}.png"
         caption = f"samples of {training.data.name} at step {step:,}, averaged parameters"

@@ -28,7 +28,7 @@ from scipy.special import stdtrit
 
 from scoremle.core.arguments import as_data, check_count, check_number, check_seed
 from scoremle.core.divergence import DivergenceEstimator, Exact, Hutchinson
-from scoremle.core.keys import example_keys
+from scoremle.core.keys import example_keys, key_of
 from scoremle.core.prediction import conditioned, rows_of
 from scoremle.core.pytree import known
 from scoremle.core.sde import SDE, check_eps
@@ -396,7 +396,7 @@ def choose_within(
     few = x[:EXAMPLES]
     rows = jax.tree.map(lambda row: row[: len(few)], rows_of(condition, len(x)))
     pilot = Pilot.of_reals(
-        conditioned(noise, rows), sde, few, jax.random.key(seed), eps=eps,
+        conditioned(noise, rows), sde, few, key_of(seed), eps=eps,
         divergence=Hutchinson(PROBES), finest=FINEST,
     )  # fmt: skip
     return pilot.within(tolerance, dims_of(x))

@@ -24,7 +24,7 @@ from jaxtyping import Array, Bool, Int, Integer
 from scoremle.core.arguments import as_index, check_count, check_part
 from scoremle.core.dequantize import Dequantizer, Uniform
 from scoremle.core.divergence import DivergenceEstimator, Hutchinson
-from scoremle.core.keys import image_keys
+from scoremle.core.keys import image_keys, key_of
 from scoremle.core.prediction import rows_of
 from scoremle.core.programs import OfModels
 from scoremle.devices import replicate, round_up, split_rows, to_numpy, within_memory
@@ -251,7 +251,7 @@ def _measured(
     parts: Path | None = None, share: slice = slice(None), label: str = "",
 ) -> tuple[PassValues, float]:  # fmt: skip
     """Values [passes n] of a share of the images, and the seconds that an image took."""
-    n, key = len(images), jax.random.key(seed)
+    n, key = len(images), key_of(seed)
     size = round_up(_size(n, images[0].size, batch_size), devices)
     # Batches of the published solver, which mixes their images, and those that several processes
     # share have a size that is not changed.

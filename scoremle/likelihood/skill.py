@@ -26,7 +26,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 from scipy.special import stdtrit
 
-from scoremle.core.keys import example_keys, fold_in, normal
+from scoremle.core.keys import example_keys, fold_in, key_of, normal
 from scoremle.core.prediction import PREDICTIONS
 from scoremle.core.programs import OfModels
 from scoremle.numerics import mean_square
@@ -118,7 +118,7 @@ def _errors(
     to, back, mean = _basis(measured.shape[1:], axes)
     center = mean(others)
     power = jnp.mean(jnp.square(jnp.abs(to(others - center))), axis=0)
-    keys = example_keys(jax.random.key(0), len(measured))
+    keys = example_keys(key_of(0), len(measured))
 
     def at(numbered: tuple[Array, Node]) -> tuple[dict[str, list[PerExample]], PerExample]:
         number, (alpha, sigma, label, scale) = numbered

@@ -14,6 +14,7 @@ import optax
 from jax.tree_util import Partial
 
 from scoremle import devices, xla
+from scoremle.core.keys import key_of
 from scoremle.devices import Needs, in_gib, needs
 from scoremle.errors import UserError
 from scoremle.training.saving import bytes_of_copy
@@ -87,7 +88,7 @@ def make_program(
     # Arguments, not constants: the compiled program is the same for every seed and all images, and
     # does not hold the arrays of the loss.
     held = loss if isinstance(loss, Partial) else Partial(loss)
-    fixed = (jax.random.key(seed), *devices.replicate((held, resident)))
+    fixed = (key_of(seed), *devices.replicate((held, resident)))
     # The result is where the argument was, so that the next call is the same program.
     everywhere: Any = devices.replicated()
     result = (places or everywhere, everywhere)

@@ -1,9 +1,12 @@
 """Keys by image: what they depend on, and that a draw depends on its key alone."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
+from scoremle import VP, Multistep, ScoreModel, fit
 from scoremle.core.keys import example_keys, image_keys, per_example, split
 
 KEY = jax.random.key(3)
@@ -52,3 +55,22 @@ def test_other_numbers_of_keys_and_other_generators_are_refused():
         example_keys(jax.random.split(KEY, 2), 3)
     with pytest.raises(ValueError, match="threefry2x32"):
         example_keys(jax.random.key(0, impl="rbg"), 3)
+
+
+def test_what_takes_a_seed_has_the_same_numbers_whatever_the_default_generator_is():
+    sde, x = VP(), np.random.default_rng(0).normal(size=(100, 2)).astype(np.float32)
+    model = ScoreModel(
+        lambda x, t: sde.sigma(t)[:, None] * x, sde, eps=1e-3, shape=(2,), solver=Multistep(4)
+    )
+
+    def found():
+        def loss(mean, rows, key):
+            return jnp.mean(jnp.square(rows + jax.random.normal(key, rows.shape) - mean))
+
+        yield model.profile(x[:3]).bits
+        yield jnp.asarray(len(model.check(x)))
+        yield fit(loss, jnp.zeros(2), lambda i: x, steps=3, optimizer=optax.sgd(0.1))
+
+    usual = [*found()]
+    with jax.default_prng_impl("rbg"):
+        jax.tree.map(np.testing.assert_array_equal, [*found()], usual)

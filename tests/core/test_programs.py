@@ -300,7 +300,10 @@ def noise_of(kind, big):
     }[kind]
 
 
-@some("kind", ["function", "method", "method of equals", "with leaves"], quick=["method of equals"])
+KINDS = ["function", "method", "method of equals", "with leaves"]
+
+
+@some("kind", KINDS, quick=["method of equals"])
 def test_programs_keep_no_model_alive(kind):
     def used():
         big = np.ones((1000, 2), np.float32)

@@ -62,6 +62,7 @@ def run(options: Any) -> None:
     import jax
     import numpy as np
 
+    from scoremle.core.keys import key_of
     from scoremle.evaluation.pictures import write_grid
     from scoremle.experiment import build, labels, shipped, workdir
 
@@ -86,7 +87,7 @@ def run(options: Any) -> None:
         condition = np.random.default_rng(options.seed).integers(classes, size=options.n)
     elif classes:
         condition = np.full(options.n, int(options.label))
-    key, devices = jax.random.key(options.seed), jax.devices()
+    key, devices = key_of(options.seed), jax.devices()
     if options.log_prob:
         model = replace(model, solver=scoremle.Multistep(options.steps or WITH_LOG_PROB))
         found = model.sample(

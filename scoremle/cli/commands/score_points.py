@@ -15,7 +15,7 @@ import scoremle
 from scoremle.cli.score_words import both_ends, in_passes, mean_in_words
 from scoremle.core.arguments import shown
 from scoremle.core.bijectors import in_all_digits
-from scoremle.core.keys import image_keys
+from scoremle.core.keys import image_keys, key_of
 from scoremle.data.readers.arrays import load_npy
 from scoremle.errors import UserError
 from scoremle.evaluation import tables
@@ -122,7 +122,7 @@ def _values(
     options: Any,
 ) -> tuple[Values, str]:
     """Columns [passes n], and what they are. A point's randomness belongs to its number."""
-    key, traces = jax.random.key(options.seed), set()
+    key, traces = key_of(options.seed), set()
 
     def work(number: int, place: Int[np.ndarray, " size"]) -> Arrays:
         keys = image_keys(jax.random.fold_in(key, number), numbers[place])
