@@ -26,6 +26,8 @@ PRIOR_K, PRIOR_SIZE = 0.5, 10
 SMALLEST = 1e-300
 # A mean of weights of a larger shape converges too slowly to be of use, however many there are.
 LARGEST_K = 0.7
+# Beyond it they have no variance, which their standard error would need.
+LARGEST_OF_ERRORS = 0.5
 
 
 def pareto_k(log_weights: Float[np.ndarray, " n"]) -> float:
@@ -54,6 +56,7 @@ def _fit(x: Float[np.ndarray, " n"]) -> float:
     n, points = len(x), GRID + math.isqrt(len(x))
     quartile = max(x[int(n / 4 + 0.5) - 1], SMALLEST)
     theta = 1 / x[-1] + (1 - np.sqrt(points / (np.arange(points) + 0.5))) / (3 * quartile)
+    theta[theta == 0] = np.spacing(1 / x[-1])  # at 0, of an exponential tail, are limits alone
     k = np.mean(np.log1p(-theta[:, None] * x), axis=1)
     best = theta @ softmax(n * (np.log(-theta / k) - k - 1))
     k_of_best = np.mean(np.log1p(-best * x))

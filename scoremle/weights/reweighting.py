@@ -3,7 +3,8 @@
     log w_i = log target(x_i) - log q(x_i) - v_i / 2,        Z = E[w],    E_target[f] = E[w f] / Z
 
 where log q is known up to noise of variance v from random probes. Without v / 2 the weights are
-too large by exp(v / 2) in the mean.
+too large by exp(v / 2) in the mean. Where v is estimated from a few probes, which ``Doubling``
+holds along the path, log Z stays too large: take 16 of them or more, or an exact trace.
 
 With ESS the effective sample size of n weights, n / ESS - 1 is the square of their coefficient of
 variation. So the logarithm of their mean has the standard error sqrt(1/ESS - 1/n), and is off by
@@ -28,7 +29,7 @@ from scipy.special import logsumexp, softmax
 from scoremle.core.arguments import as_reals, check_examples, check_kind
 from scoremle.errors import UserError
 from scoremle.sampling.samples import Samples
-from scoremle.weights.pareto import largest_trusted, pareto_k
+from scoremle.weights.pareto import LARGEST_OF_ERRORS, largest_trusted, pareto_k
 
 
 class Expectation(NamedTuple):
@@ -47,7 +48,8 @@ class Reweighted:
     subtracted. ``stderr`` is its standard error, by the spread of the weights, and contains the
     noise of random probes. ``solver_error`` is what the solver's error can add to that.
     ``ess`` is the effective sample size, (sum w)^2 / sum w^2. ``pareto_k`` is the shape of the
-    largest weights: where it exceeds min(0.7, 1 - 1/log10 n), none of the errors can be trusted.
+    largest weights: above 0.5 the errors may be too small, and above min(0.7, 1 - 1/log10 n) the
+    means can't be trusted either.
     ``zeros`` counts the samples at which the target is 0. ``log_weights`` and ``solver_errors``
     are those of each sample, in nats.
 
@@ -123,7 +125,8 @@ def reweigh(
 ) -> Reweighted:
     """Weighs samples of a model so that they represent a target, and gives log of its integral.
 
-    Warns where the largest weights have so heavy a tail that their mean can't be trusted.
+    Warns where the largest weights have so heavy a tail that their mean, or its error, can't be
+    trusted.
 
     Args:
         samples: with log p of each: ``model.sample(n, key, log_prob=True)``.
@@ -171,11 +174,18 @@ def reweigh(
         zeros=int(np.sum(np.isneginf(log_weights))),
         solver_errors=errors,
     )
-    if found.pareto_k > (most := largest_trusted(n)):
+    if not found.pareto_k <= (most := largest_trusted(n)):
         warnings.warn(
             f"Pareto k of {n} weights is {found.pareto_k:.2f}, above {most:.2f}: neither their"
             " mean nor its error can be trusted; draw more samples, or train a model nearer to the"
             " target",
+            stacklevel=2,
+        )
+    elif found.pareto_k > LARGEST_OF_ERRORS:
+        warnings.warn(
+            f"Pareto k of {n} weights is {found.pareto_k:.2f}, above {LARGEST_OF_ERRORS}: their"
+            " variance may be infinite, and the errors that are stated too small; train a model"
+            " nearer to the target",
             stacklevel=2,
         )
     return found

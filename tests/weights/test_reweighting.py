@@ -182,11 +182,13 @@ SHAPES = [
 ]
 
 
+def quantiles(n):
+    return np.random.default_rng(n).permutation((np.arange(n) + 0.5) / n)
+
+
 @pytest.mark.parametrize(("n", "scale", "of_pareto", "of_normal"), SHAPES)
 def test_the_shape_of_a_tail_is_that_of_arviz(n, scale, of_pareto, of_normal):
-    rng = np.random.default_rng(n)
-    quantiles = rng.permutation((np.arange(n) + 0.5) / n)
-    assert pareto_k(-scale * np.log1p(-quantiles)) == pytest.approx(of_pareto, abs=1e-9)
+    assert pareto_k(-scale * np.log1p(-quantiles(n))) == pytest.approx(of_pareto, abs=1e-9)
     normal = scale * np.random.default_rng(0).standard_normal(n)
     assert pareto_k(normal) == pytest.approx(of_normal, abs=1e-9)
 
@@ -201,6 +203,9 @@ def test_a_heavy_tail_is_a_warning_and_equal_weights_are_none():
     assert found.pareto_k == -np.inf and found.stderr == 0 and found.log_z == pytest.approx(2)
     with pytest.warns(UserWarning, match="Pareto k"):
         reweigh(samples(x[:4], np.zeros(4)), lambda x: x[:, 0])
+    with pytest.warns(UserWarning, match="above 0.5"):
+        even = samples(quantiles(5000)[:, None], np.zeros(5000))
+        reweigh(even, lambda x: -0.6 * np.log1p(-x[:, 0]))
     assert pareto_k(np.append(np.full(400, -5000.0), [-710, -300, -200, -100, 0])) > 1
     assert largest_trusted(100) == pytest.approx(0.5) and largest_trusted(10**6) == 0.7
 
@@ -222,6 +227,13 @@ def test_a_tail_that_ends_at_once_is_no_heavy_one(larger, by, k):
     """Takes weights that are equal, but for a few that are a little larger."""
     log_weights = np.where(np.arange(1000) < larger, by, 0)
     assert pareto_k(log_weights) == pytest.approx(k, abs=0.05)
+
+
+@pytest.mark.parametrize("larger", [99, 100, 110, 120, 121])
+def test_weights_of_two_values_have_a_shape(larger):
+    """Of some numbers of exceedances a theta of the grid is 0."""
+    weights = np.repeat([1, 1e6], [4000 - larger, larger])
+    assert -6 < pareto_k(np.log(weights)) < -5
 
 
 def test_two_samples_are_weighed_and_one_is_not():
