@@ -200,10 +200,7 @@ class EvaluationRun:
             )  # fmt: skip
             found.append(self._written(one, restored, name, facts, parts, scored))
         if evaluation.suite:
-            corrections: dict[str, tuple[float, float]] = {
-                result.kind: (result.correction, result.errors.solver)
-                for result, _ in found if result.correction is not None and result.errors
-            }  # fmt: skip
+            corrections = {result.kind: result.added for result, _ in found}
             checks = verdicts({result.kind: values for result, values in found}, corrections)
             say(*checks)
             content = {self._name("checks", restored.number): [asdict(each) for each in checks]}

@@ -74,6 +74,13 @@ class Mean:
     level_nodes: tuple[int, ...] = ()
     level_images: tuple[int, ...] = ()
 
+    @property
+    def added(self) -> tuple[float, float]:
+        """The correction for the solver and its standard error; both 0 where there is none."""
+        if self.correction is None or self.errors is None:
+            return 0.0, 0.0
+        return self.correction, self.errors.solver
+
     @classmethod
     def of(cls, values: PassValues, column: str) -> "Mean":
         """The mean of ``values[column]``."""

@@ -34,12 +34,15 @@ SAMPLES = re.compile(r"samples_ckpt_(\d+)\.png", re.ASCII)
 
 
 def paired(first: Result, second: Result) -> Difference | None:
-    """A comparison image by image; None where the images or their noise are not the same."""
+    """The difference of the means, image by image, each corrected for its solver.
+
+    None where the images or their noise are not the same.
+    """
     a, b = first.values, second.values
     alike = all(getattr(first, name) == getattr(second, name) for name in ALIKE)
     if not alike or a is None or b is None or len(a) != len(b) or len(a) < 2:
         return None
-    return paired_difference(a, b)
+    return paired_difference(a, b).corrected(first.added, second.added)
 
 
 def why_not_paired(first: Result | None, second: Result | None) -> str:

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from scoremle.experiment.consistency import verdicts
 
@@ -66,11 +67,14 @@ FAULT, FLOW = "contradict", "train it longer"
         ("bound_sliced", "bound", True, FAULT), ("exact_trace", "exact", True, FAULT),
     ],
 )  # fmt: skip
-def test_four_standard_errors_are_no_contradiction(first, second, both_ways, meaning):
-    """The gaps 1 and 3 have the mean 2, with an error of 1: four errors are 2 more."""
-    for added, holds in ((2.0, True), (2.001, False), (-6.0, True), (-6.001, not both_ways)):
-        bpd = {first: np.array([1.0, 3.0]) + added, second: np.zeros(2)}
-        (verdict,) = verdicts(bpd)
+@pytest.mark.parametrize("images", [2, 8, 500_000])
+def test_four_standard_errors_are_no_contradiction(images, first, second, both_ways, meaning):
+    """Or, of few images, as many as Student's distribution has with the same probability."""
+    gaps = np.resize([-1.0, 1.0], images)
+    limit = stats.t(images - 1).ppf(stats.norm.cdf(4)) * stats.sem(gaps)
+    assert images < 9 or limit == pytest.approx(4 / np.sqrt(images), rel=1e-4)
+    for share, holds in ((0.999, True), (1.001, False), (-0.999, True), (-1.001, not both_ways)):
+        (verdict,) = verdicts({first: gaps + share * limit, second: 0 * gaps})
         assert verdict.holds == holds
         assert (meaning in verdict.meaning) == (not holds) == (meaning in str(verdict))
     assert verdicts({first: np.ones(1), second: np.zeros(1)}) == []

@@ -5,7 +5,7 @@ import json
 import re
 import shutil
 import subprocess
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from unittest.mock import Mock
 
 import numpy as np
@@ -23,6 +23,7 @@ from scoremle.evaluation.statistics import Difference, paired_difference
 from scoremle.experiment.configs import NAMED_CONFIGS
 from scoremle.experiment.workdir import Workdir
 from scoremle.files import read_json, write_json, write_npz
+from scoremle.likelihood.mean import MeanErrors
 from scoremle.report import charts, sections
 from scoremle.report.page import Page
 from scoremle.report.sections import _again, _samples
@@ -206,6 +207,13 @@ def test_paired_differences(tmp_path):
     gap = second - first
     expected = Difference(gap.mean(), gap.std(ddof=1) / np.sqrt(3), 3)
     assert paired(*found) == expected
+    errors = MeanErrors(None, None, None, 0.25, 0.25, None, 0.0)
+    corrected = [
+        replace(each, correction=added, errors=errors)
+        for each, added in zip(found, (3.0, 1.0), strict=True)
+    ]
+    expected = gap.mean() - 2, np.sqrt(gap.var(ddof=1) / 3 + 2 * 0.25**2), 3
+    assert paired(*corrected) == pytest.approx(expected)
     other = Result.read("b", result("exact", second, images=3, seed=43), tmp_path)
     assert paired(found[0], other) is None
 
