@@ -132,10 +132,12 @@ def describe(value: Any) -> Any:
     """Returns the identity of a record as values of JSON: its type and all its numbers.
 
     A number is the shortest decimal of its float32, an array the hash of its float32: so it is the
-    same before and after a record was on a device. A function is its name.
+    same before and after a record was on a device. A function is its name, and an object of a
+    class of one's own is that of the class and all that it holds.
 
     Args:
-        value: a dataclass, a dict, a number, an array, a function, a word, a bool or None.
+        value: a dataclass, a dict, a number, an array, a function, a word, a bool, None, or an
+            object that holds such values.
     """
     if dataclasses.is_dataclass(value):
         inside = {
@@ -147,8 +149,10 @@ def describe(value: Any) -> Any:
         return {name: describe(child) for name, child in value.items()}
     if value is None or isinstance(value, str | bool):
         return value
-    if callable(value):
+    if hasattr(value, "__qualname__"):
         return f"{value.__module__}.{value.__qualname__}"
+    if hasattr(value, "__dict__") and not isinstance(value, jax.Array):
+        return {"type": describe(type(value)), **describe(vars(value))}
     array = np.asarray(value, np.float32)
     if array.ndim == 0:
         return float(str(array))

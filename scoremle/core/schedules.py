@@ -160,7 +160,8 @@ class LinearBeta(Schedule):
     Args:
         beta_min: beta at t = 0.
         beta_max: beta at t = 1.
-        kernel: "vp", "subvp" or "straight": on it depends the lambda that belongs to an alpha.
+        kernel: "vp", "subvp" or "straight": on it depends the lambda that belongs to an alpha. In
+            an SDE of another kernel the schedule has that lambda, and so the SDE other betas.
 
     Raises UserError for another kernel, and for betas below 0.
 

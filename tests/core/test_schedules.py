@@ -323,6 +323,22 @@ def test_a_description_is_the_same_on_any_device_and_in_json(sde):
     assert SDE("ve", sde.schedule, sde.prior_std).describe() != record
 
 
+class Course(Schedule):
+    """A schedule of one's own that is not a dataclass."""
+
+    def __init__(self, first):
+        self.first = first
+
+    def log_snr(self, t):
+        return self.first - 20 * t
+
+
+def test_a_schedule_of_one_s_own_is_described_by_its_class_and_what_it_holds():
+    first, again, other = (SDE("vp", Course(n), 1.0).describe() for n in (9.0, 9.0, 8.0))
+    assert first == again != other
+    assert first["schedule"]["type"].endswith("test_schedules.Course")
+
+
 def test_a_description_says_what_it_is():
     assert VP().describe() == {
         "type": "VP",
