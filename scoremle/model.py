@@ -37,7 +37,14 @@ from scoremle.core.dequantize import (
 from scoremle.core.divergence import DivergenceEstimator, Hutchinson
 from scoremle.core.keys import fold_in, image_keys, key_of, one_or_each
 from scoremle.core.pixels import Pixels
-from scoremle.core.prediction import as_condition, check_classes, conditioned, parted, rows_of
+from scoremle.core.prediction import (
+    as_condition,
+    check_classes,
+    check_of_sde,
+    conditioned,
+    parted,
+    rows_of,
+)
 from scoremle.core.programs import OfModels, Programs
 from scoremle.core.pytree import frozen_pytree, known, static
 from scoremle.core.sde import SDE, check_eps, with_schedule
@@ -77,7 +84,7 @@ from scoremle.sampling.samples import Samples
 from scoremle.solvers.base import Solver
 from scoremle.solvers.multistep import Multistep
 from scoremle.terminal import html_table
-from scoremle.types import Data, Keys, NoiseFn, PerExample, PRNGKey, Scalar
+from scoremle.types import Data, DataLike, Keys, NoiseFn, PerExample, PRNGKey, Scalar
 
 if TYPE_CHECKING:
     from scoremle.core.codes import Coder  # which few models have
@@ -175,8 +182,8 @@ class ScoreModel:
         coder: the encoder of images, where the schedule depends on a code of the image. For
             ``log_prob`` and ``encode`` of such a model call ``under(codes)`` first.
 
-    Raises UserError for pixels and a bijector at once, eps outside [0, 1), and an
-    invalid shape or decoder_scale.
+    Raises UserError for pixels and a bijector at once, eps outside [0, 1), an invalid shape or
+    decoder_scale, and a noise prediction of ``noise_fn`` that is made for another SDE.
 
     Example:
         >>> sde = scoremle.VP()
@@ -212,6 +219,7 @@ class ScoreModel:
             check_number("decoder_scale", self.decoder_scale, above=0)
         object.__setattr__(self, "noise", as_pytree(self.noise))
         object.__setattr__(self, "shape", as_shape(self.shape))
+        check_of_sde(self.noise, self.sde, self.eps)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(self._facts().values())})"
@@ -358,7 +366,7 @@ class ScoreModel:
 
     def log_prob(
         self,
-        x: Data,
+        x: DataLike,
         key: Keys,
         *,
         condition: Condition = None,
@@ -411,7 +419,7 @@ class ScoreModel:
         return log_prob(rows, model, divergence, solver, tolerance)
 
     def within(
-        self, tolerance: float, x: Data, *, condition: Condition = None, seed: int = 0
+        self, tolerance: float, x: DataLike, *, condition: Condition = None, seed: int = 0
     ) -> tuple["ScoreModel", Choice]:
         """Chooses solver and trace so that log p of such data is accurate to ``tolerance`` nats.
 
@@ -443,7 +451,9 @@ class ScoreModel:
         )  # fmt: skip
         return replace(self, solver=found.solver, divergence=found.divergence), found
 
-    def elbo(self, x: Data, key: Keys, *, condition: Condition = None, draws: int = 1000) -> ELBO:
+    def elbo(
+        self, x: DataLike, key: Keys, *, condition: Condition = None, draws: int = 1000
+    ) -> ELBO:
         """The ELBO, a lower bound on log p(x) in nats of real data, by random times.
 
         Args:
@@ -469,7 +479,7 @@ class ScoreModel:
 
     def profile(
         self,
-        data: Data | Integer[Array | np.ndarray, "n *d"],
+        data: DataLike | Integer[Array | np.ndarray, "n *d"],
         *,
         condition: Condition = None,
         index: Sequence[int] | Integer[Array | np.ndarray, " n"] | None = None,
@@ -711,7 +721,7 @@ class ScoreModel:
         return replace(self, decoder_scale=scale)
 
     def check(
-        self, data: Data | Integer[Array | np.ndarray, "n *d"], *, condition: Condition = None
+        self, data: DataLike | Integer[Array | np.ndarray, "n *d"], *, condition: Condition = None
     ) -> list[str]:
         """Lists likely mistakes in the declaration, a line each; none if all is well.
 
@@ -734,7 +744,7 @@ class ScoreModel:
         """
         self._check_outside("check", data, condition)
         if self.pixels is None:
-            self._inside(cast(Data, data), name="data")  # raises UserError for wrong data
+            self._inside(data, name="data")  # raises UserError for wrong data
         else:
             data = self.pixels.checked(data, self.shape)
         model, condition = self._apart(condition, len(data))
@@ -757,6 +767,13 @@ class ScoreModel:
         batch_size: int = BATCH_SIZE, devices: Sequence[jax.Device] | None = None,
         label: str = "", log_prob: Literal[True],
     ) -> Samples: ...  # fmt: skip
+
+    @overload
+    def sample(
+        self, n: int, key: PRNGKey, *, condition: Condition = None, sampler: Sampler | None = None,
+        batch_size: int = BATCH_SIZE, devices: Sequence[jax.Device] | None = None,
+        label: str = "", log_prob: bool,
+    ) -> np.ndarray | Samples: ...  # fmt: skip
 
     def sample(
         self,
@@ -844,7 +861,7 @@ class ScoreModel:
             warn_of_rows(samples.solver_error, samples.probe_stderr)
         return samples
 
-    def encode(self, x: Data, *, condition: Condition = None) -> Data:
+    def encode(self, x: DataLike, *, condition: Condition = None) -> Data:
         """The latents of real data, at t = 1, by the probability-flow ODE.
 
         Args:
@@ -863,7 +880,7 @@ class ScoreModel:
         model, condition = self._apart(condition, len(z))
         return _encode((z, condition), model)
 
-    def decode(self, z: Data, *, condition: Condition = None) -> Data:
+    def decode(self, z: DataLike, *, condition: Condition = None) -> Data:
         """The real data of latents at t = 1, by the probability-flow ODE.
 
         Args:
@@ -918,7 +935,7 @@ class ScoreModel:
         return self._plain(noise), condition
 
     def _inside(
-        self, x: Data, dtype: DTypeLike | None = None, name: str = "x"
+        self, x: DataLike, dtype: DTypeLike | None = None, name: str = "x"
     ) -> tuple[Data, PerExample | Scalar]:
         """Real data as the network sees them, and the logarithm of that map's determinant."""
         data = self._shaped(as_data(x, dtype, name), name)

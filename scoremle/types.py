@@ -18,6 +18,8 @@ else:
     AnyArray = Array | np.ndarray
 
 Data = Float[AnyArray, "b *d"]
+# Data that users give, for type checkers, too.
+DataLike = Float[Array | np.ndarray, "b *d"]
 Images = Float[AnyArray, "b _h _w _c"]
 # Integers of images or of vectors.
 IntImages = Integer[AnyArray, "b *d"]
@@ -32,7 +34,8 @@ PRNGKey = Key[Array, ""]
 # One key, or one for each example.
 Keys = Key[Array, "*b"]
 
-# The noise prediction eps(x, t), of order one at every t: the primitive that everything takes.
-NoiseFn = Callable[[Data, Times], Data]
+# The noise prediction eps(x, t), or eps(x, t, condition), of order one at every t: the primitive
+# that everything takes.
+NoiseFn = Callable[..., Data]
 # The score grad log p_t(x) = -eps(x, t) / sigma_t: a view of it.
 ScoreFn = Callable[[Data, Times], Data]

@@ -17,10 +17,21 @@ from helpers.oracles import EPS, SDES, Gaussian, Mixture, of_data
 from scipy.stats import norm
 
 import scoremle
-from scoremle import Doubling, Exact, Hutchinson, Multistep, Pixels, ScoreModel, UserError, devices
+from scoremle import (
+    SDE,
+    Doubling,
+    Exact,
+    Hutchinson,
+    Multistep,
+    Pixels,
+    ScoreModel,
+    UserError,
+    devices,
+)
 from scoremle.core.dequantize import TruncatedNormal, truncation_start
 from scoremle.core.keys import image_keys
 from scoremle.core.polynomial_schedule import CodedPolynomial, first_polynomial
+from scoremle.core.prediction import Conditioned
 from scoremle.core.pytree import pytree
 from scoremle.likelihood.decoders import DiscreteDecoder
 from scoremle.likelihood.images import ByElbo, ByOde
@@ -608,3 +619,16 @@ def test_what_are_no_devices_is_refused(devices, unchecked):
         images().score(IMAGES, devices=devices)
     with pytest.raises(UserError, match="devices"):
         images().sample(2, jax.random.key(0), devices=devices)
+
+
+def test_a_network_for_another_sde_is_refused():
+    """The wrong log p of such a pair would look right: its solver states little error."""
+    noise = scoremle.noise_fn(lambda x, label: 0 * x, scoremle.VP(), prediction="v")
+    given = {"eps": 1e-3, "shape": (2,)}
+    for sde in (scoremle.VP(), scoremle.VP(0.1, 20.001)):
+        ScoreModel(noise, sde, **given)
+    straight = SDE("straight", scoremle.LinearBeta(kernel="straight"), 1.0)
+    for sde in (scoremle.SubVP(), scoremle.VP(0.1, 5.0), straight):
+        for of_it in (noise, Conditioned(noise, jnp.zeros(1))):
+            with pytest.raises(UserError, match="is made for"):
+                ScoreModel(of_it, sde, **given)

@@ -48,6 +48,20 @@ def nats(x: jax.Array, key: jax.Array) -> jax.Array:
     return exact - bound.log_prob + loss
 
 
+def under(x: jax.Array, t: jax.Array, given: dict[str, jax.Array]) -> jax.Array:
+    return noise(x - given["mean"], t)
+
+
+def of_numpy(x: np.ndarray, key: jax.Array, with_density: bool) -> object:
+    # As docs/howto/vectors.md calls them.
+    model = scoremle.ScoreModel(under, SDE, eps=1e-3, shape=(3,))
+    chosen, _ = model.within(0.05, x)
+    found = scoremle.ode_log_likelihood(noise, SDE, x, key, eps=1e-4, tolerance=0.05)
+    lines = model.check(x), model.profile(x), model.elbo(x, key), chosen.log_prob(x, key)
+    maps = scoremle.Affine.standardizing(x), model.encode(x), model.decode(x)
+    return found, lines, maps, model.sample(3, key, log_prob=with_density)
+
+
 data = scoremle.data.load("digits")
 print(of_vectors().log_prob(jnp.zeros((1, 2)), jax.random.key(0)), data.test.shape)
 """

@@ -20,7 +20,7 @@ from scoremle.core.pytree import frozen_pytree, known, require
 from scoremle.core.sde import SDE
 from scoremle.errors import UserError
 from scoremle.numerics import expand, floating, sum_data, sum_over, varies
-from scoremle.types import Data, PerExample, Scalar
+from scoremle.types import Data, DataLike, PerExample, Scalar
 
 __all__ = [
     "Affine", "AtTime", "Bijector", "Bounded", "Chain", "forward_of", "in_all_digits",
@@ -133,7 +133,7 @@ class Affine:
         return "Affine"
 
     @classmethod
-    def standardizing(cls, x: Data) -> "Affine":
+    def standardizing(cls, x: DataLike) -> "Affine":
         """Makes the map that gives such data mean 0 and standard deviation 1 in each dimension.
 
         Args:

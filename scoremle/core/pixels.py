@@ -20,7 +20,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
-from jaxtyping import Float, Integer
+from jaxtyping import Array, Float, Integer
 
 from scoremle.core.arguments import (
     as_array,
@@ -192,7 +192,7 @@ class Pixels:
 
 
 def bits_per_dim(
-    log_prob: Float[AnyArray, "*b"], pixels: Pixels, dims: int
+    log_prob: Float[Array | np.ndarray, "*b"], pixels: Pixels, dims: int
 ) -> Float[AnyArray, "*b"]:
     """Bits/dim of integer images.
 

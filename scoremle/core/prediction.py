@@ -34,19 +34,21 @@ from jax.typing import ArrayLike
 from jaxtyping import Float
 
 from scoremle.core.arguments import as_array, check_choice, check_examples, check_number
-from scoremle.core.pytree import frozen_pytree, static
+from scoremle.core.pytree import frozen_pytree, known, static
 from scoremle.core.sde import SDE, check_sde
 from scoremle.errors import UserError
 from scoremle.numerics import as_pytree, check_call, expand, output_of, predict
-from scoremle.types import AnyArray, Data, NoiseFn, ScoreFn, Times
+from scoremle.types import AnyArray, Data, NoiseFn, Scalar, ScoreFn, Times
 
 __all__ = [
     "BETWEEN_REMEDY", "PREDICTIONS", "TIME_INPUTS", "Between", "Conditioned", "NetworkNoise",
-    "RangedNoise", "TimeInput", "as_condition", "check_classes", "conditioned", "data_of",
-    "noise_fn", "parted", "rows_of", "score_of", "time_input_of",
+    "RangedNoise", "TimeInput", "as_condition", "check_classes", "check_of_sde", "conditioned",
+    "data_of", "noise_fn", "parted", "rows_of", "score_of", "time_input_of",
 ]  # fmt: skip
 
 LABEL_SCALE = 999.0
+# Log-SNRs that differ by less are of one SDE.
+ALIKE = 0.01
 BETWEEN_REMEDY = "between='interpolate' mixes the outputs of the two steps on either side"
 
 Between = Literal["interpolate"]
@@ -288,6 +290,30 @@ def conditioned(noise: NoiseFn, condition: Any) -> NoiseFn:
         condition: any pytree of arrays, with a row for each example or one for all; or None.
     """
     return noise if condition is None else Conditioned(as_pytree(noise), condition)
+
+
+def check_of_sde(noise: NoiseFn, sde: SDE, eps: Scalar) -> None:
+    """Raises UserError for the noise prediction of a network that is made for another SDE.
+
+    Args:
+        noise: of any kind; what is not of ``noise_fn`` has no SDE to compare.
+        sde: the noise at each time.
+        eps: the smallest time.
+    """
+    while isinstance(noise, Conditioned | RangedNoise):
+        noise = noise.noise
+    if not isinstance(noise, NetworkNoise) or noise.sde is sde or not known((noise.sde, sde, eps)):
+        return
+    shared = not any(s.schedule.per_dimension or s.schedule.per_example for s in (noise.sde, sde))
+    with jax.ensure_compile_time_eval():
+        times = np.linspace(np.float32(eps), 1, 3, dtype=np.float32)
+        alike = noise.sde.kernel == sde.kernel and not (
+            shared and np.abs(noise.sde.log_snr(times) - sde.log_snr(times)).max() > ALIKE
+        )
+    if not alike:
+        raise UserError(
+            f"noise is made for {noise.sde!r}, and sde is {sde!r}: give noise_fn the model's SDE"
+        )
 
 
 def parted(noise: NoiseFn) -> tuple[Any, Any]:

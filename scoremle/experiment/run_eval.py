@@ -200,7 +200,7 @@ class EvaluationRun:
             )  # fmt: skip
             found.append(self._written(one, restored, name, facts, parts, scored))
         if evaluation.suite:
-            corrections = {result.kind: result.added for result, _ in found}
+            corrections = {str(result.kind): result.added for result, _ in found}
             checks = verdicts({result.kind: values for result, values in found}, corrections)
             say(*checks)
             content = {self._name("checks", restored.number): [asdict(each) for each in checks]}

@@ -35,7 +35,7 @@ from scoremle.errors import UserError
 from scoremle.likelihood.control_variate import Control
 from scoremle.likelihood.decoders import Decoder, GaussianDecoder
 from scoremle.numerics import dims_of, expand, predict_ranged, sum_data, sum_over, within_forms
-from scoremle.types import Data, IntImages, Keys, NoiseFn, PerExample, Scalar, Times
+from scoremle.types import Data, DataLike, IntImages, Keys, NoiseFn, PerExample, Scalar, Times
 
 __all__ = ["ELBO", "elbo"]
 
@@ -151,7 +151,7 @@ def decoder_draws(decoder: Decoder | type[Decoder], draws: int) -> int:
 def elbo(
     noise: NoiseFn,
     sde: SDE,
-    x: Data,
+    x: DataLike,
     key: Keys,
     *,
     eps: Scalar,

@@ -26,7 +26,7 @@ from scoremle.likelihood.refine import Rows, refined, solved, too_large
 from scoremle.numerics import as_pytree, dims_of
 from scoremle.solvers.base import Solver
 from scoremle.solvers.multistep import Multistep
-from scoremle.types import Data, Keys, NoiseFn, Scalar
+from scoremle.types import Data, DataLike, Keys, NoiseFn, Scalar
 
 __all__ = ["Likelihood", "ode_decode", "ode_log_likelihood", "warn_of_rows"]
 
@@ -37,7 +37,7 @@ TOLERANCE = 0.01
 def ode_log_likelihood(
     noise: NoiseFn,
     sde: SDE,
-    x: Data,
+    x: DataLike,
     key: Keys,
     *,
     eps: Scalar,
@@ -115,7 +115,7 @@ def ode_log_likelihood(
 def ode_decode(
     noise: NoiseFn,
     sde: SDE,
-    z: Data,
+    z: DataLike,
     key: Keys,
     *,
     eps: Scalar,

@@ -31,13 +31,13 @@ from scoremle.sampling.ends import ends
 from scoremle.solvers.base import Problem, Solver
 from scoremle.solvers.multistep import Multistep
 from scoremle.solvers.probability_flow import ProbabilityFlow
-from scoremle.types import Data, Keys, NoiseFn
+from scoremle.types import Data, DataLike, Keys, NoiseFn
 
 __all__ = ["euler_sample", "ode_draw", "ode_encode", "ode_sample"]
 
 
 def ode_sample(
-    noise: NoiseFn, sde: SDE, z: Data, *, eps: float, solver: Solver = Multistep()
+    noise: NoiseFn, sde: SDE, z: DataLike, *, eps: float, solver: Solver = Multistep()
 ) -> Data:
     """Takes latents at t = 1 to samples at t = ``eps``: the way back from ``ode_encode``.
 
@@ -61,7 +61,7 @@ def ode_sample(
 
 
 def ode_encode(
-    noise: NoiseFn, sde: SDE, x: Data, *, eps: float, solver: Solver = Multistep()
+    noise: NoiseFn, sde: SDE, x: DataLike, *, eps: float, solver: Solver = Multistep()
 ) -> Data:
     """Takes data at t = ``eps`` to their latents at t = 1, those of ``ode_log_likelihood``.
 
@@ -85,7 +85,7 @@ def ode_encode(
 
 
 def _transport(
-    noise: NoiseFn, sde: SDE, x: Data, eps: float, solver: Solver, *, encode: bool
+    noise: NoiseFn, sde: SDE, x: DataLike, eps: float, solver: Solver, *, encode: bool
 ) -> Data:
     check_kind("solver", solver, Solver, "scoremle.Multistep(64)")
     x = as_data(x, name="x" if encode else "z")
@@ -130,7 +130,7 @@ def ode_draw(
     return denoise(noise, sde, x, eps=eps) if denoised else x
 
 
-def interpolate(z0: Data, z1: Data, weights: Float[Array, " n"]) -> Float[Array, "n b *d"]:
+def interpolate(z0: DataLike, z1: DataLike, weights: Float[Array, " n"]) -> Float[Array, "n b *d"]:
     """Latents on the way from ``z0`` to ``z1``, at these ``weights`` of ``z1`` from 0 to 1.
 
     Spherical: the direction turns evenly, so that the latents keep the norm that the prior's draws
@@ -162,7 +162,7 @@ def interpolate(z0: Data, z1: Data, weights: Float[Array, " n"]) -> Float[Array,
     return share0 * z0 + share1 * z1
 
 
-def denoise(noise: NoiseFn, sde: SDE, x: Data, *, eps: float) -> Data:
+def denoise(noise: NoiseFn, sde: SDE, x: DataLike, *, eps: float) -> Data:
     """E[x_0 | x_eps]: what samples at t = ``eps`` are without the noise of that time.
 
     Raises UserError for eps outside [0, 1), and what are not finite reals.

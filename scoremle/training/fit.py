@@ -23,7 +23,6 @@ from scoremle.training.loop import Intervals, Loop
 from scoremle.training.program import make_program
 from scoremle.training.step import Loss, Params, init_state
 from scoremle.training.writers import Console
-from scoremle.types import AnyArray
 
 __all__ = ["fit"]
 
@@ -31,7 +30,7 @@ __all__ = ["fit"]
 def fit(
     loss: Loss,
     params: Params,
-    batch: Callable[[int], AnyArray],
+    batch: Callable[[int], Any],
     *,
     steps: int,
     optimizer: optax.GradientTransformation,
@@ -45,8 +44,8 @@ def fit(
     Args:
         loss: of parameters, a batch and a key: a scalar, such as the mean of ``denoising_loss``.
         params: the first parameters, a tree of arrays, which stay as they are.
-        batch: gives the examples of step i, [b ...]. Where training goes on from a checkpoint, i
-            goes on, too.
+        batch: gives the examples of step i, an array [b ...] or a tree of them. Where training
+            goes on from a checkpoint, i goes on, too.
         steps: in all.
         optimizer: of optax.
         ema_rate: the share of the average that a step keeps.
@@ -111,7 +110,7 @@ def _check_reals(params: Params) -> None:
             raise UserError(f"params must be arrays of reals, not {shown(leaf)}")
 
 
-def _checked(examples: AnyArray) -> AnyArray:
+def _checked(examples: Any) -> Any:
     """A batch. Raises UserError if its arrays have no axis of examples, or not the same."""
     counts = {np.shape(as_array(leaf, "a batch"))[:1] for leaf in jax.tree.leaves(examples)}
     if len(counts) != 1 or counts == {()}:
