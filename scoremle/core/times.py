@@ -132,6 +132,9 @@ def bin_of(edges: Float[Array, " n"], lam: Times) -> Array:
 class UniformTime:
     """Times t, uniform on [eps, 1].
 
+    They suit losses. Of a bound few draws are near eps, where the integrand is large: their spread
+    then states too small an error. ``UniformLogSNR`` has no such.
+
     Args:
         eps: the smallest time.
         stratified: space the draws of one call evenly.

@@ -11,8 +11,9 @@ With the published Inception's features and classes they are called FID (Heusel 
 1606.03498) and improved precision and recall (Kynkaanniemi et al., arXiv 1904.06991). With other
 features they are other numbers and must not bear those names, which this module hence avoids.
 
-All in float64. The standard errors are of means over disjoint subsets, and so they are honest; the
-usual overlapping subsets of KID show how much a subset varies, not how wrong the mean may be.
+All in float64. The standard errors are of means over disjoint subsets: the usual overlapping ones
+of KID show how much a subset varies, not how wrong the mean may be. The Fréchet distance is biased
+upwards and the class score downwards, more with fewer images, which no standard error shows.
 """
 
 from collections.abc import Iterator
