@@ -35,7 +35,13 @@ SWITCHED_OFF = "__dynamo_disable"  # in torch/_compile.py
 
 @dataclass(frozen=True, eq=False)
 class _Translated:
+    """A module's function of its weights and inputs, which is translated again by a copy."""
+
+    module: nn.Module
     function: Callable[..., Any]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _function_of, (self.module,)
 
     def __call__(self, weights: dict[str, Array], *inputs: Array) -> Array:
         with _settings_kept(), _without_dynamo():
@@ -47,6 +53,19 @@ def translated(module: nn.Module) -> Partial:
 
     Raises ImportError where torchax is not installed, or does not fit this PyTorch.
     """
+    function, weights = _extracted(module)
+    # By the host, so that JAX is free to put them on its GPU: what torchax gives is bound to the
+    # device of the module.
+    weights = jax.tree.map(jnp.asarray, jax.device_get(weights))
+    return Partial(_Translated(module, function), weights)
+
+
+def _function_of(module: nn.Module) -> _Translated:
+    return _Translated(module, _extracted(module)[0])
+
+
+def _extracted(module: nn.Module) -> tuple[Callable[..., Any], dict[str, Any]]:
+    """The function of a module that torchax makes, and its weights."""
     with _settings_kept():
         _import_torchax()
         import torchax
@@ -61,10 +80,7 @@ def translated(module: nn.Module) -> Partial:
         getitem, read = torch.Tensor.__getitem__, partial(_read, environment)
         environment.override_op_definition(getitem, read, is_view_op=True)
         weights, function = torchax.extract_jax(module, environment)
-    # By the host, so that JAX is free to put them on its GPU: what torchax gives is bound to the
-    # device of the module.
-    weights = jax.tree.map(jnp.asarray, jax.device_get(weights))
-    return Partial(_Translated(function), weights)
+    return function, weights
 
 
 def _import_torchax() -> None:

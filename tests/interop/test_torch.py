@@ -3,6 +3,7 @@
 import logging
 import math
 import os
+import pickle
 import re
 import subprocess
 import sys
@@ -611,6 +612,15 @@ def test_other_weights_are_another_model(by):
         next(module.parameters()).mul_(2)
     first, same, other = map(model_hash, [*models, mlp_model(by, module)])
     assert first == same != other
+
+
+def test_a_model_that_was_pickled_is_the_same(by):
+    model = mlp_model(by)
+    again = pickle.loads(pickle.dumps(model))
+    assert model_hash(again) == model_hash(model)
+    x = jnp.asarray(data((6,), n=4), jnp.float32)
+    found, expected = (jax.jit(m.noise)(x, jnp.full(4, 0.3)) for m in (again, model))
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
 def test_what_can_not_be_translated_stays_in_pytorch_and_is_said_once(caplog):
