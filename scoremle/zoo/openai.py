@@ -30,7 +30,7 @@ from scoremle.published import pytorch
 from scoremle.records import check_record
 from scoremle.types import Times
 from scoremle.zoo.adm import ADM, CHANNELS, adm_params
-from scoremle.zoo.families import flags_beside, published_model
+from scoremle.zoo.families import flags_beside, named_errors, published_model
 
 RESCALED_TO = 1000.0
 
@@ -66,10 +66,10 @@ def load(path: Path) -> ScoreModel:
             f' with to {place}, such as {{"image_size": 64, "num_channels": 128, ...}}'
         )
     flags = read_json(inside(place.parent, place.name))
-    check_record(flags, _Diffusion, "the flags")
-    network = ADM.from_flags(flags)
-    schedule = _schedule(flags)
-    time_input = _time_input(flags, schedule.steps)
+    with named_errors(place, "these flags make no model"):
+        check_record(flags, _Diffusion, "the flags")
+        network, schedule = ADM.from_flags(flags), _schedule(flags)
+        time_input = _time_input(flags, schedule.steps)
     sde = SDE("vp", schedule, 1.0)
     params = placed(adm_params(pytorch.tensors(named(path)), network))
     prediction = noise_fn(
@@ -109,7 +109,4 @@ def _schedule(flags: Mapping[str, Any]) -> Discrete:
         raise UserError(f"noise_schedule must be linear or cosine, not {name!r}")
     if steps < 2:
         raise UserError(f"diffusion_steps must be at least 2, not {steps}")
-    try:
-        return Discrete.of_betas(betas(name, steps))
-    except ValueError as error:
-        raise UserError(f"the flags noise_schedule and diffusion_steps: {error}") from None
+    return Discrete.of_betas(betas(name, steps))
