@@ -41,8 +41,7 @@ class Schedule(abc.ABC):
     """Log-SNR lambda(t) on [0, 1], elementwise in t, strictly falling.
 
     Example:
-        >>> @scoremle.core.pytree.pytree
-        ... @dataclasses.dataclass(frozen=True)
+        >>> @scoremle.core.pytree.frozen_pytree
         ... class Straight(scoremle.Schedule):
         ...     slope: float
         ...     def log_snr(self, t):
@@ -125,8 +124,7 @@ class PerDimension(Schedule):
     in the mean log-SNR over dimensions, and what needs a single log-SNR refuses.
 
     Example:
-        >>> @scoremle.core.pytree.pytree
-        ... @dataclasses.dataclass(frozen=True)
+        >>> @scoremle.core.pytree.frozen_pytree
         ... class Slopes(scoremle.PerDimension):
         ...     slopes: jax.Array
         ...     def log_snr(self, t):
