@@ -17,7 +17,7 @@ from scoremle.core.arguments import shown
 from scoremle.core.bijectors import in_all_digits
 from scoremle.core.keys import image_keys, key_of
 from scoremle.data.readers.arrays import load_npy
-from scoremle.errors import UserError
+from scoremle.errors import UserError, as_flag
 from scoremle.evaluation import tables
 from scoremle.evaluation.statistics import error_of_few
 from scoremle.experiment.score_table import decimals
@@ -43,7 +43,7 @@ def run(model: Any, options: Any) -> dict[str, Any]:
             f"{options.model} is a flow of reals, whose log_prob(x) is exact: images need"
             " from_flow(..., pixels=...)"
         )
-    given = [f"--{name}" for name in OF_IMAGES if getattr(options, name) not in (None, "", False)]
+    given = [as_flag(name) for name in OF_IMAGES if getattr(options, name)]
     if given or options.estimator != "ode":
         flag = [*given, "--estimator"][0]
         raise UserError(f"{flag} is for models of images, and {options.model} has no pixels")
