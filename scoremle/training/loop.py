@@ -390,7 +390,7 @@ def _signals() -> Iterator[list[int]]:
 
     def handle(number: int, _: Any) -> None:
         arrived.append(number)
-        signal.signal(number, usual[signal.Signals(number)])
+        signal.signal(number, usual[number])
 
     for number in usual:
         if usual[number] is not signal.SIG_IGN:

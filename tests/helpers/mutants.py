@@ -789,7 +789,7 @@ CHANGES: list[tuple[str, ...]] = [
      "{name: each for name, each in more.items()}"),
     ("cli/signals.py", "_Answer.handle", "self._since + PATIENCE", "self._since",
      "cli/test_signals.py"),
-    ("training/loop.py", "_signals", "usual[signal.Signals(number)]", "signal.SIG_DFL"),
+    ("training/loop.py", "_signals", "usual[number]", "signal.SIG_DFL"),
     ("likelihood/skill.py", "_errors", "measured.shape[1:]", "measured.shape[-1:]",
      "likelihood/test_skill.py"),
     ("solvers/multistep.py", "_shares", "jnp.sum(squares[:DIFFERENCE])",
