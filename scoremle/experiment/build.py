@@ -131,9 +131,9 @@ class Experiment:
     @property
     def origin(self) -> Origin:
         """The origin of a model of the config: how it sees integers."""
-        data = self.objective.data
-        grid = not (data.uniform_dequantization or data.bin_middles)
-        return Origin(middles=data.bin_middles, grid=grid)
+        of_data = self.objective.data
+        grid = not (of_data.uniform_dequantization or of_data.bin_middles)
+        return Origin(middles=of_data.bin_middles, grid=grid)
 
     def identity(self) -> dict[str, Any]:
         """Facts that distinguish the model from others, but for its parameters."""

@@ -89,16 +89,16 @@ def _is_held(handle: int, path: Path) -> bool:
     """Whether a living process has the file."""
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        locked = True
+        free = True
     except BlockingIOError:
         return True
     except OSError:  # a file system that has no locks
-        locked = False
+        free = False
     owner = _owner(handle)
     if not owner or is_gone(owner["machine"], owner["process"]):
         return False
     # On the same machine the lock would not have been given while the owner lives.
-    return not (locked and owner["machine"] == machine()) and _is_touched(path)
+    return not (free and owner["machine"] == machine()) and _is_touched(path)
 
 
 def _is_at(path: Path, handle: int) -> bool:

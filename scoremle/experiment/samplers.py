@@ -7,10 +7,9 @@ from typing import Any, NamedTuple
 
 from jaxtyping import Array, Bool
 
-from scoremle import model
 from scoremle.core.sde import SDE
 from scoremle.errors import choose
-from scoremle.model import ScoreModel, draw_samples
+from scoremle.model import Sampler, ScoreModel, draw_samples
 from scoremle.sampling import predictor_corrector as by_pc
 from scoremle.sampling.exponential import ddim_sample, dpm_solver_sample
 from scoremle.sampling.ode import euler_sample, ode_draw, ode_sample
@@ -36,7 +35,7 @@ class ConfiguredSampler(NamedTuple):
     ``mixes``: it takes norms over the samples that are drawn at once, which depend on one another.
     """
 
-    draw: model.Sampler
+    draw: Sampler
     eps: float
     evaluations: int
     mixes: bool = False

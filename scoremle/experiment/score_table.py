@@ -164,9 +164,9 @@ def write_csv(
     """
     columns = ["rank", "bpd", "error", "log_prob", "file", *BITS[2:], "estimator", "note"]
     of_profile = next((_of_profile(row.profile) for row in table if row.profile), {})
-    rows = [{"file": cell(row.file), "note": cell(row.note)} for row in table]
-    for row, of_row in zip(table, rows, strict=True):
+    lines = [{"file": cell(row.file), "note": cell(row.note)} for row in table]
+    for row, of_row in zip(table, lines, strict=True):
         if not row.reason:
             of_row |= in_digits(row, dims, reference) | _of_profile(row.profile)
             of_row["estimator"] = estimator
-    files.write_rows(path, [*columns[0 if reference else 1 :], *of_profile], rows)
+    files.write_rows(path, [*columns[0 if reference else 1 :], *of_profile], lines)

@@ -285,7 +285,7 @@ def elbo_at(
     draws, batch = t.shape
     keys = example_keys(key, batch)
     ends = jnp.full(batch, eps, x.dtype)
-    known = None if control is None else control.at(x)
+    controlled = None if control is None else control.at(x)
     rest = decoder.known(sde, x, integers, ends)
 
     def row(inputs: tuple[Array, Times, Times]) -> tuple[PerExample, PerExample]:
@@ -297,11 +297,11 @@ def elbo_at(
         )
         weight = expand(sde.likelihood_weight(t), x) / expand(density, x)
         sample = sum_data(weight * integrand)
-        if known is None:
+        if controlled is None:
             centred = (sum_data(jnp.square(z)) - dims_of(x)) / 2
         else:
-            sample = sample - weight.reshape(batch) * known.draw(sde.log_snr(t), z)
-            centred = known.draw_at_data(z)
+            sample = sample - weight.reshape(batch) * controlled.draw(sde.log_snr(t), z)
+            centred = controlled.draw_at_data(z)
         return sample, decoder.drawn(prediction - z, centred, sde, integers, t, v)
 
     rows = (
@@ -316,8 +316,8 @@ def elbo_at(
     diffusion, profile = jnp.mean(samples, axis=0), None
     if (log_snr := sde.log_snr(t)).ndim == 2:
         profile = by_bin(samples / draws, log_snr, log_snr_edges(sde, eps))
-        if known is not None:
-            profile = profile + known.integrals()
+        if controlled is not None:
+            profile = profile + controlled.integrals()
         diffusion = jnp.sum(profile, axis=1)
     return ELBO.of_terms(
         prior_divergence(sde, x), diffusion, rest, last, variance_of_mean(samples, stratified),

@@ -150,13 +150,13 @@ def score_images(
     check_suits(estimator, model)
     if batch_size is not None:
         check_count("batch_size", batch_size)
-    measure = partial(
+    run = partial(
         _measured, model, dequantizer=dequantizer, devices=devices,
         batch_size=batch_size, label=label,
     )  # fmt: skip
     rows = rows_of(condition, len(images))
     index = np.arange(len(images)) if index is None else index
-    values, seconds = measure(
+    values, seconds = run(
         estimator, images, index, rows, passes=passes, seed=seed, parts=parts, share=share
     )
     finite, column = _finite(values), _column(values)
@@ -168,7 +168,7 @@ def score_images(
     def differences(coarse: int, fine: int, halved: bool, size: int) -> PassValues:
         chosen, words = np.flatnonzero(finite)[order[:size]], f"steps {coarse} to {fine}"
         folder = parts and parts / f"{words}, {'halved' if halved else 'alone'}"
-        found, _ = measure(
+        found, _ = run(
             OdeDifference(estimator, coarse, fine, halved), images[chosen], np.arange(size),
             jax.tree.map(lambda row: row[chosen], rows), seed=int(seed) ^ DIFFERENCES,
             parts=folder, label=label and f"{label} {words}",

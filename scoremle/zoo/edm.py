@@ -160,10 +160,10 @@ def _model(given: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> Score
     how = PRECONDITIONINGS[fields.pop("class")](fields)
     make = NETWORKS[fields.pop("model_type")]
     check_room(tensors)
-    named = {name.removeprefix(PREFIX): array for name, array in tensors.items()}
+    arrays = {name.removeprefix(PREFIX): array for name, array in tensors.items()}
     state = {
         name: np.float32(how.sign if OUTPUT.fullmatch(name) else 1) * array
-        for name, array in named.items() if not NOT_NEEDED.fullmatch(name)
+        for name, array in arrays.items() if not NOT_NEEDED.fullmatch(name)
     }  # fmt: skip
     noise = noise_fn(
         make(fields, state, how.ranged), how.sde,

@@ -212,8 +212,8 @@ def _of_scores(path: Path) -> ComparedMeasurement:
 
     content = scoremle.files.read_bytes(scoremle.files.named(path), scoremle.bounded.MAX_TEXT)
     try:
-        table = _rows(content.decode())
-        rows = [row for row in table if row["bpd"]]  # a file that was left out has none
+        cells = _rows(content.decode())
+        rows = [row for row in cells if row["bpd"]]  # a file that was left out has none
         bpd, errors = (
             np.array([float(row[name]) for row in rows]) for name in ("bpd", "solver_error")
         )

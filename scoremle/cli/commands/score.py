@@ -312,8 +312,8 @@ def _check_whole(parts: Path, names: Sequence[str], passes: int) -> None:
     if not len(left):
         return
     runs = itertools.groupby(enumerate(left), lambda pair: pair[1] - pair[0])
-    numbers = [[int(number) + 1 for _, number in run] for _, run in runs]
-    ranges = ", ".join(f"{run[0]} to {run[-1]}" for run in numbers)
+    numbers = [[int(number) + 1 for _, number in group] for _, group in runs]
+    ranges = ", ".join(f"{group[0]} to {group[-1]}" for group in numbers)
     raise UserError(
         f"{len(left)} of {len(names)} images have no score in {parts.parent}: {ranges} (the first"
         f" is {names[left[0]]}); run their shares, or leave out --merge to score them here"

@@ -37,11 +37,11 @@ def run(options: Any) -> None:
     found = list(verify(scoremle.files.named(path)))
     if not found:
         raise UserError(f"{path} holds nothing that could be verified")
-    damaged = list(dict.fromkeys(line for line in found if isinstance(line, str)))
+    lines = list(dict.fromkeys(line for line in found if isinstance(line, str)))
     whole = f"{found.count(True)} as written, {found.count(False)} readable (no checksum)"
-    say(*damaged, f"{path}: {whole}, {len(damaged)} damaged")
-    if damaged:
-        raise UserError(f"{path}: {len(damaged)} damaged, as listed")
+    say(*lines, f"{path}: {whole}, {len(lines)} damaged")
+    if lines:
+        raise UserError(f"{path}: {len(lines)} damaged, as listed")
 
 
 def verify(path: Path, folder: Path | None = None) -> Iterator[bool | str]:
