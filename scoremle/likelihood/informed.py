@@ -99,9 +99,9 @@ def _likeliest(
     model: ImageModel, error: Float[Array, "n h w c"], images: Integer[np.ndarray, "n h w c"]
 ) -> float:
     """The scale under which these integers are, by the errors of the predicted noise."""
-    pixels, t = pixels_of(model), jnp.full(len(images), model.eps)
     from scipy.optimize import minimize_scalar  # slow to import, and seldom needed
 
+    pixels, t = pixels_of(model), jnp.full(len(images), model.eps)
     points, x = jnp.asarray(model.points, float), jnp.asarray(images)
     width = pixels.high - pixels.low
     ends = math.log(SMALLEST * width / pixels.levels), math.log(width)
@@ -123,6 +123,9 @@ def _predicted(
     model: ImageModel, images: Shaped[np.ndarray, "n h w c"], key: PRNGKey
 ) -> tuple[Float[Array, "n h w c"], Float[Array, "n h w c"] | None]:
     """Error of the predicted noise, and v, for one draw of each image at the smallest time."""
+    points = jnp.asarray(model.points, float)
+    noise, condition = parted(model.noise)
+    rows = rows_of(condition, len(images))
 
     def work(_: int, place: Integer[np.ndarray, " size"]) -> Arrays:
         under = as_pytree(conditioned(noise, jax.tree.map(lambda row: row[place], rows)))
@@ -130,9 +133,6 @@ def _predicted(
         error, v = _at_the_end(under, model.sde, model.eps, points, images[place], keys)
         return {"error": np.asarray(error)} | ({} if v is None else {"v": np.asarray(v)})
 
-    points = jnp.asarray(model.points, float)
-    noise, condition = parted(model.noise)
-    rows = rows_of(condition, len(images))
     found = resumable_map(work, len(images), size=BATCH_SIZE)
     return jnp.asarray(found["error"][0]), jnp.asarray(found["v"][0]) if "v" in found else None
 
