@@ -272,13 +272,13 @@ def step_bound(
     terms, last = terms[:count], last[count:]
     samples = terms / shares[index]
     if draws is None:
-        error = _variance_of_sum(samples, shares)
+        spread = _variance_of_sum(samples, shares)
     else:
-        terms, error = samples / draws, variance_of_mean(samples, stratified=True)
+        terms, spread = samples / draws, variance_of_mean(samples, stratified=True)
     rest = decoder.known(sde, y, integers, jnp.broadcast_to(times[0], len(y)))
     profile = by_bin(terms, sde.log_snr(after[:count]), edges)
     return ELBO.of_terms(
-        prior_divergence(sde, y, times[-1]), jnp.sum(profile, axis=1), rest, last, error,
+        prior_divergence(sde, y, times[-1]), jnp.sum(profile, axis=1), rest, last, spread,
         evaluations=jnp.full(len(y), len(after)), profile=profile, bounds="probability",
     )  # fmt: skip
 
