@@ -17,6 +17,7 @@ from scoremle.errors import UserError, in_a_line
 from scoremle.evaluation.result import Result
 from scoremle.evaluation.statistics import Difference, paired_difference
 from scoremle.experiment import build, config
+from scoremle.experiment.configs import NAMED_CONFIGS
 from scoremle.experiment.folders import LOG_FILE, SAMPLES_FOLDER
 from scoremle.experiment.results import RESULTS, measured, of_newest, read_results
 from scoremle.experiment.rules import check_config
@@ -163,7 +164,7 @@ class Subject:
             theirs = config.flat(config.published_config(name, {}))
             return {n: (theirs.get(n), v) for n, v in ours if theirs.get(n) != v}
 
-        found = {name: differences(name) for name in config.NAMED_CONFIGS}
+        found = {name: differences(name) for name in NAMED_CONFIGS}
         nearest = min(found, key=lambda name: len(found[name]))
         return nearest, found[nearest]
 
