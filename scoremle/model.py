@@ -89,7 +89,7 @@ from scoremle.types import Data, DataLike, Keys, NoiseFn, PerExample, PRNGKey, S
 if TYPE_CHECKING:
     from scoremle.core.codes import Coder  # which few models have
 
-__all__ = ["Origin", "Sampler", "ScoreModel", "Scores", "draw_samples"]
+__all__ = ["BATCH_SIZE", "Origin", "Sampler", "ScoreModel", "Scores", "draw_samples"]
 
 BATCH_SIZE = 256
 # The number of the probes' keys from that of a sample, which draws its latent.

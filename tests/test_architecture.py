@@ -113,6 +113,17 @@ def test_what_a_module_exports_is_taken_elsewhere(module, takers):
         assert rooms or homes, f"{module} exports {name}, which no other room takes"
 
 
+@each_module
+def test_what_other_rooms_take_is_exported(module, takers):
+    """A module that lists nothing has only such names, or none."""
+    names = listed(SOURCES.get(f"{module.replace('.', '/')}.py", ""))
+    for full, rooms in takers.items():
+        home, _, name = full.rpartition(".")
+        if names and home == module and full not in MODULES:
+            others = rooms - {room_of(module)}
+            assert name in names or not others, f"{others} take {full}: list it in __all__"
+
+
 def test_no_chain_of_imports_is_longer():
     assert len(chain := longest_chain(SOURCES)) <= LONGEST_CHAIN, chain
 

@@ -26,7 +26,7 @@ REACH = 8
 # lost twice as many bits.
 FINE, FINE_SCALE = 64, 256
 # Cells beyond the last one: more than any grid has.
-FAR = 1 << 22
+MOST_BEYOND = 1 << 22
 # No mean lies as far, in a 64th of a cell.
 FARTHEST = 2.0**50
 # No scale is as wide, in cells: the coder takes fewer than 2^24 symbols.
@@ -122,9 +122,9 @@ class BitStack:
         offset = cells - centre
         excess = np.abs(offset[np.abs(offset) >= most]) - most
         if excess.size:
-            if excess.max() >= FAR:
+            if excess.max() >= MOST_BEYOND:
                 raise OverflowError("a latent lies too far from the model's mean")
-            self._coder.encode_reverse(excess.astype(np.int32), self._models.Uniform(FAR))
+            self._coder.encode_reverse(excess.astype(np.int32), self._models.Uniform(MOST_BEYOND))
         self._push(np.clip(offset, -most, most), rest, scale, most)
 
     def pop_normal(self, mean: Reals, scale: Reals) -> Cells:
@@ -133,7 +133,7 @@ class BitStack:
         offset = self._pop(rest, scale, most)
         beyond = np.abs(offset) == most
         if beyond.any():
-            excess = self._coder.decode(self._models.Uniform(FAR), int(beyond.sum()))
+            excess = self._coder.decode(self._models.Uniform(MOST_BEYOND), int(beyond.sum()))
             offset[beyond] += np.sign(offset[beyond]) * excess
         return centre + offset
 

@@ -25,7 +25,9 @@ from scoremle.core.sde import SDE, check_eps
 from scoremle.numerics import dims_of, sum_data
 from scoremle.types import Data, IntImages, Keys, PerExample, PRNGKey, Scalar, Times
 
-__all__ = ["Dequantizer", "Flow", "TruncatedNormal", "Uniform", "truncation_start"]
+__all__ = [
+    "Dequantizer", "Flow", "TruncatedNormal", "Uniform", "levels_are_hidden", "truncation_start",
+]  # fmt: skip
 
 # The largest u below one.
 BELOW_ONE = float(1 - np.finfo(np.float32).epsneg)
@@ -144,7 +146,13 @@ def _half_bin(log_snr: Times, pixels: Pixels) -> Array:
 
 
 def levels_are_hidden(sde: SDE, t: Scalar, pixels: Pixels) -> bool:
-    """Whether half a bin is less than the noise at t in any dimension."""
+    """Whether half a bin is less than the noise at t in any dimension.
+
+    Args:
+        sde: the noise at each time.
+        t: the time.
+        pixels: those whose bins count.
+    """
     # At t = 0 a log-SNR is known that depends on a code elsewhere.
     log_snr = sde.schedule.at_zero() if t == 0 else sde.log_snr(t)
     return bool(np.min(_half_bin(log_snr, pixels)) < 1)

@@ -27,7 +27,8 @@ from scoremle.core.schedules import LinearLogSNR, Schedule, rate
 from scoremle.types import PerExample, PRNGKey, Scalar, Times
 
 __all__ = [
-    "BETWEEN_ENDS", "LEARNED_SCHEDULES", "POLYNOMIAL", "first_schedule", "learned_schedule",
+    "BETWEEN_ENDS", "LEARNED_SCHEDULES", "POLYNOMIAL", "BetweenEnds", "first_schedule",
+    "learned_schedule", "with_least_variance",
 ]  # fmt: skip
 
 BETWEEN_ENDS = "least_variance"

@@ -21,7 +21,7 @@ from scoremle.core.times import TIME_SAMPLER, TimeSampler
 from scoremle.numerics import predict, sum_data
 from scoremle.types import Data, Keys, NoiseFn, PerExample, Times
 
-__all__ = ["denoising_loss"]
+__all__ = ["WEIGHTINGS", "denoising_loss", "draw", "drawn_loss", "loss_at"]
 
 WEIGHTINGS: dict[str, Callable[[SDE, Times], Times]] = {
     "plain": lambda sde, t: jnp.ones_like(t),
@@ -67,14 +67,31 @@ def denoising_loss(
 def drawn_loss(
     noise: NoiseFn, sde: SDE, x: Data, key: Keys, *, times: TimeSampler, weighting: str
 ) -> tuple[PerExample, Times, Times]:
-    """``denoising_loss``, the time that was drawn for each example, and its density."""
+    """The loss of each example, the time that was drawn for it, and its density.
+
+    Args:
+        noise: the noise prediction eps(x, t).
+        sde: the noise at each time.
+        x: data.
+        key: as for ``denoising_loss``.
+        times: how t is drawn.
+        weighting: "likelihood" or "plain".
+    """
     x = as_data(x)
     t, density, z = draw(x, key, times)
     return loss_at(noise, sde, x, t, density, z, weighting=weighting), t, density
 
 
 def draw(x: Data, key: Keys, times: TimeSampler) -> tuple[Times, Times, Data]:
-    """A time for each example, its density, and noise."""
+    """A time for each example, its density, and noise.
+
+    Args:
+        x: data.
+        key: as for ``denoising_loss``.
+        times: how t is drawn.
+
+    Raises UserError for another sampler of times or key.
+    """
     check_kind("times", times, *TIME_SAMPLER)
     key = as_keys(key)
     if key.shape:
@@ -91,7 +108,19 @@ def draw(x: Data, key: Keys, times: TimeSampler) -> tuple[Times, Times, Data]:
 def loss_at(
     noise: NoiseFn, sde: SDE, x: Data, t: Times, density: Times, z: Data, *, weighting: str
 ) -> PerExample:
-    """The loss of each example at the given time, of this density, and noise."""
+    """The loss of each example at a given time.
+
+    Args:
+        noise: the noise prediction eps(x, t).
+        sde: the noise at each time.
+        x: data.
+        t: [b] the times.
+        density: [b] that by which they were drawn.
+        z: the noise in the data.
+        weighting: "likelihood" or "plain".
+
+    Raises UserError for another weighting.
+    """
     check_choice("weighting", weighting, WEIGHTINGS)
     weight = WEIGHTINGS[weighting](sde, t)
     if weight.ndim == 1:

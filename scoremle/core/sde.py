@@ -34,7 +34,7 @@ from scoremle.errors import UserError
 from scoremle.numerics import expand, floating, sum_data
 from scoremle.types import Data, Keys, PerExample, Scalar, Times
 
-__all__ = ["SDE", "VE", "VP", "LinearVE", "SubVP", "check_eps", "check_time"]
+__all__ = ["SDE", "VE", "VP", "LinearVE", "SubVP", "check_eps", "check_time", "with_schedule"]
 
 
 # In place of t = 0, where factors of f and g^2 may be zero or infinite and only their product is
@@ -208,7 +208,12 @@ def _in_its_precision(function: Callable[[Times], Times], t: ArrayLike) -> Times
 
 
 def with_schedule(tree: Any, schedule: schedules.Schedule) -> Any:
-    """The same tree with another schedule in each SDE."""
+    """A tree with another schedule in each SDE.
+
+    Args:
+        tree: any pytree.
+        schedule: for all of them.
+    """
 
     def moved(node: Any) -> Any:
         return dataclasses.replace(node, schedule=schedule) if isinstance(node, SDE) else node

@@ -20,7 +20,7 @@ from scoremle.types import AnyArray
 # Of the device's memory, which the network needs more than the data.
 SHARE = 1 / 4
 # Where the device does not report its memory: on a CPU, which has that of the process.
-MEMORY = 4 << 30
+USUAL_MEMORY = 4 << 30
 AHEAD = 8
 
 
@@ -43,7 +43,7 @@ def feed(images: ImageSet, on_device: str = "auto") -> Feed:
         on_device: "true": all lie on the device; "auto": if they take at most a quarter of its
             memory. Else the next batches are read ahead.
     """
-    memory = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit", MEMORY)
+    memory = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit", USUAL_MEMORY)
     fits = images.train.nbytes <= SHARE * memory
     if on_device == "true" or (on_device == "auto" and fits):
         return Feed(images.train, _gather, lambda ordered: ordered.rows)

@@ -32,7 +32,7 @@ from scoremle.data.readers.base import Options
 from scoremle.errors import UserError, first_line
 from scoremle.records import GreyLevels, check_record
 
-__all__ = ["cache_folder"]
+__all__ = ["cache_folder", "is_prepared", "made_whole"]
 
 META = "meta.json"
 VERIFIED = ".verified.json"

@@ -17,7 +17,7 @@ import numpy as np
 from scoremle.bounded import MAX_COMMANDS, File, array_bytes
 from scoremle.errors import UserError, damaged
 
-__all__ = ["PickleReader", "PickledName", "of"]
+__all__ = ["KNOWN_NAMES", "PickleReader", "PickledName", "of"]
 
 # Numbers alone: an array of them can't point anywhere.
 TYPES = ("u1", "i1", "i4", "i8", "f4", "f8")
@@ -48,7 +48,7 @@ class PickledName:
 # Stands for the empty array that numpy pickles first, and whose state follows.
 _EMPTY = PickledName("array")
 
-NAMES = {
+KNOWN_NAMES = {
     **{
         f"numpy.{core}.{name}": PickledName(name.split(".")[1])
         for core in ("core", "_core")
@@ -86,7 +86,7 @@ class PickleReader:
     ``names``: the names that it may contain, and their replacements.
     """
 
-    names: ClassVar[Mapping[str, Any]] = NAMES
+    names: ClassVar[Mapping[str, Any]] = KNOWN_NAMES
 
     def __init__(self, size: int) -> None:
         self._stack: list[Any] = []

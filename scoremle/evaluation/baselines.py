@@ -15,7 +15,7 @@ from PIL.PngImagePlugin import getchunks
 
 from scoremle.errors import UserError
 
-__all__ = ["gaussian_bpd", "histogram_bpd", "png_bpd"]
+__all__ = ["gaussian_bpd", "histogram_bpd", "png_bpd", "uniform_bpd"]
 
 TrainImages = UInt8[np.ndarray, "train h w c"]
 Images = UInt8[np.ndarray, "n h w c"]
@@ -26,7 +26,12 @@ UNIFORM_VARIANCE = 1 / 12
 
 
 def uniform_bpd(test: Images, levels: int) -> Bits:
-    """Every level alike."""
+    """Bits/dim of each image where every level is as likely as another.
+
+    Args:
+        test: [n h w c] images to measure.
+        levels: of grey.
+    """
     return np.full(len(test), math.log2(levels))
 
 

@@ -17,8 +17,8 @@ from scoremle.experiment.own_code import imports_from, mistakes, run_file
 from scoremle.records import LARGEST, is_of
 
 __all__ = [
-    "CONFIG_RECORD", "Resolve", "fields_of", "flat", "load_config", "nearest_field",
-    "published_config", "recorded_config",
+    "CONFIG_RECORD", "Resolve", "check_types", "fields_of", "flat", "load_config",
+    "nearest_field", "published_config", "recorded_config",
 ]  # fmt: skip
 
 Resolve = Callable[[ConfigDict], None]
@@ -190,6 +190,11 @@ def check_types(config: ConfigDict, known: ConfigDict | None = None, prefix: str
     """Raises UserError for a value of another type than the default's.
 
     A scalar is not a tuple of one, nor text a number: only a whole number is a number too.
+
+    Args:
+        config: or a group of its fields.
+        known: the defaults of these fields; None: of all.
+        prefix: of their names, for the error.
     """
     known = defaults.get_config() if known is None else known
     for name in known:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "checkpoint_of", "is_model_alone", "is_published", "load", "load_to_score", "of_images",
+    "place_in",
 ]  # fmt: skip
 
 

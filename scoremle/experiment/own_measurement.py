@@ -30,10 +30,10 @@ from scoremle.model import ScoreModel
 if TYPE_CHECKING:
     from scoremle.weights.flows import FlowModel
 
-__all__ = ["prepared"]
+__all__ = ["SOLVER_TOLERANCE", "prepared"]
 
 # Bits/dim that the solver may add to the standard error of a mean, as in an evaluation.
-TOLERANCE = 5e-4
+SOLVER_TOLERANCE = 5e-4
 
 Images = Integer[np.ndarray, "n h w c"]
 
@@ -80,7 +80,7 @@ def prepared(
         # A mean of probabilities, over all labels, is not corrected.
         mean_over = len(images) if correct and label != ALL else 1
         choice = choose_for_images(
-            one, images, mean_over=mean_over, passes=passes, tolerance=TOLERANCE
+            one, images, mean_over=mean_over, passes=passes, tolerance=SOLVER_TOLERANCE
         )
         model = replace(model, solver=choice.solver)
         notes.append(str(choice))

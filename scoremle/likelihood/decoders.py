@@ -42,7 +42,7 @@ from scoremle.likelihood.scales import LearnedScale, Scale
 from scoremle.numerics import expand, log1mexp, sum_data, sum_over
 from scoremle.types import Data, IntImages, PerExample, Times
 
-__all__ = ["Decoder", "DiscreteDecoder", "Entropy", "GaussianDecoder", "InformedDecoder"]
+__all__ = ["FAR", "Decoder", "DiscreteDecoder", "Entropy", "GaussianDecoder", "InformedDecoder"]
 
 LOG_2PI = math.log(2 * math.pi)
 # The trapezoidal rule over the normal variable. It converges as fast as for the normal density.

@@ -37,7 +37,7 @@ from scoremle.likelihood.decoders import Decoder, GaussianDecoder
 from scoremle.numerics import dims_of, expand, predict_ranged, sum_data, sum_over, within_forms
 from scoremle.types import Data, DataLike, IntImages, Keys, NoiseFn, PerExample, Scalar, Times
 
-__all__ = ["ELBO", "elbo"]
+__all__ = ["ELBO", "decoder_draws", "elbo"]
 
 # Draws for the reconstruction term, as a share of those for the diffusion term, whose error is
 # much the larger; and the fewest that can give a standard error of their own.
@@ -144,7 +144,12 @@ def variance_of_mean(samples: Float[Array, "k b"], stratified: bool) -> PerExamp
 
 
 def decoder_draws(decoder: Decoder | type[Decoder], draws: int) -> int:
-    """Number of draws of the decoder beside ``draws`` of the diffusion term."""
+    """The number of draws of the decoder.
+
+    Args:
+        decoder: or its class.
+        draws: those of the diffusion term.
+    """
     return max(MIN_LAST_DRAWS, draws // LAST_SHARE) if decoder.random else 0
 
 

@@ -25,7 +25,7 @@ from scoremle.types import IntImages, NoiseFn, PRNGKey, Scalar
 
 __all__ = ["decoder_worth", "fitted_scale", "scale_of_others"]
 
-BATCH_SIZE = 64
+IMAGES_AT_ONCE = 64
 # The scale is looked for from this share of a bin to the whole range of the data.
 SMALLEST = 1e-2
 
@@ -133,7 +133,7 @@ def _predicted(
         error, v = _at_the_end(under, model.sde, model.eps, points, images[place], keys)
         return {"error": np.asarray(error)} | ({} if v is None else {"v": np.asarray(v)})
 
-    found = resumable_map(work, len(images), size=BATCH_SIZE)
+    found = resumable_map(work, len(images), size=IMAGES_AT_ONCE)
     return jnp.asarray(found["error"][0]), jnp.asarray(found["v"][0]) if "v" in found else None
 
 

@@ -41,7 +41,7 @@ from scoremle.solvers.multistep import Multistep, Planned
 __all__ = ["DIFFERENCES", "Scored", "choose_for_images", "example_numbers", "score_images"]
 
 # Images in a batch, and values in all of them: a batch is what a kill loses.
-BATCH_SIZE, BATCH_VALUES = 256, 2**18
+BATCH_IMAGES, BATCH_VALUES = 256, 2**18
 # On a CPU so many images in all passes are computed by the program of the pilot, a few at once:
 # before another one was there, it is done with them.
 FEW = 512
@@ -296,7 +296,7 @@ def _with_steps_as_data(tree: Any) -> Any:
 
 def _size(n: int, dims: int, most: int | None) -> int:
     """The images of a batch; not every number of images is another program."""
-    most = most or 1 << max(1, min(BATCH_SIZE, BATCH_VALUES // dims)).bit_length() - 1
+    most = most or 1 << max(1, min(BATCH_IMAGES, BATCH_VALUES // dims)).bit_length() - 1
     return min(most, power_of_two(n))
 
 

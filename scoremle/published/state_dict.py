@@ -24,7 +24,7 @@ from scoremle.errors import UserError
 from scoremle.files import opened, write_bytes
 from scoremle.training.checkpoints import Damaged
 
-__all__ = ["write"]
+__all__ = ["read", "write"]
 
 Tree = dict[str, Any]
 
@@ -48,7 +48,13 @@ DTYPES = {
 
 
 def read(path: Path) -> Tree:
-    """The nested dict of arrays in a file. Raises Damaged if it is not one, or not whole."""
+    """The nested dict of arrays in a file.
+
+    Args:
+        path: of the file.
+
+    Raises Damaged if it is not one, or not whole.
+    """
     entries = 0
 
     def as_map(pairs: list[tuple[str, Any]]) -> Any:

@@ -28,7 +28,7 @@ from scoremle.bounded import (
     read_member,
     read_no_further,
 )
-from scoremle.data.unpickle import NAMES, PickledName, PickleReader, of
+from scoremle.data.unpickle import KNOWN_NAMES, PickledName, PickleReader, of
 
 __all__ = ["check_zip"]
 
@@ -61,7 +61,7 @@ class _Tensors(PickleReader):
     """Carries out a pickle whose storages ``find`` gives: by key, of so many bytes."""
 
     names: ClassVar[Mapping[str, Any]] = {
-        **NAMES,
+        **KNOWN_NAMES,
         **{f"torch.{name}Storage": _Kind(kind) for name, kind in KINDS.items()},
         **{f"torch.{kind}": _Kind(kind) for kind in KINDS.values()},
         "collections.OrderedDict": PickledName("OrderedDict"),

@@ -28,8 +28,8 @@ from scoremle.resumable import Arrays, resumable_map
 from scoremle.types import AnyArray
 
 __all__ = [
-    "Extractor", "Reference", "extract", "load_inception", "read_reference", "write_inception",
-    "write_reference",
+    "PUBLISHED_SHA256", "Extractor", "Reference", "extract", "load_inception", "read_reference",
+    "write_inception", "write_reference",
 ]  # fmt: skip
 
 logger = logging.getLogger(__name__)
@@ -38,7 +38,7 @@ UInt8Images = UInt8[np.ndarray, "b h w c"]
 
 # pt_inception-2015-12-05-6726825d.pth, also called weights-inception-2015-12-05-6726825d.pth.
 PUBLISHED_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
-BATCH_SIZE = 64
+PICTURES_AT_ONCE = 64
 # The origin of files without a record, such as score_flow's assets/stats.
 UNRECORDED = (
     "unknown: pool_3 alone, as in score_flow's assets/stats (TF-Hub's Inception, images scaled by "
@@ -91,7 +91,7 @@ def extract(
         found = devices.to_numpy(extractor.apply(batch))
         return {"pool_3": found.pool, "logits": found.logits}
 
-    size = devices.round_up(min(BATCH_SIZE, len(images)))
+    size = devices.round_up(min(PICTURES_AT_ONCE, len(images)))
     found = resumable_map(work, len(images), size=size, folder=folder, label=label)
     return {name: rows[0] for name, rows in found.items()}
 

@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from scoremle.types import Data, PerExample, Times
 
-__all__ = ["DrawIndex", "Problem", "Solver"]
+__all__ = ["ONE_DRAW", "DrawIndex", "Problem", "Solution", "Solver", "mean_integral"]
 
 Integrals = Float[Array, "m b"]
 DrawIndex = Int[Array, ""] | np.integer
@@ -35,9 +35,17 @@ def insensitive(clock: Times, state: Data, rate: Data) -> Data:
 class Solution(NamedTuple):
     """State and integrals at ``stop``, and an estimate of the error that the solver made.
 
-    ``error`` is that of a result: the mean of the integrals plus a function of the final state,
-    whose gradient along the solution is given by ``sensitivity``. ``scatter`` estimates the
-    variance of the mean of the integrals by ``fresh`` draws; NaN where there were none.
+    The error is that of a result: the mean of the integrals plus a function of the final state,
+    whose gradient along the solution is given by ``sensitivity``.
+
+    Args:
+        state: [b *d] at ``stop``.
+        integrals: [m b] up to there.
+        error: [b] that of the result.
+        scatter: [b] an estimate of the variance of the mean of the integrals by ``fresh`` draws;
+            NaN where there were none.
+        evaluations: [b] how often the field was evaluated.
+        ok: [b] whether the solver reached ``stop`` with finite numbers.
     """
 
     state: Data
@@ -88,5 +96,9 @@ ONE_DRAW = np.int32(0)
 
 
 def mean_integral(integrals: Float[Array, "m *b"]) -> Float[Array, "*b"]:
-    """Mean over the integrals, zero if there are none."""
+    """Mean over the integrals, zero if there are none.
+
+    Args:
+        integrals: [m *b] of one solution.
+    """
     return jnp.sum(integrals, axis=0) / max(integrals.shape[0], 1)

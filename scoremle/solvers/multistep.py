@@ -35,7 +35,7 @@ from scoremle.numerics import compensated_add, dims_of, sum_data
 from scoremle.solvers.base import ONE_DRAW, DrawIndex, Problem, Solution, mean_integral
 from scoremle.types import AnyArray, Data, PerExample, Times
 
-__all__ = ["Multistep", "Planned", "stated"]
+__all__ = ["NOISE", "Multistep", "Planned", "stated"]
 
 ORDER = 3
 # Roughness is measured by the difference of this order, which is zero for cubics.

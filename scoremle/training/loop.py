@@ -28,7 +28,7 @@ from scoremle.training.saving import Saving
 from scoremle.training.step import Batches, Step, TrainState
 from scoremle.training.writers import Writer
 
-__all__ = ["Intervals", "Loop"]
+__all__ = ["Intervals", "Loop", "OnEval", "OnSnapshot"]
 
 logger = logging.getLogger(__name__)
 

@@ -23,7 +23,7 @@ from scoremle.core.arguments import shown
 from scoremle.errors import UserError
 from scoremle.types import AnyArray, PRNGKey
 
-__all__ = ["TrainState", "init_state", "make_optimizer"]
+__all__ = ["MEMORY", "TrainState", "init_state", "make_optimizer"]
 
 Params = Any
 Metrics = dict[str, Float[AnyArray, "*k"]]

@@ -281,7 +281,7 @@ def test_what_is_there_is_not_written_over(tiny, folder, tmp_path, capfd):
 def test_a_run_that_was_stopped_goes_on(tiny, model, folder, tmp_path, capfd, monkeypatch):
     """With the batches that were finished, also among the pictures; none is left in the end."""
     out, found_of, batches = folder / "s.csv", score_images.to_numpy, []
-    monkeypatch.setattr(score_images, "BATCH_SIZE", 2)
+    monkeypatch.setattr(score_images, "BATCH_IMAGES", 2)
 
     def stopped(*arguments):
         if len(batches) == 4:

@@ -23,7 +23,7 @@ from scoremle.cli import main as cli
 from scoremle.coding import blocks, codec, file, images
 from scoremle.coding.layers import LatentLayers
 from scoremle.coding.rates import RATES_FILE
-from scoremle.coding.stack import FAR, BitStack
+from scoremle.coding.stack import MOST_BEYOND, BitStack
 from scoremle.core import schedules
 from scoremle.core.betas import betas
 from scoremle.core.prediction import RangedNoise, noise_fn
@@ -121,8 +121,11 @@ def test_a_draw_from_bits_that_were_pushed_is_one():
 
 @pytest.mark.parametrize(
     ("cell", "mean", "scale"),
-    [(2 * FAR, 0, 1), (0, np.nan, 1), (0, 1e30, 1), (0, 0, np.nan), (0, 0, 0), (0, 0, 1e6)],
-)
+    [
+        (2 * MOST_BEYOND, 0, 1), (0, np.nan, 1), (0, 1e30, 1),
+        (0, 0, np.nan), (0, 0, 0), (0, 0, 1e6),
+    ],
+)  # fmt: skip
 def test_what_is_out_of_reach_or_no_number_is_refused(cell, mean, scale):
     with pytest.raises(OverflowError):
         BitStack().push_normal(np.array([cell]), np.full(1, float(mean)), np.full(1, float(scale)))

@@ -178,7 +178,7 @@ def test_images_lie_on_the_device_if_they_fit_and_are_wanted(monkeypatch):
     images = numbered(10, **SETTINGS)
     assert isinstance(data.feed(images, "false").batch_of(images), feeds.Prefetch)
     assert data.feed(images, "auto").resident is images.train
-    monkeypatch.setattr(feeds, "MEMORY", 159)  # of which the images need more than 1/4
+    monkeypatch.setattr(feeds, "USUAL_MEMORY", 159)  # of which the images need more than 1/4
     assert isinstance(data.feed(images, "auto").batch_of(images), feeds.Prefetch)
     assert data.feed(images, "true").resident is images.train
     for mode in ("true", "false"):
@@ -528,5 +528,5 @@ def test_images_may_take_a_quarter_of_a_device(memory, fits, monkeypatch):
         batches = data.feed(images, wanted).batch_of(images)
         assert isinstance(batches, feeds.Prefetch) != there
     monkeypatch.setattr("jax.local_devices", lambda: [Mock(memory_stats=lambda: None)])
-    monkeypatch.setattr(feeds, "MEMORY", memory)
+    monkeypatch.setattr(feeds, "USUAL_MEMORY", memory)
     assert isinstance(data.feed(images).batch_of(images), feeds.Prefetch) != fits

@@ -49,7 +49,7 @@ def stats(patch, tmp_path_factory):
     """Reference features of the digits by the stand-in, which takes the place of Inception."""
     for module in ("scoremle.quality.features", "scoremle.experiment.run_sampling"):
         patch.setattr(f"{module}.load_inception", lambda path: stand_in())
-    patch.setattr(features, "BATCH_SIZE", 20)
+    patch.setattr(features, "PICTURES_AT_ONCE", 20)
     path = tmp_path_factory.mktemp("stats") / "digits.npz"
     assert cli.main(["stats", "digits", "--weights=w.npz", f"--out={path}"]) == 0
     return path

@@ -21,7 +21,7 @@ def extract(x, folder, *, levels=256, batches=None):
 
 
 def test_all_images_in_order_in_batches_of_one_size(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(features, "BATCH_SIZE", 4)
+    monkeypatch.setattr(features, "PICTURES_AT_ONCE", 4)
     batches = []
     x = images(10, 3)
     found = extract(x, tmp_path, batches=batches)

@@ -228,7 +228,7 @@ def run(options: Any) -> dict[str, Any]:
     if levels:
         with going_on(f"{options.out} is written, and its mean is not corrected: the same command"
                       " with --force resumes"):  # fmt: skip
-            mean = cast("Mean", scored.corrected(levels, own_measurement.TOLERANCE).mean)
+            mean = cast("Mean", scored.corrected(levels, own_measurement.SOLVER_TOLERANCE).mean)
         summary = answer.write(mean, last=True)
     shutil.rmtree(parts, ignore_errors=True)
     with suppress(OSError):  # parts of an interrupted run of other images may be there

@@ -28,8 +28,7 @@ from scoremle.numerics import power_of_two
 from scoremle.resumable import Arrays, resumable_map
 from scoremle.terminal import counted, say
 
-# Points at once.
-BATCH_SIZE = 1024
+POINTS_AT_ONCE = 1024
 OF_IMAGES = ("page", "profile", "steps", "label", "fit", "shard", "merge", "correct")
 
 Columns = dict[str, Float[np.ndarray, " n"]]
@@ -132,7 +131,7 @@ def _values(
         columns |= {"log_prob": found.log_prob, "nfe": found.evaluations}
         return {name: np.asarray(column, np.float64) for name, column in columns.items()}
 
-    size = min(BATCH_SIZE, power_of_two(len(points)))
+    size = min(POINTS_AT_ONCE, power_of_two(len(points)))
     values = resumable_map(
         work, len(points), size=size, passes=options.passes, label="log p", unit="point"
     )

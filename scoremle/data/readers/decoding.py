@@ -20,7 +20,7 @@ from scoremle.data.readers.base import ImageReport, UnusableImage
 from scoremle.data.readers.fits import ENLARGED, FITS, Changes
 from scoremle.errors import by, first_line
 
-__all__ = ["IMAGE_FORMATS"]
+__all__ = ["EXACT", "IMAGE_FORMATS", "is_picture"]
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
@@ -59,7 +59,11 @@ _TOO_LARGE = f"more than {MAX_PIXELS} pixels: a decompression bomb, or to be cut
 
 
 def is_picture(name: str) -> bool:
-    """True if the name ends as that of a picture."""
+    """Whether a name ends as that of a picture.
+
+    Args:
+        name: of a file.
+    """
     return name.lower().endswith(SUFFIXES + HEIC)
 
 
