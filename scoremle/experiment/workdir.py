@@ -25,6 +25,7 @@ import time
 from collections.abc import Container, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -186,7 +187,7 @@ class Workdir:
         restored = self.snapshots.restore(template, number)
         path = self.snapshots.path(restored.number)
         check_record(restored.meta, _Notes, path)
-        self._compare(restored.meta, path)
+        self._compared([(path, restored.meta)])
         if not self.imported:
             state = restored.tree
             restored = restored._replace(tree=state._replace(ema=jax.device_put(state.ema)))
@@ -200,9 +201,7 @@ class Workdir:
         """
         if self.imported:
             self.imported.check()
-            self._compare({}, self.imported.files)
-        for path, meta in self._notes():
-            self._compare(meta, path)
+        self._compared(self._notes())
 
     def snapshot_state(self, template: TrainState) -> TrainState | None:
         """The newest snapshot, where there is no checkpoint for pre-emption to go on from.
@@ -282,14 +281,14 @@ class Workdir:
             )
         matters, of_data = record.KINDS[what]
         path, meta = next(self._notes(), (self.folder, {}))
-        self._compare(meta, path)
-        old = meta.get(record.CONFIG, {}) | flat(self._read_config())
+        fields, facts = self._compared([(path, meta)])
+        old = meta.get(record.CONFIG, {}) | fields
         new = flat(experiment.config)
         # A field that is not in the record is newer than the record.
         known = [n for n in sorted(new) if matters(n) and n in old]
         different = [n for n in known if record.disagree(n, old[n], new[n])]
         if not different:
-            old = meta.get(record.DATA, {}) | self.data_facts()
+            old = meta.get(record.DATA, {}) | facts
             new = data_facts(experiment)
             different = [name for name in of_data if name in old and old[name] != new.get(name)]
         if different:
@@ -358,19 +357,25 @@ class Workdir:
                     continue
                 yield store.path(number), meta
 
-    def _compare(self, meta: dict[str, Any], path: Path) -> None:
-        """Raises UserError if config.json or data.json differs from a checkpoint's notes."""
+    def _compared(
+        self, notes: Iterable[tuple[Path, dict[str, Any]]]
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The fields in config.json, and the facts in data.json.
+
+        Raises UserError if one of the files differs from the notes of a checkpoint.
+        """
+        fields, facts = flat(self._read_config()), self.data_facts()
         files = (
-            (self.config_path, flat(self._read_config()), meta.get(record.CONFIG, {})),
-            (self.data_path, self.data_facts(), meta.get(record.DATA, {})),
-        )
-        for file, stated, known in files:
-            for name, value in known.items():
+            (self.config_path, fields, record.CONFIG), (self.data_path, facts, record.DATA),
+        )  # fmt: skip
+        for (path, meta), (file, stated, key) in product(notes, files):
+            for name, value in meta.get(key, {}).items():
                 if record.disagree(name, value, stated.get(name, value)):
                     raise UserError(
                         f"{file} says {name}={stated[name]!r}, but {path} was trained with"
                         f" {value!r}: {REMEDY}"
                     )
+        return fields, facts
 
     def _read_config(self) -> dict[str, Any]:
         return read_sealed(self.config_path, REMEDY) if self.config_path.exists() else {}
