@@ -347,7 +347,7 @@ def test_what_writes_nothing_needs_no_folder(line):
         ("score digit .", "mean digits?"),
         ("score digits . --out=/proc/x.csv", "can't write --out=/proc/x.csv"),
         ("score digits . --page=/proc/x.html", "can't write --page=/proc/x.html"),
-        ("sample digits -o /proc/x.npy", "-o /proc/x.npy"),
+        ("sample digits -o /proc/x.npy", "--out=/proc/x.npy"),
         ("import nofile.pth", "file nofile.pth"),
         ("train digits w --config.trainig=3", "mean training?"),
         ("train digits w --config.train.n_iters=3", "mean training.n_iters?"),

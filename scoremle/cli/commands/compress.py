@@ -37,7 +37,7 @@ def arguments(parser: Parser) -> None:
 def check(options: Any) -> None:
     checks.exists(options.images)
     checks.different((options.model, options.images), options.out)
-    checks.writable("-o ", options.out, force=options.force)
+    checks.writable("--out=", options.out, force=options.force)
     checks.model(options)
 
 

@@ -33,9 +33,9 @@ def arguments(parser: Parser) -> None:
 def check(options: Any) -> None:
     checks.exists(options.file)
     if options.out.suffix.lower() not in ARRAYS and options.out.exists():
-        raise UserError(f"-o {options.out} is there already: name a folder that is not")
+        raise UserError(f"--out={options.out} is there already: name a folder that is not")
     checks.different((options.file,), options.out)
-    checks.writable("-o ", options.out, force=options.force)
+    checks.writable("--out=", options.out, force=options.force)
 
 
 def run(options: Any) -> None:
@@ -53,7 +53,8 @@ def run(options: Any) -> None:
     levels = models.of_images(model, place)[0].levels
     if levels != 256 and not as_array:
         raise UserError(
-            f"-o {options.out}: pictures have 256 grey levels, and the model {levels}: name a .npz"
+            f"--out={options.out}: pictures have 256 grey levels, and the model {levels}: name a"
+            " .npz"
         )
     images, names = decompress_images(model, options.file)
     if as_array:

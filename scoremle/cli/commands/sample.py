@@ -47,11 +47,12 @@ def arguments(parser: Parser) -> None:
 
 def check(options: Any) -> None:
     options.out = options.out or Path("samples.npz" if options.log_prob else "samples.png")
-    checks.ending("-o ", options.out, ".png", ".npy", ".npz")
+    checks.ending("--out=", options.out, ".png", ".npy", ".npz")
     checks.different((options.model,), options.out)
-    checks.writable("-o ", options.out, force=options.force)
+    checks.writable("--out=", options.out, force=options.force)
     if options.log_prob:
-        checks.ending("--log-prob writes an array: -o ", options.out, ".npz")
+        if options.out.suffix.lower() != ".npz":
+            raise UserError(f"--log-prob writes an array: name a .npz, not {options.out}")
         if options.sampler not in (None, "ode"):
             raise UserError(f"--log-prob is for --sampler=ode: {options.sampler} gives no density")
     checks.model(options)
