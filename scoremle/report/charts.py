@@ -18,7 +18,7 @@ from scoremle.evaluation import figures
 from scoremle.evaluation.figures import ABOVE, COLOURS, INK, LINES, Z95, DrawChart
 from scoremle.files import write_bytes
 from scoremle.terminal import counted
-from scoremle.training.writers import LogRow
+from scoremle.training.writers import LoggedRow
 
 # In the page's style sheet: --ink, --lines, --c0, --c1, ...
 VARIABLES = {INK: "ink", LINES: "lines"} | {c: f"c{i}" for i, c in enumerate(COLOURS)}
@@ -68,7 +68,7 @@ class Chart:
             write_bytes(folder / f"{self.name}.{kind}", content)
 
 
-def _columns(rows: Sequence[LogRow], *names: str) -> list[Float[np.ndarray, " n"]]:
+def _columns(rows: Sequence[LoggedRow], *names: str) -> list[Float[np.ndarray, " n"]]:
     """Steps and columns of the rows that have finite numbers in all of them."""
     table = [[row.get(name) for name in ("step", *names)] for row in rows]
     complete = [values for values in table if None not in values]
@@ -91,8 +91,9 @@ def _smooth(values: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
 
 
 def columns(
-    name: str, title: str, rows: Sequence[LogRow], labels: Mapping[str, str], *, log: bool = False
-) -> Chart:
+    name: str, title: str, rows: Sequence[LoggedRow], labels: Mapping[str, str], *,
+    log: bool = False,
+) -> Chart:  # fmt: skip
     """Columns of the log over the steps, with a label each; logarithmic with ``log``."""
     found = [_columns(rows, column) for column in labels]
 
@@ -118,7 +119,7 @@ def columns(
     )  # fmt: skip
 
 
-def training_bpd(rows: Sequence[LogRow], uniform: float) -> Chart:
+def training_bpd(rows: Sequence[LoggedRow], uniform: float) -> Chart:
     """bits/dim of test images while training, with its error; from where it beats ``uniform``.
 
     Before, the averaged parameters are mostly those of the beginning, and their bits/dim mean

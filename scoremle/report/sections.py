@@ -225,7 +225,7 @@ def _curves(subject: Subject) -> Iterator[Chart]:
         yield charts.columns("grad_norm", "Norm of the gradient", log, norm, log=True)
     yield charts.learning_rate(
         lambda i: optim.lr * np.where(i < optim.warmup, i / max(optim.warmup, 1), 1.0),
-        int(log[-1]["step"]),
+        int(log[-1]["step"] or 0),  # never None: read_log checks it
     )
 
 

@@ -25,7 +25,7 @@ from scoremle.experiment.workdir import Workdir
 from scoremle.files import read_json
 from scoremle.records import check_record
 from scoremle.resumable import content_hash
-from scoremle.training.writers import LogRow, read_log
+from scoremle.training.writers import LoggedRow, read_log
 
 # What two evaluations must have in common for a comparison image by image.
 ALIKE = ("kind", "data_hash", "seed")
@@ -87,7 +87,7 @@ class Subject:
         return rates if rates.checkpoint in numbers else None
 
     @cached_property
-    def log(self) -> list[LogRow]:
+    def log(self) -> list[LoggedRow]:
         """The rows of the training's log; none where there was no training.
 
         Raises UserError for a line that is not a row of numbers.

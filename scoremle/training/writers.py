@@ -28,13 +28,15 @@ from scoremle.files import handle_of
 from scoremle.progress import Progress
 from scoremle.records import check_record, is_of
 
-__all__ = ["TRACKERS", "Console", "JsonLines", "LogRow", "Run", "Writer", "read_log"]
+__all__ = ["TRACKERS", "Console", "JsonLines", "LoggedRow", "Run", "Writer", "read_log"]
 
 PROJECT = "scoremle"
 # The file in a run's folder that has its identifier, for each library.
 KEPT = "logged.json"
 
+# A row to be written, and one that was: with None for what was not finite.
 LogRow = dict[str, float]
+LoggedRow = dict[str, float | None]
 
 
 class Writer:
@@ -105,7 +107,7 @@ def _step_of(line: str) -> float:
     return step if is_of(step, float) else math.inf
 
 
-def read_log(path: Path) -> list[LogRow]:
+def read_log(path: Path) -> list[LoggedRow]:
     """The rows that ``JsonLines`` wrote, each with its step; None for what was not finite.
 
     Raises UserError for a line that is not a row of numbers.
@@ -117,10 +119,10 @@ def read_log(path: Path) -> list[LogRow]:
     return [_row(line, f"{path}, line {number}") for number, line in enumerate(lines, 1)]
 
 
-def _row(line: str, where: str) -> LogRow:
+def _row(line: str, where: str) -> LoggedRow:
     try:
         row = json.loads(line)
-        check_record(row, dict[str, float | None], where)
+        check_record(row, LoggedRow, where)
         step = row.get("step")
     except (ValueError, RecursionError):  # a UserError is a ValueError
         step = None
