@@ -386,7 +386,8 @@ def _signals() -> Iterator[list[int]]:
     if threading.current_thread() is not threading.main_thread() or jax.process_count() > 1:
         yield arrived
         return
-    usual = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    both = (signal.SIGTERM, signal.SIGINT)
+    usual: dict[int, Any] = {number: signal.getsignal(number) for number in both}
 
     def handle(number: int, _: Any) -> None:
         arrived.append(number)
