@@ -143,11 +143,16 @@ class Experiment:
 def build(
     config: Any, *, levels: int | None = None, imported: "Imported | None" = None
 ) -> Experiment:
-    """The experiment of a resolved config. Raises UserError for values that can't be had.
+    """The experiment of a resolved config.
 
-    With ``levels``, the data set is not loaded but left empty: to use a model, the shape and the
-    number of levels are enough, and its parameters show whether the network is that of the config.
-    A model that was ``imported`` is not of the config.
+    Args:
+        config: resolved.
+        levels: with these, the data set is not loaded but left empty: to use a model, the shape
+            and the number of levels are enough, and its parameters show whether the network is
+            that of the config.
+        imported: a model, which is not of the config.
+
+    Raises UserError for values that can't be had.
     """
     check_devices()
     check_config(config)

@@ -79,7 +79,10 @@ def called(place: str, *arguments: Any) -> Any:
 def mistakes(path: Path | None = None) -> Iterator[None]:
     """In the block an error in a user's file becomes a UserError of one line.
 
-    An exit, too: it is none of the program. With a ``path``, every error is of that file.
+    An exit, too: it is none of the program.
+
+    Args:
+        path: of a file, which every error is of; None: the one that the error passed through.
     """
     try:
         yield

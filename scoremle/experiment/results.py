@@ -58,8 +58,11 @@ def are_sealed(path: Path) -> bool:
 def measured(folder: Path, *names: str) -> list[Result]:
     """The results in a folder that are means over images, in the order of their making.
 
-    ``names`` lead from the folder to that of the results. Raises UserError as ``read_results``,
-    and for one that lacks what is said wherever it is shown.
+    Args:
+        folder: that of the results, or one above it.
+        names: lead from the folder to that of the results.
+
+    Raises UserError as ``read_results``, and for one that lacks what is said wherever it is shown.
     """
     found = read_results(inside(folder, *names, RESULTS))
     return [

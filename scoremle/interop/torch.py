@@ -217,8 +217,12 @@ def from_azula(
 def from_diffusers(pipeline: Any) -> ScoreModel:
     """The model of a live ``DDPMPipeline``, or any with a UNet2DModel, natively in JAX.
 
-    Its parameters are copied, and nothing of it runs in PyTorch. Raises UserError for a pipeline
-    that ``scoremle.load`` would refuse as a folder.
+    Its parameters are copied, and nothing of it runs in PyTorch.
+
+    Args:
+        pipeline: of diffusers.
+
+    Raises UserError for a pipeline that ``scoremle.load`` would refuse as a folder.
     """
     from scoremle.zoo import diffusers  # Flax is slow to import
 

@@ -167,16 +167,17 @@ class Checkpoints:
         self._sweep()
 
     def restore(self, template: Any, number: int | None = None) -> Restored:
-        """Read a checkpoint: this number, or the newest that is whole.
+        """Reads a checkpoint: this number, or the newest that is whole.
 
-        ``template`` has the structure, shapes and dtypes expected: arrays, or what
-        ``jax.eval_shape`` gives. What is read goes to the devices of its arrays, of sharded ones
-        each part to its device; without a place, they are arrays of numpy. Raises UserError if
-        there is nothing to read, or if it belongs to another network; a damaged checkpoint is
-        named, and the one before it taken.
+        A damaged one is named, and the one before it taken.
 
         Args:
+            template: of the structure, shapes and dtypes expected: arrays, or what
+                ``jax.eval_shape`` gives. What is read goes to the devices of its arrays, of
+                sharded ones each part to its device; without a place, they are arrays of numpy.
             number: of the checkpoint; None: the newest.
+
+        Raises UserError if there is nothing to read, or if it belongs to another network.
         """
         numbers = self.numbers()
         if number is not None and number not in numbers:

@@ -27,9 +27,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Program:
-    """k steps, called with a state and k batches, each of which is taken in ``accumulate`` parts.
-
-    ``jitted`` makes one step.
+    """A compiled training step, which is called once for each of k batches.
 
     Args:
         jitted: makes one step.
@@ -69,20 +67,24 @@ def make_program(
     accumulate: int = 1,
     places: Any = None,
 ) -> Program:
-    """Compiles a step for k batches, stacked, from which ``gather`` makes the examples of a step.
+    """Compiles a training step.
 
-    ``loss`` may be a ``jax.tree_util.Partial`` that holds arrays, such as a network that is not
-    trained. The metrics are ``loss``, ``grad_norm`` before clipping, and what the loss adds:
-    arrays [k]. The state given is used up: its memory becomes that of the state returned.
-    ``gather`` may take the examples from ``resident`` arrays; then a batch is, for example,
-    numbers of images. The gradient of a batch is the mean over ``accumulate`` parts of it, one
-    after the other, so that memory holds the activations of one. ``places`` are the shardings of a
-    state; None: whole on each device.
+    It is called with k batches, stacked. The metrics are ``loss``, ``grad_norm`` before clipping,
+    and what the loss adds: arrays [k]. The state given is used up: its memory becomes that of the
+    state returned.
 
     Args:
+        loss: may be a ``jax.tree_util.Partial`` that holds arrays, such as a network that is not
+            trained.
         optimizer: of optax.
         ema_rate: of the moving average of the parameters.
         seed: of all randomness.
+        resident: arrays on the devices, from which ``gather`` may take the examples.
+        gather: makes the examples of a step from ``resident`` and a batch, which may be numbers of
+            images.
+        accumulate: parts of a batch, which are taken one after the other, so that memory holds the
+            activations of one. Its gradient is their mean.
+        places: the shardings of a state; None: whole on each device.
     """
     rule = Rule(optimizer, ema_rate, gather, accumulate)
     # Arguments, not constants: the compiled program is the same for every seed and all images, and
