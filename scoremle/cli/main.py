@@ -40,7 +40,7 @@ MISTAKE = f"\n{UserError.__name__}: "
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line (without the program's name); gives the exit code.
+    """Runs the command line (without the program's name); gives the exit code.
 
     0: done; 1: a fault, with a traceback; 2: a user's mistake; 3: done, but files were left out;
     4: suspects were found (``--fail-on-suspects``); 130 and 143: stopped by Ctrl-C and by

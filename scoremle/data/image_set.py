@@ -116,7 +116,7 @@ class ImageSet:
 
 
 def pad_to(images: np.ndarray, size: int) -> np.ndarray:
-    """Centre the images on ``size`` x ``size`` zeros. Never crops or resamples."""
+    """Centres the images on ``size`` x ``size`` zeros. Never crops or resamples."""
     height, width = images.shape[1:3]
     if size < max(height, width):
         raise UserError(

@@ -192,7 +192,7 @@ def get_config() -> ml_collections.ConfigDict:
 
 
 def resolve(config: ml_collections.ConfigDict) -> None:
-    """Fill, in place, the fields that are still unset from those they depend on."""
+    """Fills, in place, the fields that are still unset from those they depend on."""
     for (section, field), value in _derived(config).items():
         if config[section][field] is None:
             config[section][field] = value
@@ -208,7 +208,7 @@ def resolve(config: ml_collections.ConfigDict) -> None:
 
 
 def unresolve(config: ml_collections.ConfigDict) -> None:
-    """Empty, in place, the fields that hold what ``resolve`` would put there.
+    """Empties, in place, the fields that hold what ``resolve`` would put there.
 
     So they follow the others again, when these are changed.
     """

@@ -178,7 +178,7 @@ class AttnBlockpp(nn.Module):
 
 
 class Combine(nn.Module):
-    """Join a pyramid level x with the features h, by sum or side by side."""
+    """Joins a pyramid level x with the features h, by sum or side by side."""
 
     method: str
     dtype: DTypeLike
@@ -217,7 +217,7 @@ def downsample(x: Images, fir_kernel: FirKernel) -> Images:
 
 
 class Upsample(nn.Module):
-    """Double the image; with ``with_conv`` a convolution gives it ``features`` channels."""
+    """Doubles the image; with ``with_conv`` a convolution gives it ``features`` channels."""
 
     with_conv: bool
     fir_kernel: FirKernel
@@ -235,7 +235,7 @@ class Upsample(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Halve the image; with ``with_conv`` a convolution gives it ``features`` channels."""
+    """Halves the image; with ``with_conv`` a convolution gives it ``features`` channels."""
 
     with_conv: bool
     fir_kernel: FirKernel

@@ -50,7 +50,7 @@ def naive_downsample_2d(x: Images) -> Images:
 
 
 def upsample_2d(x: Images, kernel: FilterKernel) -> Images:
-    """Double the size, then filter.
+    """Doubles the size, then filters.
 
     Args:
         x: [b h w c].
@@ -62,7 +62,7 @@ def upsample_2d(x: Images, kernel: FilterKernel) -> Images:
 
 
 def downsample_2d(x: Images, kernel: FilterKernel) -> Images:
-    """Filter, then halve the size.
+    """Filters, then halves the size.
 
     Args:
         x: [b h w c], of even h and w.
@@ -83,7 +83,7 @@ def upsample_conv_2d(x: Images, w: Weight, kernel: FilterKernel) -> Images:
 
 
 def conv_downsample_2d(x: Images, w: Weight, kernel: FilterKernel) -> Images:
-    """Filter, then convolution with stride 2."""
+    """Filters, then convolves with stride 2."""
     p = len(kernel) - 3 + w.shape[0]
     h = _filter(x, kernel, pad=((p + 1) // 2, p // 2))
     return lax.conv_general_dilated(h, w, (2, 2), "VALID", dimension_numbers=_NHWC)

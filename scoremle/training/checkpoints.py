@@ -132,7 +132,7 @@ class Checkpoints:
         return max(self.numbers(), default=None)
 
     def save(self, number: int, tree: Any, meta: dict[str, Any]) -> None:
-        """Write ``tree`` and ``meta`` (JSON) as this number, in place of one that has it already.
+        """Writes ``tree`` and ``meta`` (JSON) as this number, in place of one that has it already.
 
         All processes of a run call it. Those that have parts of arrays write them, and the first
         all else. It returns there when everything is on disk. Killed at any moment, or without
