@@ -143,7 +143,7 @@ def in_gib(size: float) -> str:
 
 
 def within_memory(program: Any) -> Callable[..., Any]:
-    """The same compiled function, which raises MemoryError where its work is more than is free.
+    """A compiled function that raises MemoryError where its work is more than is free.
 
     So on a CPU, by XLA's account, before the first call of each shape: the system would kill the
     process. Other devices raise an error of their own.

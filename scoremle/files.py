@@ -335,7 +335,7 @@ def sync(place: Path) -> None:
 
 
 def sync_all(folder: Path) -> None:
-    """The same for all that is in a folder, and the folder."""
+    """Returns when all that is in a folder, and the folder, is on disk."""
     for place in (*folder.rglob("*"), folder):
         sync(place)
 

@@ -92,7 +92,7 @@ class Parser(argparse.ArgumentParser):
         return options
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """The same, but for what ``check`` looks at."""
+        """Parses arguments, without ``check``. Raises UserError for an unknown one."""
         end = args.index("--") if "--" in args else len(args)
         flags, names = args[:end], args[end + 1 :]
         names = [f"./{name}" if name.startswith("-") else name for name in names]

@@ -154,7 +154,7 @@ def listing(path: Path) -> dict[str, Path]:
 
 
 def _walked(path: Path) -> tuple[dict[str, Path], list[str]]:
-    """The same files, and the names in the folder of what is left out, without hidden ones."""
+    """The files of ``listing``, and the names of what is left out, without hidden ones."""
     if not path.is_dir():
         if path.exists() and not path.is_file():  # a pipe would be waited for
             raise UserError(f"{path} is neither a file nor a folder")

@@ -69,7 +69,7 @@ class ImageSet:
         return height, width, channels
 
     def reordered(self, times: int) -> "ImageSet":
-        """The same images in another order.
+        """These images in another order.
 
         Args:
             times: how often the order was changed before; each number has an order of its own.

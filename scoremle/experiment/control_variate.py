@@ -79,10 +79,10 @@ class ControlRun:
         )  # fmt: skip
 
     def kept(self, folder: Path, identity: Mapping[str, Any]) -> Control:
-        """The same, kept in a folder, for a model of this identity but for its parameters.
+        """The control variate of the model, kept in a folder.
 
-        A run that goes on reads it there, so that all batches are measured with the same; and so
-        does another bound of the same network.
+        ``identity`` is the model's but for its parameters. A run that goes on reads it there, so
+        that all batches are measured with the same; and so does another bound of the same network.
         """
         own = {"matching": self.matching, "seed": self.seed, "params": tree_hash(self.model)}
         facts = {**self.describe(), **own, "model": identity}

@@ -175,7 +175,7 @@ class NetworkSpec:
 
     @property
     def in_float32(self) -> "NetworkSpec":
-        """The same, computing in float32."""
+        """This model, computing in float32."""
         return dataclasses.replace(self, network=self.network.clone(dtype=jnp.float32))
 
     def init(self, key: PRNGKey, images: IntImages) -> Params:

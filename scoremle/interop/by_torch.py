@@ -48,7 +48,7 @@ class InTorch:
 
     @property
     def transposed(self) -> "InTorch":
-        """The same values, with J'v in place of Jv."""
+        """The network with J'v in place of Jv; its values are the same."""
         return InTorch(self.frozen, for_forms=True)
 
 

@@ -78,7 +78,7 @@ class Scored:
         return _finite(self.values)
 
     def corrected(self, levels: StepLevels | None, tolerance: float) -> "Scored":
-        """The same with the mean at the finest of these levels of the solver.
+        """These values with the mean at the finest of these levels of the solver.
 
         Itself, where there are no levels or fewer than two images.
 
@@ -286,7 +286,7 @@ def _measured(
 
 
 def _with_steps_as_data(tree: Any) -> Any:
-    """The same with one program for all numbers of steps of the ODE's solver."""
+    """An estimator with one program for all numbers of steps of the ODE's solver."""
 
     def planned(node: Any) -> Any:
         return node.planned(FINEST) if isinstance(node, Multistep) else node

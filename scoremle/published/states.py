@@ -67,7 +67,7 @@ def read(path: Path) -> Published:
 
 
 def decode(path: Path) -> Published:
-    """The same, but raises Damaged."""
+    """The training state in a file, as ``read`` gives it. Raises Damaged for anything else."""
     of_torch = path.suffix == ".pth"
     content = (pytorch.load_pth if of_torch else state_dict.read)(named(path))
     try:

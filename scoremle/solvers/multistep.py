@@ -354,7 +354,7 @@ class Multistep:
         return self._planned(step_table(self.steps), self.steps).solve(problem, state)
 
     def planned(self, room: int) -> "Planned | Multistep":
-        """The same with its plan as data; itself, if it has more steps than ``room``.
+        """This solver with its plan as data; itself, if it has more steps than ``room``.
 
         Args:
             room: the most steps that programs of these arrays take.

@@ -119,15 +119,17 @@ def largest_batch(room: int, small: tuple[int, Needs], large: tuple[int, Needs])
 
 
 def checked(program: Program, lighter: str | None = None) -> Step:
-    """The same steps, but the first call compares what they need with what is free.
+    """The steps of a program, of which the first compares what they need with what is free.
 
-    ``lighter``: a field of the config, with a value that makes them need less. Raises UserError if
-    the device could never hold what they need, and warns if it can't now. Either names a batch
-    that fits, and that field.
+    It warns if the device can't hold that now. The warning and the error name a batch that fits,
+    and the field.
 
     Args:
         program: the steps.
-        lighter: a field of the config with a value, or None.
+        lighter: a field of the config, with a value that makes them need less; None: there is
+            none.
+
+    Raises UserError if the device could never hold what they need.
     """
     known = False
 

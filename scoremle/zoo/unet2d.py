@@ -365,7 +365,7 @@ class UNet2D(nn.Module):
     def _take_back_one(
         self, block: str, resnet: Resnet, h: Images, skips: list[Images], features: int
     ) -> Images:
-        """The same for a K block: it takes the last features, drops the others, has a layer less.
+        """A K block on the way up: it takes the last features, drops the others, has a layer less.
 
         ``features``: the channels of its last layer, which are those of the next level.
         """

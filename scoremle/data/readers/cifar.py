@@ -77,7 +77,7 @@ def unpickle_rows(content: bytes, where: str) -> tuple[np.ndarray, Any]:
 
 
 def rows_and_labels(batch: Mapping[str, Any], where: str) -> tuple[np.ndarray, Any]:
-    """The same of a batch as a mapping."""
+    """Images and labels of a batch: a mapping with ``data`` [n, 3 size^2] and labels."""
     rows = batch.get("data")
     labels = batch.get("fine_labels", batch.get("labels"))
     if not isinstance(rows, np.ndarray) or labels is None:

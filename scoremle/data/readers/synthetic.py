@@ -47,7 +47,7 @@ def log_prob(images: UInt8[np.ndarray, "n h w 1"]) -> Float[np.ndarray, " n"]:
 
 
 def read_synthetic(path: Path, options: Options) -> Reading:
-    """The same images everywhere, drawn from raw words of PCG64, whose stream numpy keeps."""
+    """Images that are equal everywhere, of raw words of PCG64, whose stream numpy keeps."""
     splits = {name: _draw(count, i) for i, (name, count) in enumerate(COUNTS.items())}
 
     def chunks() -> Iterator[Chunk]:
