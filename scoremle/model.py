@@ -313,8 +313,8 @@ class ScoreModel:
         Args:
             steps: the number of steps: of a discrete schedule its own, else even in log-SNR.
 
-        Raises UserError for fewer than two steps, more than a discrete schedule has, and a model
-        of reals; and ValueError for a schedule that has a log-SNR for each dimension.
+        Raises UserError for fewer than two steps, more than a discrete schedule has, a model of
+        reals, and a schedule that has a log-SNR for each dimension.
 
         Example:
             >>> print(scoremle.load("digits").chain(100).title)

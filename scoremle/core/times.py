@@ -101,7 +101,7 @@ def even_times(sde: SDE, eps: Scalar, steps: int, dtype: DTypeLike | None = None
         steps: how many.
         dtype: of the times; None: JAX's default.
 
-    Raises ValueError for a schedule that has a log-SNR for each dimension.
+    Raises UserError for a schedule that has a log-SNR for each dimension.
     """
     low, high = log_snr_range(sde, eps)
     times = sde.time_of_log_snr(jnp.linspace(low, high, steps + 1, dtype=dtype))

@@ -116,8 +116,8 @@ def check_declaration(
             they are.
         condition: what the noise prediction takes, a row for each example.
 
-    Raises UserError for fewer than ``fewest`` examples, and ValueError for a schedule that has a
-    log-SNR for each dimension.
+    Raises UserError for fewer than ``fewest`` examples, and for a schedule that has a log-SNR for
+    each dimension.
     """
     dims = math.prod(data.shape[1:])
     if len(data) < fewest(dims):
