@@ -67,6 +67,13 @@ class Source:
             return sha256_of(named(self.path), bounded.MAX_ARRAYS)
         return self._hash.hexdigest()
 
+    def hash(self, wanted: Callable[[str], bool]) -> str:
+        """``sha256`` of a folder whose wanted files are read by other means."""
+        for name, file in self._files.items():
+            if self._wanted(name, wanted):
+                self._note(name, sha256_of(file, bounded.MAX_ARRAYS))
+        return self.sha256()
+
     def files(
         self,
         wanted: Callable[[str], bool],
@@ -193,15 +200,6 @@ def _say_unread(path: Path, names: Sequence[str]) -> None:
             "%s: links that are not followed, and what is not a plain file, are not read: %s",
             path, ", ".join([*map(repr, names[:SHOWN]), *["..."] * (len(names) > SHOWN)]),
         )  # fmt: skip
-
-
-def hash_files(folder: Path, wanted: Callable[[str], bool]) -> str:
-    """``sha256`` of a folder whose files are read by other means."""
-    source = Source(folder)
-    for name, file in source._files.items():
-        if source._wanted(name, wanted):
-            source._note(name, sha256_of(file, bounded.MAX_ARRAYS))
-    return source.sha256()
 
 
 def stamp(path: Path) -> str:

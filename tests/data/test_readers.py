@@ -703,7 +703,7 @@ def test_what_is_hashed_without_being_read(tmp_path):
     contents = {"a.npy": b"one", "b/c.npy": b"two", "b/d.txt": b"three", ".e.npy": b"four"}
     folder = write_tree(tmp_path / "files", contents)
     parts = [n.encode() + b"\0" + sha256(contents[n]).digest() for n in ("a.npy", "b/c.npy")]
-    found = sources.hash_files(folder, lambda name: name.endswith(".npy"))
+    found = sources.Source(folder).hash(lambda name: name.endswith(".npy"))
     assert found == sha256(b"".join(parts)).hexdigest()
     read = sources.Source(folder)
     assert len(list(read.files(lambda name: name.endswith(".npy")))) == 2

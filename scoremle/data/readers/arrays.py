@@ -15,7 +15,7 @@ import numpy as np
 from scoremle.bounded import MAX_ARRAYS, MAX_FILE, File, npy_header
 from scoremle.bounded import read_arrays as arrays_of
 from scoremle.core.pixels import as_integers
-from scoremle.data.archive import Source, hash_files, listing
+from scoremle.data.archive import Source, listing
 from scoremle.data.readers.base import Chunk, Options, Reading, as_labels
 from scoremle.errors import UserError, by, damaged
 from scoremle.files import named, opened
@@ -48,8 +48,9 @@ def read_array_files(path: Path, options: Options) -> Reading:
             if name.suffix.lower() == ".npy" and len(name.parts) == 1
         }  # fmt: skip
     levels = _levels(arrays.pop("levels"), path) if "levels" in arrays else None
-    of_folder = partial(hash_files, path, lambda name: name.endswith(".npy"))
-    sha256 = of_folder if path.is_dir() else Source(path).sha256
+    source = Source(path)
+    of_folder = partial(source.hash, lambda name: name.endswith(".npy"))
+    sha256 = of_folder if path.is_dir() else source.sha256
     return Reading(_chunks(path, arrays, options), sha256, levels)
 
 

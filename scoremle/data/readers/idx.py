@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from scoremle.bounded import MAX_FILE, check_size
-from scoremle.data.archive import hash_files, read_start
+from scoremle.data.archive import Source, read_start
 from scoremle.data.readers.base import Chunk, Options, Reading
 from scoremle.data.readers.fits import fitted
 from scoremle.errors import UserError, by
@@ -36,7 +36,7 @@ def read_idx(path: Path, options: Options, *, transposed: bool = False) -> Readi
         raise UserError(f"{path}: training images are {a}x{b}, test images {c}x{d}")
 
     facts = {"orientation": "transposed, which sets EMNIST upright"} if transposed else {}
-    sha256 = partial(hash_files, path, lambda name: "idx" in name)
+    sha256 = partial(Source(path).hash, lambda name: "idx" in name)
     return Reading(_chunks(splits, options, transposed), sha256, facts=facts)
 
 
