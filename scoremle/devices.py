@@ -142,6 +142,10 @@ def in_gib(size: float) -> str:
     return f"{size / 2**30:.3g} GiB"
 
 
+# By program and shapes: XLA has to compile for it.
+NEEDED: WeakKeyDictionary[Any, dict[Any, Needs | None]] = WeakKeyDictionary()
+
+
 def within_memory(program: Any) -> Callable[..., Any]:
     """A compiled function that raises MemoryError where its work is more than is free.
 
@@ -168,10 +172,6 @@ def within_memory(program: Any) -> Callable[..., Any]:
         return one(*arguments, **static)
 
     return call
-
-
-# By program and shapes: XLA has to compile for it.
-NEEDED: WeakKeyDictionary[Any, dict[Any, Needs | None]] = WeakKeyDictionary()
 
 
 def to_numpy(tree: Any) -> Any:

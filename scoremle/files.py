@@ -172,15 +172,15 @@ def read_bytes(path: Path, most: int) -> bytes:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from error
 
 
-# Who writes -------------------------------------------------------------------------------------
-
-_is_writer = True
-
-
 def sha256_of(path: Path, most: int) -> str:
     """The SHA-256 of a file, which is opened as by ``opened``."""
     with opened(path, most) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+# Who writes -------------------------------------------------------------------------------------
+
+_is_writer = True
 
 
 def is_writer() -> bool:
