@@ -37,9 +37,11 @@ from scoremle.types import IntImages, Keys, PerExample, PRNGKey
 
 # Folded into the seed's key in place of a step: a number that no step has.
 INITIALISATION = 2**32 - 1
-# Folded into the key of a step: a number that no part of a batch has.
+# Folded into the key of a step: numbers that no part of a batch has.
 AUGMENTATION = 2**32 - 2
 CODES = 2**32 - 3
+
+# Draws of the quick bound of an image.
 EVAL_DRAWS = 4
 
 Scalar = Float[Array, ""]
