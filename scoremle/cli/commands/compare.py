@@ -161,11 +161,12 @@ def _agree(one: tuple[str, float], other: tuple[str, float]) -> bool:
 
 
 def _in_words(facts: dict[str, Any]) -> list[str]:
-    *numbers, images, a_solver, b_solver = facts.values()
+    numbers = [facts[name] for name in ("a", "b", "difference", "stderr")]
+    errors = [facts[name] for name in ("a_solver_error", "b_solver_error")]
     return [
         *("not measured" if number is None else f"{number:.4f}" for number in numbers),
-        str(images),
-        *("" if error is None else f"{error:.5f}" for error in (a_solver, b_solver)),
+        str(facts["images"]),
+        *("" if error is None else f"{error:.5f}" for error in errors),
     ]
 
 
