@@ -2,9 +2,8 @@
 
 Samples are drawn in rounds, each a file, and their features in batches, each a file: whatever a
 run had finished when it was killed is not done again. Sample j has a key of its own, as an image
-of a split has. Quality is measured if ``eval.inception``
-names the weights of the Inception network and ``eval.stats`` the features of a data set; both are
-read before anything else begins.
+of a split has. Quality is measured if ``eval.inception`` names the weights of the Inception
+network and ``eval.stats`` the features of a data set; both are read before anything else begins.
 """
 
 from dataclasses import dataclass

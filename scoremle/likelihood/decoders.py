@@ -8,9 +8,8 @@ I), a density (Song, Durkan et al., arXiv 2101.09258, theorem 3):
     E[ 1/2 ||eps - z||^2 ] + D/2 (log 2 pi - lambda_eps)
 
 *Entropy*: no step to the data. The bound is one on the density of x_eps itself, whose entropy
-given y takes the place of this term. *Discrete*: integers k with values y_k, each
-dimension decoded by Bayes' rule with equal prior odds (Kingma et al., arXiv 2107.00630, equation
-8),
+given y takes the place of this term. *Discrete*: integers k with values y_k, each dimension
+decoded by Bayes' rule with equal prior odds (Kingma et al., arXiv 2107.00630, equation 8),
 
     p(k | x_eps) = softmax_k( -(x_eps / alpha - y_k)^2 / (2 s^2) ),       s = sigma / alpha,
 

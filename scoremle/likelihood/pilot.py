@@ -11,8 +11,8 @@ and below a limit in bits/dim. A mean over many images has levels of the solver,
 
 Reals, within a tolerance in nats: the fewest steps are taken whose error is at most half of it. At
 each of N steps k probes leave an error of s / sqrt(N k). So the rest of the tolerance gives k, at
-a cost of k derivatives a step; the exact trace of D dimensions costs D, and none of
-its value is random. The cheaper of the two is taken.
+a cost of k derivatives a step; the exact trace of D dimensions costs D, and none of its value is
+random. The cheaper of the two is taken.
 """
 
 import math

@@ -173,8 +173,8 @@ def learned_decoder(
 ) -> InformedDecoder | None:
     """The decoder of L_0 of a model's own chain, whose scale its network gives.
 
-    None: the network has no variance, or the smallest time is not the first
-    of the steps of its schedule, and v there is none of a step to the integers.
+    None: the network has no variance, or the smallest time is not the first of the steps of its
+    schedule, and v there is none of a step to the integers.
 
     Args:
         noise: the noise prediction.

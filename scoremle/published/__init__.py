@@ -2,8 +2,8 @@
 
 One idea a file: ``state_dict`` reads Flax's format with care, ``pytorch`` maps names and layouts,
 ``states`` makes training states of either and writes them back, ``store`` sees published files
-among our own checkpoints; ``architecture`` and ``origin`` say what a file holds, by
-its shapes and by the name of its folder.
+among our own checkpoints; ``architecture`` and ``origin`` say what a file holds, by its shapes
+and by the name of its folder.
 """
 
 from scoremle.published.architecture import ATTENTION, architecture, flow_architecture

@@ -77,8 +77,7 @@ class Chunk(NamedTuple):
 
     ``split`` is train, test or val, or None if the source does not say; val is the test split of
     a source that has no test. ``labels`` are integers, or names that become their places in the
-    sorted list of all names. ``done`` is the share of the
-    source that was read so far.
+    sorted list of all names. ``done`` is the share of the source that was read so far.
     """
 
     images: UInt8[np.ndarray, "k h w c"]
