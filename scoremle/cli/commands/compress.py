@@ -6,10 +6,12 @@
 Each block of images is decoded again before the file is written. Only the same model decodes it.
 """
 
+from __future__ import annotations
+
 import math
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import scoremle
 from scoremle.cli import checks
@@ -17,6 +19,11 @@ from scoremle.cli.parser import MODEL, Parser
 from scoremle.errors import UserError, in_short
 from scoremle.evaluation.tables import wrapped
 from scoremle.terminal import counted, say
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from scoremle.coding.rates import Rates
 
 NEEDS = "scoremle.experiment.models"
 
@@ -43,22 +50,40 @@ def check(options: Any) -> None:
 
 def run(options: Any) -> dict[str, Any]:
     """Writes the file, and prints its rates beside those that the model states."""
-    from scoremle.coding.file import are_names
     from scoremle.coding.images import compress_images
-    from scoremle.coding.rates import RATES_FILE
-    from scoremle.data.readers.decoding import EXACT, is_picture
-    from scoremle.experiment import models, own_images, workdir
+    from scoremle.experiment import models
 
     model = scoremle.load(options.model, options.checkpoint)
     pixels, shape = models.of_images(model, options.model)
+    pictures, images = _lossless(options, shape, pixels.levels)
+    names = [Path(name).stem for name in pictures]
+    rates = compress_images(
+        model, images, options.out, place=options.model, names=names, steps=options.steps
+    )
+    _say(rates, math.log2(pixels.levels), pictures, names)
+    say(f"{counted(len(images), 'image')}: {options.out}")
+    _keep(rates, Path(options.model))
+    return {"model": options.model, **asdict(rates)}
+
+
+def _lossless(
+    options: Any, shape: tuple[int, int, int], levels: int
+) -> tuple[list[str], np.ndarray]:
+    """The names of pictures, and all images.
+
+    Raises UserError if the file would not give back what there was.
+    """
+    from scoremle.data.readers.decoding import EXACT, is_picture
+    from scoremle.experiment import own_images
+
     reports, images = own_images.read_images(
-        options.images, shape, pixels.levels, remedy="remove such files, or repair them",
+        options.images, shape, levels, remedy="remove such files, or repair them",
         written=[options.out],
     )  # fmt: skip
     pictures = [report.name for report in reports if is_picture(report.name)]
-    if pixels.levels != 256 and pictures:
+    if levels != 256 and pictures:
         raise UserError(
-            f"{options.images}: pictures have 256 grey levels, and the model {pixels.levels}: to"
+            f"{options.images}: pictures have 256 grey levels, and the model {levels}: to"
             " compress without loss, give a .npz of the model's grey values"
         )
     losses = [f"{report.name} is {change}" for report in reports
@@ -67,29 +92,36 @@ def run(options: Any) -> dict[str, Any]:
         raise UserError(
             f"{options.images}: {in_short(losses, 1)}, which loses something: remove such pictures"
         )
-    names = [Path(name).stem for name in pictures]
-    rates = compress_images(
-        model, images, options.out, place=options.model, names=names, steps=options.steps
-    )
+    return pictures, images
+
+
+def _say(rates: Rates, of_pixels: float, pictures: list[str], names: list[str]) -> None:
+    """Prints the rates, and what of the pictures was not kept."""
+    from scoremle.coding.file import are_names
+
     say(*wrapped(
         f"{rates.line}; the draws that were coded have {rates.drawn:.3f}",
         f"the file: {rates.size} bytes, {rates.gross:.3f} bits/dim with the random bits that the"
         " first image is drawn from",
     ))  # fmt: skip
-    if rates.gross > math.log2(pixels.levels):
+    if rates.gross > of_pixels:
         say(*wrapped(
-            f"that is more than the {math.log2(pixels.levels):.3f} bits/dim of the pixels as they"
-            " are: take more images, more steps, or a model of such images"
+            f"that is more than the {of_pixels:.3f} bits/dim of the pixels as they are: take more"
+            " images, more steps, or a model of such images"
         ))  # fmt: skip
-    if are_names(names, len(images)) and any("/" in name for name in pictures):
+    if are_names(names, rates.images) and any("/" in name for name in pictures):
         say("the names of pictures are kept, and those of their folders are not")
     if rates.plain:
         say(f"{rates.plain:.1%} of the images did not come back as they were: stored plainly")
-    say(f"{counted(len(images), 'image')}: {options.out}")
-    place = Path(options.model)
+
+
+def _keep(rates: Rates, place: Path) -> None:
+    """Writes the rates where a report of the model's training finds them."""
+    from scoremle.coding.rates import RATES_FILE
+    from scoremle.experiment import workdir
+
     if place.is_dir() and workdir.Workdir(place).begun:
         try:
             scoremle.files.write_json(place / RATES_FILE, asdict(rates))
         except UserError as error:  # a folder that others own
             say(f"its report will not have these rates: {error}")
-    return {"model": options.model, **asdict(rates)}
