@@ -214,44 +214,64 @@ def _verdict(names: list[str], p: np.ndarray, listed: np.ndarray, rate: float) -
 
 def _read(options: Any, facts: dict[str, str]) -> tuple[Any, list[Any], np.ndarray]:
     """The model, a report of each file or vector, and the data as the model takes them."""
-    from scoremle.bounded import LARGEST_SIDE
-    from scoremle.cli.commands.score_points import read_points
-    from scoremle.data.readers.base import ImageReport
-    from scoremle.experiment import encoders, models, own_images
+    from scoremle.experiment import models, own_images
 
-    model = None
-    if facts["model"] != GAUSSIAN:
-        known = facts.get("checkpoint", "")
-        number = int(known[:9]) if known.isdecimal() else None  # in a detector of others, any text
-        number = models.checkpoint_of(facts["model"], options.checkpoint, number)
-        model = scoremle.load(facts["model"], number)
-    elif options.checkpoint is not None:
-        raise UserError(f"--checkpoint is of a model, and {GAUSSIAN} has none: leave it out")
+    model = _model(options, facts)
     arrays = own_images.are_arrays(options.images)
     if arrays and options.skip_bad:
         raise UserError(f"--skip-bad is for pictures, and {options.images} holds arrays")
     written = [*filter(None, (options.out, getattr(options, "page", None)))]
-    bad = {"fit": options.fit, "skip_bad": options.skip_bad, "written": written}
+    how = {"fit": options.fit, "skip_bad": options.skip_bad, "written": written}
     if "encoder" in facts:
-        size = int(facts["size"][:9])
-        if size > LARGEST_SIDE:
-            raise UserError(f"pictures for an encoder are of {LARGEST_SIDE} pixels a side at most")
-        if arrays:
-            reports, images = own_images.images_of_arrays(
-                options.images, None, 256, fit=options.fit
-            )
-        elif not size:
-            raise UserError("pictures for an encoder need a size: --size=224, say")
-        else:
-            reports, images = own_images.read_images(options.images, (size, size, 3), 256, **bad)
-        return model, reports, encoders.encoded(facts["encoder"], facts["encoder_sha256"], images)
+        return model, *_encoded(options.images, facts, arrays, how)
     if model is None or model.pixels is None:
         if options.fit:
             raise UserError(f"--fit is for images, and {facts['model']} takes reals")
-        points = read_points(options.images, None if model is None else model.shape)
-        return model, [ImageReport(str(i), row) for i, row in enumerate(points)], points
+        return model, *_reals(options.images, model)
     pixels, shape = models.of_images(model, facts["model"])
-    return model, *own_images.read_images(options.images, shape, pixels.levels, **bad)
+    return model, *own_images.read_images(options.images, shape, pixels.levels, **how)
+
+
+def _model(options: Any, facts: dict[str, str]) -> Any:
+    """The model that the facts name, by its checkpoint; None for the density of vectors."""
+    from scoremle.experiment import models
+
+    if facts["model"] == GAUSSIAN:
+        if options.checkpoint is not None:
+            raise UserError(f"--checkpoint is of a model, and {GAUSSIAN} has none: leave it out")
+        return None
+    known = facts.get("checkpoint", "")
+    number = int(known[:9]) if known.isdecimal() else None  # in a detector of others, any text
+    number = models.checkpoint_of(facts["model"], options.checkpoint, number)
+    return scoremle.load(facts["model"], number)
+
+
+def _encoded(
+    place: Path, facts: dict[str, str], arrays: bool, how: dict[str, Any]
+) -> tuple[list[Any], np.ndarray]:
+    """A report of each image, and its vector by the encoder."""
+    from scoremle.bounded import LARGEST_SIDE
+    from scoremle.experiment import encoders, own_images
+
+    size = int(facts["size"][:9])
+    if size > LARGEST_SIDE:
+        raise UserError(f"pictures for an encoder are of {LARGEST_SIDE} pixels a side at most")
+    if arrays:
+        reports, images = own_images.images_of_arrays(place, None, 256, fit=how["fit"])
+    elif not size:
+        raise UserError("pictures for an encoder need a size: --size=224, say")
+    else:
+        reports, images = own_images.read_images(place, (size, size, 3), 256, **how)
+    return reports, encoders.encoded(facts["encoder"], facts["encoder_sha256"], images)
+
+
+def _reals(place: Path, model: Any) -> tuple[list[Any], np.ndarray]:
+    """A report of each vector, and all of them."""
+    from scoremle.cli.commands.score_points import read_points
+    from scoremle.data.readers.base import ImageReport
+
+    points = read_points(place, None if model is None else model.shape)
+    return [ImageReport(str(i), row) for i, row in enumerate(points)], points
 
 
 def _write(path: Path, reports: list[Any], found: Any, listed: np.ndarray) -> None:
