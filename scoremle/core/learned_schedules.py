@@ -1,4 +1,6 @@
-"""VDM's learned schedules, from the parameters that its checkpoints have (arXiv 2107.00630, H).
+"""Learned schedules: two of VDM, and one whose ends are fitted apart from its shape.
+
+Those of VDM have the parameters of its checkpoints (arXiv 2107.00630, H):
 
     scalar            b + |w| t
     network           g(t) = b1 + |W1| t + |W3| (2 sigmoid(|W2| (2 t - 1) + b2) - 1) / H

@@ -161,7 +161,8 @@ class LinearBeta(Schedule):
         kernel: "vp", "subvp" or "straight": on it depends the lambda that belongs to an alpha. In
             an SDE of another kernel the schedule has that lambda, and so the SDE other betas.
 
-    Raises UserError for another kernel, and for betas below 0.
+    Raises UserError for another kernel, a beta_min below 0, a beta_max of 0 or below, and values
+    that are not finite.
 
     Example:
         >>> schedule = scoremle.LinearBeta(0.1, 20.0)

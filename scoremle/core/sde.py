@@ -318,7 +318,8 @@ class VP(_LinearBeta):
         beta_min: beta at t = 0, where alpha^2 = exp(-integral of beta).
         beta_max: beta at t = 1.
 
-    Raises UserError for betas below 0.
+    Raises UserError for a beta_min below 0, a beta_max of 0 or below, and values that are not
+    finite.
 
     Example:
         >>> sde = scoremle.VP()
@@ -338,7 +339,8 @@ class SubVP(_LinearBeta):
         beta_min: beta at t = 0, where alpha^2 = exp(-integral of beta).
         beta_max: beta at t = 1.
 
-    Raises UserError for betas below 0.
+    Raises UserError for a beta_min below 0, a beta_max of 0 or below, and values that are not
+    finite.
 
     Example:
         >>> sde = scoremle.SubVP()
