@@ -59,7 +59,7 @@ def sum_of_gamma(draws: Float[Array, "terms b m"], k: int) -> Logits:
 
     Args:
         draws: of Gamma(1/k, 1), for each of ten terms.
-        k: how many bits will be on.
+        k: the number of bits that will be 1.
     """
     scales = k / jnp.arange(1, TERMS + 1, dtype=draws.dtype)
     return TERMS / k * (jnp.tensordot(scales, draws, 1, precision="highest") - log(TERMS))

@@ -86,7 +86,7 @@ class NetworkSpec:
     ``eps`` is the smallest time; ``prediction`` and ``time_input`` are those of ``noise_fn``.
     ``learned``: the kind of a schedule that is learned beside the network, from that of ``sde``
     on; "": none is. With an ``encoder`` that is one by codes of the images, of which ``on`` bits
-    are on.
+    are 1.
     """
 
     sde: SDE

@@ -10,7 +10,7 @@ JSON object in a file of the same name (``ckpt.json`` beside ``ckpt.flax``):
     velocity              the network predicts a velocity: of VDM false, of i-DODE true,
                           of MuLAN true with 128 channels (CIFAR-10), else false
     schedule              the path, "VP" or "SP" (straight): "VP"
-    latent_k              how many bits of MuLAN's code are on: 15
+    latent_k              the number of bits of MuLAN's code that are 1: 15
 
 The prior is N(0, I) of VDM and MuLAN, and N(0, sigma_1^2 I) of i-DODE.
 """
