@@ -89,7 +89,7 @@ def model(options: Any) -> None:
 
 
 def writable(flag: str, place: Path, *, force: bool | None) -> None:
-    """Raises UserError where no file can be written, or one is that ``force`` must write over.
+    """Raises UserError if no file can be written there, or one exists and ``force`` is not given.
 
     Args:
         flag: how the user named the place; "" for the place alone.

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
 # Images that are shown of either end of the list.
 SHOWN = 3
-# Test images beyond all of which one of 20 others lies by chance.
+# The number of test images with which 1 in 20 images of the same kind lies beyond all of them by
+# chance: 2 / (39 + 1).
 FEWEST = 39
 
 

@@ -51,10 +51,11 @@ def prepared(
 
     A few images decide whether the model agrees with its declaration, how many steps the ODE
     needs, for an image and for the mean, and the scale of a decoder: of each image by others,
-    unless the model has one. Under all labels there is no one condition to check, and these go by
-    the first. A flow needs nothing: its log-determinant is exact. ``steps``: how many a chain has;
-    None: all of the model's own. To ``correct`` the mean, the pilot chooses levels, too. Raises
-    UserError for what does not fit.
+    unless the model has one. With label "all" the declaration is not checked, since the images
+    have different labels; the number of steps and the scale are chosen with the first label. A
+    flow needs nothing: its log-determinant is exact. ``steps``: how many a chain has; None: all of
+    the model's own. To ``correct`` the mean, the pilot chooses levels, too. Raises UserError for
+    what does not fit.
 
     Args:
         model: one of images.

@@ -1,6 +1,6 @@
-"""Modes train and train_deq: a score model, or a flow dequantizer for one, trained or trained on.
+"""Modes train and train_deq: begin or resume a training.
 
-Both are the loop of `training/loop.py` with a loss of their own.
+That of a score model, or of a flow dequantizer for one. Both are the loop of `training/loop.py` with a loss of their own.
 """
 
 import importlib.util

@@ -156,7 +156,9 @@ class Workdir:
         return recorded_config(self.folder)
 
     def training(self, *, flow: bool = False) -> dict[str, Any] | None:
-        """Steps of the training here, the newest, and if it is finished; None if none ran.
+        """The number of steps of the training, the newest saved one, and whether it is finished.
+
+        None if there was none.
 
         Args:
             flow: whether it is the dequantizer's.
@@ -348,7 +350,10 @@ class Workdir:
         return flat(known.sections) if known else {}
 
     def _notes(self) -> Iterator[tuple[Path, dict[str, Any]]]:
-        """The notes of our own checkpoints, the newest first, for going on and then snapshots."""
+        """The notes of our own checkpoints, each kind from the newest on.
+
+        First those to resume from, then snapshots.
+        """
         for store in (self.preemption, self.snapshots):
             for number in reversed(store.own()):
                 try:

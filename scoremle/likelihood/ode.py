@@ -62,8 +62,8 @@ def ode_log_likelihood(
         noise: the noise prediction eps(x, t), or eps(x, t, condition).
         sde: the noise at each time.
         x: data.
-        key: draws the probes, and the times of the steps of each example, which differ by a few
-            hundredths of the way; one, or one for each example.
+        key: draws the probes, and shifts the times of the steps for each example, by up to 1/80 of
+            the range of the solver's clock; one, or one for each example.
         eps: the smallest time, where the density is taken.
         divergence: how traces are estimated; None: exactly up to 64 dimensions, and beyond them
             by one random probe at each step.

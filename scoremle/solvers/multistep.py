@@ -59,7 +59,7 @@ DEFAULT_STEPS = 40
 # A difference of two values counts as an error from so many standard deviations of its noise.
 NOISE = 2.0
 # An example whose estimated error is more than so many times the typical one is unlike those of
-# the pilot, and the excess counts in full.
+# the pilot, and states at least the excess.
 UNLIKE = 3.0
 
 

@@ -168,9 +168,10 @@ def published_model(
         noise, sde, eps, shape: as ``ScoreModel`` takes them.
         chain: the bound that its authors report, by the variance and the clipping of its own
             chain of steps; None if it has none that is known here.
-        classes: how many labels its noise prediction takes one of as condition; 0: none.
+        classes: the number of classes of a class-conditional model; 0: it is not conditional.
         pixels: the levels that it was trained on, in the middle of their bins.
-        middles: its last noise is too little to hide that they are nowhere else.
+        middles: sigma at the smallest time is small beside a grey level, so that the model
+            distinguishes the middle of a bin from the rest of it.
 
     Raises UserError for a shape that no image has.
     """
