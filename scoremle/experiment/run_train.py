@@ -1,6 +1,7 @@
 """Modes train and train_deq: begin or resume a training.
 
-That of a score model, or of a flow dequantizer for one. Both are the loop of `training/loop.py` with a loss of their own.
+That of a score model, or of a flow dequantizer for one. Both are the loop of `training/loop.py`
+with a loss of their own.
 """
 
 import importlib.util
