@@ -16,7 +16,7 @@ from scoremle.core.divergence import DivergenceEstimator, Exact, Hutchinson
 from scoremle.core.keys import example_keys
 from scoremle.core.prediction import conditioned, rows_of
 from scoremle.core.pytree import known
-from scoremle.core.sde import SDE
+from scoremle.core.sde import SDE, check_eps
 from scoremle.errors import UserError
 from scoremle.likelihood.flow import along_flow
 from scoremle.likelihood.pilot import FEW_DIMS, choose_within
@@ -148,6 +148,7 @@ def _along_flow(
     by_program = not isinstance(solver, PublishedRK45)
     if by_program and known(start, key, as_pytree(noise), sde, eps, condition):
         if solver:
+            check_eps(sde, eps)
             given = start, example_keys(key, len(start)), rows_of(condition, len(start), jnp)
             return solved(given, as_pytree(noise), sde, eps, divergence, decode, solver)
         found = refined(
