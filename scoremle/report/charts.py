@@ -25,6 +25,8 @@ VARIABLES = {INK: "ink", LINES: "lines"} | {c: f"c{i}" for i, c in enumerate(COL
 # Rows of the log on each side that are averaged for a line; one more for so many rows.
 MOST_NEIGHBOURS, ROWS_FOR_A_NEIGHBOUR = 10, 8
 BINS = 40
+# Characters of a name beside a row.
+LONGEST_NAME = 40
 # So few points of a line are marked: of one there would be nothing to see.
 FEW = 10
 # On a logarithmic scale.
@@ -331,5 +333,7 @@ def _draw_intervals(axes: Any, rows: Mapping[str, tuple[float, float, bool]], la
     """A row for each name: its mean with a 95 % interval, as a triangle if it is a bound."""
     for i, (mean, stderr, bound) in enumerate(rows.values()):
         axes.errorbar(mean, i, xerr=Z95 * stderr, fmt="o<"[bound], color=COLOURS[bound], capsize=3)
-    axes.set_yticks(range(len(rows)), list(rows))
+    # The ends of long paths, which differ: whole ones would leave no room for the chart.
+    names = [name if len(name) <= LONGEST_NAME else f"...{name[-LONGEST_NAME:]}" for name in rows]
+    axes.set_yticks(range(len(rows)), names)
     axes.set(xlabel=label, ylim=(len(rows) - 0.5, -0.5))
