@@ -108,7 +108,9 @@ def test_where_a_network_predicts_its_scale_none_is_fitted():
 
 def test_a_range_of_other_steps_is_not_taken_for_one():
     """Where the chain does not begin at the smallest time, and where there is none."""
-    for changes in ({"eps": 2 / STEPS}, {"sde": SDES["vp"], "eps": 0.1}):
+    sde = SDES["vp"]
+    of_any_time = RangedNoise(noise_fn(network, sde, time_input="time_999"))
+    for changes in ({"eps": 2 / STEPS}, {"noise": of_any_time, "sde": sde, "eps": 0.1}):
         decoder = ranged(**changes).decoder
         assert not callable(decoder.scale)
     plain = noise_fn(lambda x, label: network(x, label)[..., :3], CHAIN, time_input="step")

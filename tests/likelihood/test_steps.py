@@ -352,7 +352,7 @@ def test_a_network_that_predicts_no_variance_has_no_learned_one():
 
 
 def test_a_schedule_without_steps_is_a_line():
-    continuous = replace(model_of(), sde=VP())
+    continuous = ScoreModel(lambda x, t: 0 * x, VP(), 1e-3, SHAPE, PIXELS)
     with pytest.raises(UserError, match="no steps"):
         continuous.score(INTEGERS, estimator=BySteps())
 
