@@ -270,7 +270,8 @@ def _put(leaf: Any, place: NamedSharding) -> Array:
     if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
         return jax.device_put(leaf, place)
     if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        return jax.random.wrap_key_data(_put(jax.random.key_data(leaf), place))
+        numbers = _put(jax.random.key_data(leaf), place)
+        return jax.random.wrap_key_data(numbers, impl=jax.random.key_impl(leaf))
     whole = np.asarray(leaf)
     return jax.make_array_from_callback(whole.shape, place, lambda rows: whole[rows])
 

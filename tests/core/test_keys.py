@@ -1,12 +1,14 @@
 """Keys by image: what they depend on, and that a draw depends on its key alone."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
-from scoremle import VP, Multistep, ScoreModel, fit
+from scoremle import VP, Multistep, Pixels, ScoreModel, fit
 from scoremle.core.keys import example_keys, image_keys, per_example, split
 
 KEY = jax.random.key(3)
@@ -69,6 +71,9 @@ def test_what_takes_a_seed_has_the_same_numbers_whatever_the_default_generator_i
 
         yield model.profile(x[:3]).bits
         yield jnp.asarray(len(model.check(x)))
+        yield jnp.asarray(model.sample(3, KEY))
+        images = replace(model, pixels=Pixels(8), shape=(1, 2, 1), noise=lambda x, t: 0 * x)
+        yield jnp.asarray(images.score(np.ones((3, 1, 2, 1), np.uint8)).bpd)
         yield fit(loss, jnp.zeros(2), lambda i: x, steps=3, optimizer=optax.sgd(0.1))
 
     usual = [*found()]
