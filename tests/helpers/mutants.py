@@ -832,7 +832,7 @@ CHANGES: list[tuple[str, ...]] = [
     ("interop/frozen.py", "Frozen.quietly", "torch.no_grad()", "torch.enable_grad()",
      "interop/test_torch.py"),
     # What no test noticed of two hundred places that a seed chose
-    ("interop/by_torchax.py", "translated", "_import_torchax()", "pass", "interop/test_torch.py"),
+    ("interop/by_torchax.py", "_extracted", "_import_torchax()", "pass", "interop/test_torch.py"),
     ("interop/network.py", "_line", ", named=True", "", "interop/test_torch.py"),
     ("likelihood/check.py", "_are_near", "abs(a.low - b.low) + abs", "abs(a.low - b.low) - abs",
      "likelihood/test_check.py"),
