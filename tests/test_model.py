@@ -627,7 +627,7 @@ def test_a_network_for_another_sde_is_refused():
     given = {"eps": 1e-3, "shape": (2,)}
     for sde in (scoremle.VP(), scoremle.VP(0.1, 20.001)):
         ScoreModel(noise, sde, **given)
-    straight = SDE("straight", scoremle.LinearBeta(kernel="straight"), 1.0)
+    straight = SDE("straight", scoremle.LinearBeta(), 1.0)  # by the same log-SNR
     for sde in (scoremle.SubVP(), scoremle.VP(0.1, 5.0), straight):
         for of_it in (noise, Conditioned(noise, jnp.zeros(1))):
             with pytest.raises(UserError, match="is made for"):
