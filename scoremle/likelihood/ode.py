@@ -143,10 +143,10 @@ def _along_flow(
     *, decode: bool = False,
 ) -> tuple[Data, Likelihood]:  # fmt: skip
     """`along_flow` with the defaults: an exact trace in few dimensions, and rows refined."""
-    exact = dims_of(start) <= FEW_DIMS and not isinstance(solver, PublishedRK45)
+    on_host = isinstance(solver, PublishedRK45)
+    exact = dims_of(start) <= FEW_DIMS and not on_host
     divergence = divergence or (Exact() if exact else Hutchinson())
-    by_program = not isinstance(solver, PublishedRK45)
-    if by_program and known(start, key, as_pytree(noise), sde, eps, condition):
+    if not on_host and known(start, key, as_pytree(noise), sde, eps, condition):
         if solver:
             check_eps(sde, eps)
             given = start, example_keys(key, len(start)), rows_of(condition, len(start), jnp)
