@@ -307,10 +307,8 @@ def check_of_sde(noise: NoiseFn, sde: SDE, eps: Scalar) -> None:
     shared = not any(s.schedule.per_dimension or s.schedule.per_example for s in (noise.sde, sde))
     with jax.ensure_compile_time_eval():
         times = np.linspace(np.float32(eps), 1, 3, dtype=np.float32)
-        alike = noise.sde.kernel == sde.kernel and not (
-            shared and np.abs(noise.sde.log_snr(times) - sde.log_snr(times)).max() > ALIKE
-        )
-    if not alike:
+        apart = np.abs(noise.sde.log_snr(times) - sde.log_snr(times)).max() if shared else 0
+    if noise.sde.kernel != sde.kernel or apart > ALIKE:
         raise UserError(
             f"noise is made for {noise.sde!r}, and sde is {sde!r}: give noise_fn the model's SDE"
         )
