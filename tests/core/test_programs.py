@@ -109,7 +109,7 @@ def test_a_program_is_found_again(name):
 
 
 def test_samples_with_log_p_find_their_program_again():
-    """Where a solver was chosen, in each batch and call; and what is called without a model."""
+    """Each batch and call has that of the first, by a chosen solver; so has a bare function."""
     model = with_leaves()
     calls = {
         "samples": lambda n: model.sample(n, KEY, log_prob=True, batch_size=4).log_prob,

@@ -231,7 +231,7 @@ def test_a_tail_that_ends_at_once_is_no_heavy_one(larger, by, k):
 
 @pytest.mark.parametrize("larger", [99, 100, 110, 120, 121])
 def test_weights_of_two_values_have_a_shape(larger):
-    """Of some numbers of exceedances a theta of the grid is 0."""
+    """A theta of the grid is 0 where 100 to 120 weights are the larger ones."""
     weights = np.repeat([1, 1e6], [4000 - larger, larger])
     assert -6 < pareto_k(np.log(weights)) < -5
 
