@@ -40,14 +40,14 @@ from scoremle.core.pixels import Pixels
 from scoremle.core.prediction import (
     as_condition,
     check_classes,
-    check_of_sde,
+    check_model,
     conditioned,
     parted,
     rows_of,
 )
 from scoremle.core.programs import OfModels, Programs
 from scoremle.core.pytree import frozen_pytree, known, static
-from scoremle.core.sde import SDE, check_eps, with_schedule
+from scoremle.core.sde import SDE, with_schedule
 from scoremle.core.times import evenly, log_snr_range
 from scoremle.devices import replicate, round_up, split_rows, to_numpy, within_memory
 from scoremle.errors import UserError, by
@@ -214,12 +214,11 @@ class ScoreModel:
         for name, (kind, such) in KINDS.items():
             if (value := getattr(self, name)) is not None:
                 check_part(name, value, kind, such)
-        check_eps(self.sde, self.eps)
         if not (self.decoder_scale is None or callable(self.decoder_scale)):
             check_number("decoder_scale", self.decoder_scale, above=0)
         object.__setattr__(self, "noise", as_pytree(self.noise))
         object.__setattr__(self, "shape", as_shape(self.shape))
-        check_of_sde(self.noise, self.sde, self.eps)
+        check_model(self.noise, self.sde, self.eps)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(self._facts().values())})"

@@ -14,6 +14,7 @@ from scoremle.core.arguments import as_index, check_seed
 from scoremle.core.betas import betas
 from scoremle.data.readers.base import Options
 from scoremle.errors import UserError, as_flag, named_as
+from scoremle.likelihood.control_variate_fit import fit_control
 from scoremle.likelihood.labels import ByLabels
 from scoremle.likelihood.ode import ode_decode
 from scoremle.likelihood.pilot import Pilot, choose_within
@@ -24,7 +25,7 @@ from scoremle.nn.flowpp import FlowPP
 from scoremle.nn.flowpp import _check as flowpp_check
 from scoremle.nn.vdm import VDMNet
 from scoremle.quality.metrics import frechet_distance, kernel_distance, precision_recall
-from scoremle.sampling.conditional import colourise, inpaint
+from scoremle.sampling.conditional import colourise, guided, inpaint
 from scoremle.sampling.ode import denoise, interpolate, ode_draw
 from scoremle.zoo.adm import ADM
 from scoremle.zoo.adm import _check_fields as adm_check
@@ -92,6 +93,7 @@ CALLS = {
         scoremle.elbo,
         {"noise": NOISE, "sde": SDE, "x": X, "key": KEY, "eps": EPS, "times": TIMES, "draws": 4},
     ),
+    "fit_control": (fit_control, {"noise": NOISE, "sde": SDE, "x": X, "key": KEY, "eps": EPS}),
     "importance_bound": (scoremle.importance_bound, {"draw": draw, "keys": KEY, "samples": 2}),
     "choose_within": (
         choose_within,
@@ -137,6 +139,7 @@ CALLS = {
         colourise,
         {"noise": NOISE, "sde": SDE, "key": KEY, "grey": np.zeros((1, 2, 2, 1)), "eps": EPS},
     ),
+    "guided": (guided, {"noise": NOISE, "sde": SDE, "log_prob": lambda x, t: t}),
     # Solvers, traces, times, estimators
     "Multistep": (scoremle.Multistep, {}),
     "Doubling": (scoremle.Doubling, {}),
@@ -506,3 +509,15 @@ def test_a_mistake_names_flags_to_those_who_type_them(text, told):
     with pytest.raises(UserError) as error, named_as(as_flag, ("fit", "path", "skip_bad")):
         raise UserError(text)
     assert str(error.value) == told
+
+
+OF_SDES = [name for name, (_, good) in CALLS.items() if {"noise", "sde"} <= set(good)]
+
+
+@pytest.mark.parametrize("name", OF_SDES)
+def test_a_network_for_another_sde_is_refused(name, unchecked):
+    """Values of such a pair would look right: their solver states little error."""
+    function, good = CALLS[name]
+    noise = scoremle.noise_fn(lambda x, label: 0 * x, scoremle.SubVP())
+    with pytest.raises(scoremle.UserError, match="is made for"):
+        function(**{**good, "noise": noise})

@@ -16,7 +16,8 @@ import jax.numpy as jnp
 
 from scoremle.core.arguments import as_data, check_choice, check_kind
 from scoremle.core.keys import as_keys, example_keys, normal, split
-from scoremle.core.sde import SDE, check_sde
+from scoremle.core.prediction import check_network
+from scoremle.core.sde import SDE
 from scoremle.core.times import TIME_SAMPLER, TimeSampler
 from scoremle.numerics import predict, sum_data
 from scoremle.types import Data, Keys, NoiseFn, PerExample, Times
@@ -48,8 +49,8 @@ def denoising_loss(
         times: how t is drawn.
         weighting: "likelihood" or "plain".
 
-    Raises UserError for another weighting, data that are not finite reals, or a prediction of
-    another shape.
+    Raises UserError for another weighting, a network for another SDE, data that are not finite
+    reals, or a prediction of another shape.
 
     Example:
         >>> sde, times = scoremle.VP(), scoremle.UniformTime(1e-3)
@@ -60,7 +61,7 @@ def denoising_loss(
         >>> print(f"{loss.mean():.1f}")  # E 1/2 ||z||^2 of two dimensions
         1.0
     """
-    check_sde(sde)
+    check_network(noise, sde)
     return drawn_loss(noise, sde, x, key, times=times, weighting=weighting)[0]
 
 

@@ -35,20 +35,20 @@ from jaxtyping import Float
 
 from scoremle.core.arguments import as_array, check_choice, check_examples, check_number
 from scoremle.core.pytree import frozen_pytree, known, static
-from scoremle.core.sde import SDE, check_sde
+from scoremle.core.sde import SDE, check_eps, check_sde
 from scoremle.errors import UserError
 from scoremle.numerics import as_pytree, check_call, expand, output_of, predict
 from scoremle.types import AnyArray, Data, NoiseFn, Scalar, ScoreFn, Times
 
 __all__ = [
     "BETWEEN_REMEDY", "PREDICTIONS", "TIME_INPUTS", "Between", "Conditioned", "NetworkNoise",
-    "RangedNoise", "TimeInput", "as_condition", "check_classes", "check_of_sde", "conditioned",
-    "data_of", "noise_fn", "parted", "rows_of", "score_of", "time_input_of",
+    "RangedNoise", "TimeInput", "as_condition", "check_classes", "check_model", "check_network",
+    "conditioned", "data_of", "noise_fn", "parted", "rows_of", "score_of", "time_input_of",
 ]  # fmt: skip
 
 LABEL_SCALE = 999.0
-# Log-SNRs that differ by less are of one SDE.
-ALIKE = 0.01
+# Log-SNRs that differ by less at these times are of one SDE.
+ALIKE, TIMES = 0.01, np.array([0.01, 0.5, 1], np.float32)
 BETWEEN_REMEDY = "between='interpolate' mixes the outputs of the two steps on either side"
 
 Between = Literal["interpolate"]
@@ -292,22 +292,33 @@ def conditioned(noise: NoiseFn, condition: Any) -> NoiseFn:
     return noise if condition is None else Conditioned(as_pytree(noise), condition)
 
 
-def check_of_sde(noise: NoiseFn, sde: SDE, eps: Scalar) -> None:
-    """Raises UserError for the noise prediction of a network that is made for another SDE.
+def check_model(noise: NoiseFn, sde: SDE, eps: Scalar) -> None:
+    """Raises UserError for an eps that ``sde`` does not have, and as ``check_network``.
 
     Args:
-        noise: of any kind; what is not of ``noise_fn`` has no SDE to compare.
+        noise: the noise prediction.
         sde: the noise at each time.
         eps: the smallest time.
     """
+    check_eps(sde, eps)
+    check_network(noise, sde)
+
+
+def check_network(noise: NoiseFn, sde: SDE) -> None:
+    """Raises UserError for what is not an SDE, and a network that is made for another SDE.
+
+    Args:
+        noise: the noise prediction; what is not of ``noise_fn`` has no SDE to compare.
+        sde: the noise at each time.
+    """
+    check_sde(sde)
     while isinstance(noise, Conditioned | RangedNoise):
         noise = noise.noise
-    if not isinstance(noise, NetworkNoise) or noise.sde is sde or not known((noise.sde, sde, eps)):
+    if not isinstance(noise, NetworkNoise) or noise.sde is sde or not known((noise.sde, sde)):
         return
     shared = not any(s.schedule.per_dimension or s.schedule.per_example for s in (noise.sde, sde))
     with jax.ensure_compile_time_eval():
-        times = np.linspace(np.float32(eps), 1, 3, dtype=np.float32)
-        apart = np.abs(noise.sde.log_snr(times) - sde.log_snr(times)).max() if shared else 0
+        apart = np.abs(noise.sde.log_snr(TIMES) - sde.log_snr(TIMES)).max() if shared else 0
     if noise.sde.kernel != sde.kernel or apart > ALIKE:
         raise UserError(
             f"noise is made for {noise.sde!r}, and sde is {sde!r}: give noise_fn the model's SDE"

@@ -22,6 +22,7 @@ from jaxtyping import Array, Float, Integer, Key
 
 from scoremle.core.arguments import as_data
 from scoremle.core.keys import example_keys, normal, split
+from scoremle.core.prediction import check_model
 from scoremle.core.programs import OfModels
 from scoremle.core.sde import SDE
 from scoremle.core.times import log_snr_edges
@@ -78,8 +79,10 @@ def fit_control(
     From fewer than eight examples, or two beside a given Gaussian, nothing is fitted: the
     control changes nothing then.
 
-    Raises UserError for a log-SNR that each dimension has of its own.
+    Raises UserError for a log-SNR that each dimension has of its own, and a network
+    for another SDE.
     """
+    check_model(noise, sde, eps)
     if gaussian is None:
         count = min(len(x) // PILOT_SHARE, PILOT_EXAMPLES)
         if count < FEWEST:

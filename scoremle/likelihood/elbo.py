@@ -28,8 +28,9 @@ from jaxtyping import Array, Float, Int
 
 from scoremle.core.arguments import as_array, as_data, check_choice, check_count, check_kind
 from scoremle.core.keys import example_keys, fold_in, normal, per_example, split
+from scoremle.core.prediction import check_model
 from scoremle.core.pytree import frozen_pytree, known, static
-from scoremle.core.sde import SDE, check_eps
+from scoremle.core.sde import SDE
 from scoremle.core.times import TIME_SAMPLER, TimeSampler, bin_of, log_snr_edges
 from scoremle.errors import UserError
 from scoremle.likelihood.control_variate import Control
@@ -186,9 +187,9 @@ def elbo(
         control: a control variate, fitted on other examples. It leaves the mean as it is and
             lowers the error.
 
-    Raises UserError for what can't be had: no draws, eps outside [0, 1), times or a control from
-    another eps, another matching, data that are not finite reals, integers that ``decoder`` has no
-    points for, or integers or a prediction of another shape.
+    Raises UserError for what can't be had: no draws, eps outside [0, 1), a network for another
+    SDE, times or a control from another eps, another matching, data that are not finite reals,
+    integers that ``decoder`` has no points for, or integers or a prediction of another shape.
 
     Example:
         >>> sde, x = scoremle.VP(), jnp.asarray([[1.0, 0.0]])
@@ -200,7 +201,7 @@ def elbo(
         >>> print(bool(found.log_prob[0] < truth + 3 * found.stderr[0]), found.bounds)
         True density
     """
-    check_eps(sde, eps)
+    check_model(noise, sde, eps)
     check_count("draws", draws)
     check_kind("times", times, *TIME_SAMPLER)
     check_kind("decoder", decoder, Decoder, "GaussianDecoder()")

@@ -14,9 +14,9 @@ from jax.typing import DTypeLike
 from scoremle.core.arguments import as_data
 from scoremle.core.divergence import DivergenceEstimator, Exact, Hutchinson
 from scoremle.core.keys import example_keys
-from scoremle.core.prediction import conditioned, rows_of
+from scoremle.core.prediction import check_model, conditioned, rows_of
 from scoremle.core.pytree import known
-from scoremle.core.sde import SDE, check_eps
+from scoremle.core.sde import SDE
 from scoremle.errors import UserError
 from scoremle.likelihood.flow import along_flow
 from scoremle.likelihood.pilot import FEW_DIMS, choose_within
@@ -77,9 +77,10 @@ def ode_log_likelihood(
         dtype: of the computation, such as "float64"; None: that of ``x``, which without
             ``jax_enable_x64`` is float32.
 
-    Raises UserError for eps outside [0, 1), data that are not finite reals, a prediction of
-    another shape, a condition of another number of rows, a dtype that JAX is not set up for, and a
-    tolerance where it is traced, has no examples, or comes with a divergence or a solver.
+    Raises UserError for eps outside [0, 1), a network for another SDE, data that are not finite
+    reals, a prediction of another shape, a condition of another number of rows, a dtype that JAX
+    is not set up for, and a tolerance where it is traced, has no examples, or comes with a
+    divergence or a solver.
 
     Example:
         >>> sde, x = scoremle.VP(), jnp.asarray([[1.0, 0.0]])
@@ -148,7 +149,7 @@ def _along_flow(
     divergence = divergence or (Exact() if exact else Hutchinson())
     if not on_host and known(start, key, as_pytree(noise), sde, eps, condition):
         if solver:
-            check_eps(sde, eps)
+            check_model(noise, sde, eps)
             given = start, example_keys(key, len(start)), rows_of(condition, len(start), jnp)
             return solved(given, as_pytree(noise), sde, eps, divergence, decode, solver)
         found = refined(

@@ -29,9 +29,9 @@ from scipy.special import stdtrit
 from scoremle.core.arguments import as_data, check_count, check_number, check_seed
 from scoremle.core.divergence import DivergenceEstimator, Exact, Hutchinson
 from scoremle.core.keys import example_keys, key_of
-from scoremle.core.prediction import conditioned, rows_of
+from scoremle.core.prediction import check_model, conditioned, rows_of
 from scoremle.core.pytree import known
-from scoremle.core.sde import SDE, check_eps
+from scoremle.core.sde import SDE
 from scoremle.errors import UserError
 from scoremle.likelihood.levels import StepLevels, choose_levels
 from scoremle.likelihood.record import HIDDEN
@@ -212,7 +212,7 @@ class Pilot:
 
         Raises UserError for data that are not finite reals.
         """
-        check_eps(sde, eps)
+        check_model(noise, sde, eps)
         x = as_data(x)
         bits, rows = dims_of(x) * math.log(2), (x, example_keys(key, len(x)), None)
         model = as_pytree(noise), sde, eps, divergence, False

@@ -20,10 +20,10 @@ from jaxtyping import Array, Bool, Float, Int
 
 from scoremle.core.divergence import DivergenceEstimator
 from scoremle.core.keys import example_keys
-from scoremle.core.prediction import conditioned, rows_of
+from scoremle.core.prediction import check_model, conditioned, rows_of
 from scoremle.core.programs import Programs
 from scoremle.core.pytree import known
-from scoremle.core.sde import SDE, check_eps
+from scoremle.core.sde import SDE
 from scoremle.likelihood.flow import along_flow
 from scoremle.likelihood.record import HIDDEN, Likelihood
 from scoremle.numerics import as_pytree, dims_of
@@ -71,7 +71,7 @@ def refined(
         pilot: whether one measured what the steps state. If not, data are first solved again from
             a quarter of the tolerance on, and state what more steps change.
     """
-    check_eps(sde, eps)
+    check_model(noise, sde, eps)
     given = start, example_keys(key, len(start)), rows_of(condition, len(start), jnp)
     model = as_pytree(noise), sde, eps, divergence, decode
     end, found = solved(given, *model, Planned.of(solver.steps, MOST))

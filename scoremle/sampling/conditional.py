@@ -22,6 +22,7 @@ from jaxtyping import Array, Float
 from scoremle.core.arguments import as_array, as_data
 from scoremle.core.bijectors import AtTime
 from scoremle.core.keys import normal
+from scoremle.core.prediction import check_network
 from scoremle.core.pytree import known as is_known
 from scoremle.core.sde import SDE
 from scoremle.errors import UserError
@@ -124,6 +125,7 @@ def guided(noise: NoiseFn, sde: SDE, log_prob: Callable[[Data, Times], PerExampl
 
     Any sampler takes it, and raises UserError where either gives another shape than it must.
     """
+    check_network(noise, sde)
 
     def total(x: Data, t: Times) -> Array:
         found = jnp.asarray(log_prob(x, t))

@@ -20,8 +20,8 @@ import jax
 import jax.numpy as jnp
 
 from scoremle.core.arguments import as_data, check_count
-from scoremle.core.prediction import data_of
-from scoremle.core.sde import SDE, check_eps
+from scoremle.core.prediction import check_model, data_of
+from scoremle.core.sde import SDE
 from scoremle.core.times import even_times
 from scoremle.types import Data, NoiseFn
 
@@ -38,8 +38,8 @@ def ddim_sample(noise: NoiseFn, sde: SDE, z: Data, *, eps: float, steps: int) ->
         eps: the smallest time, where the samples are.
         steps: how many; each is one network evaluation.
 
-    Raises UserError for eps outside [0, 1), no steps, latents that are not finite reals, or a
-    prediction of another shape.
+    Raises UserError for eps outside [0, 1), a network for another SDE, no steps, latents that are
+    not finite reals, or a prediction of another shape.
 
     Example:
         >>> sde, z = scoremle.VP(), jax.random.normal(jax.random.key(0), (4, 2))
@@ -61,8 +61,8 @@ def dpm_solver_sample(noise: NoiseFn, sde: SDE, z: Data, *, eps: float, steps: i
         eps: the smallest time, where the samples are.
         steps: how many; each is one network evaluation.
 
-    Raises UserError for eps outside [0, 1), no steps, latents that are not finite reals, or a
-    prediction of another shape.
+    Raises UserError for eps outside [0, 1), a network for another SDE, no steps, latents that are
+    not finite reals, or a prediction of another shape.
 
     Example:
         >>> sde, z = scoremle.VP(), jax.random.normal(jax.random.key(0), (4, 2))
@@ -75,7 +75,7 @@ def dpm_solver_sample(noise: NoiseFn, sde: SDE, z: Data, *, eps: float, steps: i
 
 
 def _integrate(noise: NoiseFn, sde: SDE, z: Data, eps: float, steps: int, order: int) -> Data:
-    check_eps(sde, eps)
+    check_model(noise, sde, eps)
     check_count("steps", steps)
     z = as_data(z, name="z")
     t = even_times(sde, eps, steps, z.dtype)

@@ -22,8 +22,8 @@ from scoremle.core.arguments import (
     check_kind,
 )
 from scoremle.core.keys import example_keys, fold_in, normal, split
-from scoremle.core.prediction import data_of
-from scoremle.core.sde import SDE, check_eps
+from scoremle.core.prediction import check_model, data_of
+from scoremle.core.sde import SDE
 from scoremle.core.times import even_times
 from scoremle.errors import UserError
 from scoremle.numerics import check_call, expand, predict
@@ -48,8 +48,8 @@ def ode_sample(
         eps: the smallest time, where the samples are.
         solver: how the ODE is solved.
 
-    Raises UserError for eps outside [0, 1), what is not a solver, what are not finite reals, or a
-    prediction of another shape.
+    Raises UserError for eps outside [0, 1), a network for another SDE, what is not a solver, what
+    are not finite reals, or a prediction of another shape.
 
     Example:
         >>> sde, z = scoremle.VP(), jax.random.normal(jax.random.key(0), (4, 2))
@@ -72,8 +72,8 @@ def ode_encode(
         eps: the smallest time, where the data are.
         solver: how the ODE is solved.
 
-    Raises UserError for eps outside [0, 1), what is not a solver, what are not finite reals, or a
-    prediction of another shape.
+    Raises UserError for eps outside [0, 1), a network for another SDE, what is not a solver, what
+    are not finite reals, or a prediction of another shape.
 
     Example:
         >>> sde, x = scoremle.VP(), jax.random.normal(jax.random.key(0), (4, 2))
@@ -165,9 +165,10 @@ def interpolate(z0: DataLike, z1: DataLike, weights: Float[Array, " n"]) -> Floa
 def denoise(noise: NoiseFn, sde: SDE, x: DataLike, *, eps: float) -> Data:
     """E[x_0 | x_eps]: what samples at t = ``eps`` are without the noise of that time.
 
-    Raises UserError for eps outside [0, 1), and what are not finite reals.
+    Raises UserError for eps outside [0, 1), a network for another SDE, and what are not finite
+    reals.
     """
-    check_eps(sde, eps)
+    check_model(noise, sde, eps)
     x = as_data(x)
     return data_of(noise, sde)(x, jnp.full(x.shape[0], eps, x.dtype))
 
@@ -193,8 +194,8 @@ def euler_sample(
         steps: how many; each is one network evaluation.
         denoise: the last step adds no noise.
 
-    Raises UserError for eps outside [0, 1), no steps, another shape, or a prediction of another
-    one.
+    Raises UserError for eps outside [0, 1), a network for another SDE, no steps, another shape, or
+    a prediction of another one.
 
     Example:
         >>> sde, key = scoremle.VP(), jax.random.key(0)
@@ -204,7 +205,7 @@ def euler_sample(
         >>> print(f"{jnp.std(x):.1f}")
         1.0
     """
-    check_eps(sde, eps)
+    check_model(noise, sde, eps)
     check_count("steps", steps)
     n, *_ = shape = as_shape(shape, of_batch=True)
     key_prior, key_steps = split(example_keys(key, n))

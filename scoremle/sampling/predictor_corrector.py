@@ -22,9 +22,9 @@ import jax.numpy as jnp
 
 from scoremle.core.arguments import as_shape, check_count, check_kind, check_number
 from scoremle.core.keys import example_keys, fold_in, normal, split
-from scoremle.core.prediction import score_of
+from scoremle.core.prediction import check_model, score_of
 from scoremle.core.pytree import known
-from scoremle.core.sde import SDE, check_eps
+from scoremle.core.sde import SDE
 from scoremle.errors import UserError
 from scoremle.numerics import expand, sum_data
 from scoremle.sampling.ends import ends
@@ -333,8 +333,8 @@ def pc_sample(
         method: which steps to take.
         constraint: what is known of the samples; it is applied before each evaluation.
 
-    Raises UserError for eps outside [0, 1), another shape, and where a step of ``method`` is not
-    defined for ``sde``.
+    Raises UserError for eps outside [0, 1), a network for another SDE, another shape, and where a
+    step of ``method`` is not defined for ``sde``.
 
     Example:
         >>> sde, key = scoremle.VP(), jax.random.key(0)
@@ -345,7 +345,7 @@ def pc_sample(
         >>> print(f"{jnp.std(x):.1f}")
         1.0
     """
-    check_eps(sde, eps)
+    check_model(noise, sde, eps)
     n, *_ = shape = as_shape(shape, of_batch=True)
     check_kind("method", method, PredictorCorrector, "scoremle.PredictorCorrector(100)")
     method.check(sde)

@@ -25,7 +25,8 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from scoremle.core.divergence import DivergenceEstimator, Estimates, Probes
-from scoremle.core.sde import SDE, check_eps
+from scoremle.core.prediction import check_model
+from scoremle.core.sde import SDE
 from scoremle.numerics import expand, predict, within_forms
 from scoremle.types import Data, NoiseFn, Scalar, Times
 
@@ -125,7 +126,7 @@ class ProbabilityFlow:
 
         Raises UserError for an eps that the SDE does not have.
         """
-        check_eps(self.sde, eps)
+        check_model(self.noise, self.sde, eps)
         ends = jnp.asarray([eps, 1.0], dtype)
         if not self.sde.schedule.per_dimension:
             ends = jnp.arcsinh(self.sde.log_snr(ends) / WIDTH)

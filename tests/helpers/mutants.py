@@ -580,7 +580,7 @@ CHANGES: list[tuple[str, ...]] = [
      "TOLERANCE"),
     ("report/subject.py", "paired", ".corrected(first.added, second.added)", "",
      "report/test_report.py"),
-    ("core/prediction.py", "check_of_sde", "noise.sde.kernel != sde.kernel", "False",
+    ("core/prediction.py", "check_model", "noise.sde.kernel != sde.kernel", "False",
      "test_model.py"),
     ("devices.py", "_put", ", impl=jax.random.key_impl(leaf)", "", "core/test_keys.py"),
     ("cli/checks.py", "writable",
