@@ -134,10 +134,15 @@ def as_pytree(noise: NoiseFn, name: str = "noise") -> NoiseFn:
     A bare callable belongs to the program, and so do the arrays that it closes over. Raises
     UserError, with the ``name`` of the argument, for what is not a function.
     """
-    if not callable(noise):
-        raise UserError(f"{name} must be a function, not a {type(noise).__name__}")
+    check_function(name, noise)
     bare = jax.tree_util.all_leaves([noise])
     return jax.tree_util.Partial(noise) if bare else noise
+
+
+def check_function(name: str, value: Any) -> None:
+    """Raises UserError for what is not a function, with the ``name`` of the argument."""
+    if not callable(value):
+        raise UserError(f"{name} must be a function, not a {type(value).__name__}")
 
 
 def predict(noise: NoiseFn, x: Data, t: Times) -> Data:

@@ -279,6 +279,7 @@ TABLE = [
     ("inpaint", {"x": DATA_OF_REALS[:-1], "key": NO_KEY, "eps": WITHIN_ONE,
                  "known": (*NO_ARRAY, [0.5, 1.0])}),
     ("colourise", {"grey": DATA_OF_REALS, "key": NO_KEY, "eps": WITHIN_ONE}),
+    ("guided", {"noise": NO_FUNCTION, "sde": NO_SDE, "log_prob": NO_FUNCTION}),
     ("Multistep", {"steps": COUNT, "calibration": POSITIVE, "typical": (*NUMBER, -1.0)}),
     ("Doubling", {"tolerance": POSITIVE, "fewest": COUNT, "most": (*COUNT, 8)}),
     ("PublishedRK45", {"rtol": POSITIVE, "atol": POSITIVE}),
@@ -521,3 +522,11 @@ def test_a_network_for_another_sde_is_refused(name, unchecked):
     noise = scoremle.noise_fn(lambda x, label: 0 * x, scoremle.SubVP())
     with pytest.raises(scoremle.UserError, match="is made for"):
         function(**{**good, "noise": noise})
+
+
+@pytest.mark.parametrize("name", OF_SDES)
+@pytest.mark.parametrize("bad", NO_FUNCTION)
+def test_what_is_no_function_is_refused(name, bad, unchecked, strict):
+    function, good = CALLS[name]
+    with pytest.raises(scoremle.UserError, match="noise must"):
+        function(**{**good, "noise": bad})

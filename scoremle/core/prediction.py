@@ -37,7 +37,7 @@ from scoremle.core.arguments import as_array, check_choice, check_examples, chec
 from scoremle.core.pytree import frozen_pytree, known, static
 from scoremle.core.sde import SDE, check_eps, check_sde
 from scoremle.errors import UserError
-from scoremle.numerics import as_pytree, check_call, expand, output_of, predict
+from scoremle.numerics import as_pytree, check_call, check_function, expand, output_of, predict
 from scoremle.types import AnyArray, Data, NoiseFn, Scalar, ScoreFn, Times
 
 __all__ = [
@@ -305,12 +305,13 @@ def check_model(noise: NoiseFn, sde: SDE, eps: Scalar) -> None:
 
 
 def check_network(noise: NoiseFn, sde: SDE) -> None:
-    """Raises UserError for what is not an SDE, and a network that is made for another SDE.
+    """Raises UserError for noise that is not a function, no SDE, and a network for another SDE.
 
     Args:
         noise: the noise prediction; what is not of ``noise_fn`` has no SDE to compare.
         sde: the noise at each time.
     """
+    check_function("noise", noise)
     check_sde(sde)
     while isinstance(noise, Conditioned | RangedNoise):
         noise = noise.noise

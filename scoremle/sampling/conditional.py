@@ -26,7 +26,7 @@ from scoremle.core.prediction import check_network
 from scoremle.core.pytree import known as is_known
 from scoremle.core.sde import SDE
 from scoremle.errors import UserError
-from scoremle.numerics import expand, predict
+from scoremle.numerics import check_function, expand, predict
 from scoremle.sampling.predictor_corrector import PredictorCorrector, pc_sample
 from scoremle.types import Data, Images, Keys, NoiseFn, PerExample, Times
 
@@ -126,6 +126,7 @@ def guided(noise: NoiseFn, sde: SDE, log_prob: Callable[[Data, Times], PerExampl
     Any sampler takes it, and raises UserError where either gives another shape than it must.
     """
     check_network(noise, sde)
+    check_function("log_prob", log_prob)
 
     def total(x: Data, t: Times) -> Array:
         found = jnp.asarray(log_prob(x, t))

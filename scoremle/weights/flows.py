@@ -37,7 +37,7 @@ from scoremle.likelihood.images import Estimator, ImageValues
 from scoremle.likelihood.importance import jackknife
 from scoremle.likelihood.score_images import example_numbers, score_images
 from scoremle.likelihood.scores import Scores
-from scoremle.numerics import check_finite_values, dims_of
+from scoremle.numerics import check_finite_values, check_function, dims_of
 from scoremle.types import IntImages
 
 AnyData = Float[Array | np.ndarray, "n *d"]
@@ -166,8 +166,8 @@ def from_flow(
         [-3.72] [0.]
     """
     for name, function in {"log_prob": log_prob, "inverse": inverse, "forward": forward}.items():
-        if not (callable(function) or (function is None and name != "log_prob")):
-            raise UserError(f"{name} must be a function, not {function}")
+        if function is not None or name == "log_prob":
+            check_function(name, function)
     check_kind("pixels", pixels, Pixels | None, "scoremle.Pixels(256)")
     return FlowModel(log_prob, as_shape(shape), pixels, inverse, forward)
 
