@@ -258,6 +258,8 @@ TABLE = [
                             "condition": CONDITION, "dtype": WORD}),
     ("elbo", {"sde": NO_SDE, "x": DATA_OF_REALS, "key": NO_KEY, "eps": WITHIN_ONE, "draws": COUNT,
                           "matching": WORD, "times": NO_TIMES}),
+    ("fit_control", {"sde": NO_SDE, "x": DATA_OF_REALS, "key": NO_KEY, "eps": WITHIN_ONE,
+                     "matching": WORD}),
     ("importance_bound", {"keys": NO_KEY, "samples": COUNT}),
     ("choose_within", {"sde": NO_SDE, "x": DATA_OF_REALS, "tolerance": POSITIVE,
                        "eps": WITHIN_ONE, "seed": SEED, "condition": CONDITION}),

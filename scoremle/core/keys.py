@@ -21,8 +21,8 @@ from scoremle.errors import UserError
 from scoremle.types import Data, Keys, PRNGKey
 
 __all__ = [
-    "as_keys", "example_keys", "fold_in", "image_keys", "key_of", "normal", "one_or_each",
-    "per_example", "split",
+    "as_key", "as_keys", "example_keys", "fold_in", "image_keys", "key_of", "normal",
+    "one_or_each", "per_example", "split",
 ]  # fmt: skip
 
 IMPLEMENTATION = "threefry2x32"
@@ -46,9 +46,7 @@ def image_keys(key: PRNGKey, index: Integer[np.ndarray, " n"]) -> Key[Array, " n
 
     Raises UserError for an array of keys in place of one.
     """
-    key = as_keys(key)
-    if key.shape:
-        raise UserError(f"key must be one, not keys of shape {key.shape}")
+    key = as_key(key)
     index = np.asarray(index, np.uint64)
     high, low = (np.asarray(index >> np.uint64(shift), np.uint32) for shift in (32, 0))
     return _folded(key, high, low)
@@ -108,6 +106,20 @@ def as_keys(key: Any, name: str = "key") -> Keys:
     if (found := str(jax.random.key_impl(key))) != IMPLEMENTATION:
         such = f'jax.random.key(seed, impl="{IMPLEMENTATION}")'
         raise UserError(f"{name} must be one of {such}, not of {found}")
+    return key
+
+
+def as_key(key: Any) -> PRNGKey:
+    """One key with a type, as ``as_keys`` gives it.
+
+    Args:
+        key: one.
+
+    Raises UserError as ``as_keys``, and for an array of keys.
+    """
+    key = as_keys(key)
+    if key.shape:
+        raise UserError(f"key must be one, not keys of shape {key.shape}")
     return key
 
 

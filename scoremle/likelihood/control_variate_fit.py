@@ -20,8 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Integer, Key
 
-from scoremle.core.arguments import as_data
-from scoremle.core.keys import example_keys, normal, split
+from scoremle.core.arguments import as_data, check_choice
+from scoremle.core.keys import as_key, example_keys, normal, split
 from scoremle.core.prediction import check_model
 from scoremle.core.programs import OfModels
 from scoremle.core.sde import SDE
@@ -79,16 +79,17 @@ def fit_control(
     From fewer than eight examples, or two beside a given Gaussian, nothing is fitted: the
     control changes nothing then.
 
-    Raises UserError for a log-SNR that each dimension has of its own, and a network
-    for another SDE.
+    Raises UserError for a log-SNR that each dimension has of its own, a network for another SDE,
+    another matching, and data that are not finite reals.
     """
     check_model(noise, sde, eps)
+    check_choice("matching", matching, MATCHINGS)
+    x, key = as_data(x), as_key(key)
     if gaussian is None:
         count = min(len(x) // PILOT_SHARE, PILOT_EXAMPLES)
         if count < FEWEST:
-            return _none(sde, as_data(x), eps)
+            return _none(sde, x, eps)
         gaussian, x = FittedGaussian.fit(x[count:]), x[:count]
-    x = as_data(x)
     if len(x) < FEWEST:
         return _none(sde, x, eps)
     edges = log_snr_edges(sde, eps)
