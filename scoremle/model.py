@@ -124,7 +124,7 @@ class Sampler(Protocol):
 
 @frozen_pytree
 class Origin:
-    """The origin of a model that was trained: facts beside its density.
+    """The origin of a model that was trained: the place of its integers, and other facts.
 
     Args:
         dataset: the name of the data set that it was trained on; "": unknown.
@@ -178,7 +178,8 @@ class ScoreModel:
         bijector: from data that are reals, in all digits that they have, to what the network sees;
             None: they are the same.
         divergence: how traces of reals are estimated, where a method is not given another.
-        origin: facts about its training, if any; no value of a density depends on them.
+        origin: facts about its training, if any. Values depend on ``middles`` and ``grid`` alone,
+            which give ``points`` and ``default_dequantizer``.
         coder: the encoder of images, where the schedule depends on a code of the image. For
             ``log_prob`` and ``encode`` of such a model call ``under(codes)`` first.
 
@@ -908,12 +909,10 @@ class ScoreModel:
         """The solver of latents and samples without log p, which the published one finds alone."""
         return Multistep() if isinstance(self.solver, PublishedRK45) else self.solver
 
-    def _plain(self, noise: NoiseFn | None = None) -> "ScoreModel":
-        """The model without its origin and its decoder: programs do not depend on these."""
-        return ScoreModel(
-            noise or self.noise, self.sde, self.eps, self.shape, self.pixels, self.solver,
-            bijector=self.bijector, coder=self.coder,
-        )  # fmt: skip
+    def _plain(self, noise: NoiseFn) -> "ScoreModel":
+        """The model with this noise prediction, and of its parts those that values depend on."""
+        own = Origin(middles=self.origin.middles, grid=self.origin.grid)
+        return replace(self, noise=noise, decoder_scale=None, divergence=None, origin=own)
 
     def _check_outside(self, name: str, *arguments: Any) -> None:
         """Raises UserError where a method that works in batches, on the host, is traced."""

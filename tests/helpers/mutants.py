@@ -749,7 +749,8 @@ CHANGES: list[tuple[str, ...]] = [
     ("resumable.py", "missing", "~done.all(axis=0)", "~done.any(axis=0)",
      "cli/test_score_shares.py"),
     # What commands need, and what is told
-    ("model.py", "ScoreModel._plain", "noise or self.noise", "self.noise"),
+    ("model.py", "ScoreModel._plain", "noise=noise, ", ""),
+    ("model.py", "ScoreModel._plain", ", grid=self.origin.grid", "", "likelihood/test_steps.py"),
     ("likelihood/check.py", "check_declaration", "len(data) < fewest(dims)",
      "len(data) <= fewest(dims)", "likelihood/test_check.py"),
     ("experiment/config.py", "load_config", "not place.endswith('.py')",

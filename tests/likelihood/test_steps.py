@@ -262,6 +262,21 @@ def test_a_chain_is_near_the_entropy_of_the_integers_that_a_network_knows(origin
     assert -0.03 < scores.bpd.mean() - exact < 0.06
 
 
+def test_the_integers_of_a_network_are_on_the_grid_of_its_training():
+    """The chain and the fit of its decoder are those of pixels with bins around that grid."""
+    sde = SDE("vp", schedules.LinearLogSNR(-6.0, 2.0), 1.0)
+    origin = Origin(grid=True)
+    of_grid = ScoreModel(gaussian_noise(sde), sde, 0.0, (4, 2, 1), Pixels(5), origin=origin)
+    around = replace(of_grid, pixels=Pixels.of_points(5, -1, 1), origin=Origin())
+    np.testing.assert_allclose(of_grid.points, around.points, atol=1e-6)
+    images = np.random.default_rng(4).integers(0, 5, (12, 4, 2, 1), np.uint8)
+    chain = BySteps(np.arange(31) / 30, clip=False)
+    found, expected = (model.score(images, estimator=chain).bpd for model in (of_grid, around))
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    found, expected = (model.fit_decoder(images).decoder_scale for model in (of_grid, around))
+    np.testing.assert_allclose(found, expected, rtol=1e-3)
+
+
 # --- as an estimator --------------------------------------------------------------------------
 
 
