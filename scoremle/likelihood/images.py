@@ -116,7 +116,7 @@ class ByOde:
 
     Values: ``bpd``, its ``probe_stderr`` and ``solver_error``, ``nfe``; of one sample also two
     tests that its latent is white noise: the mean square of its elements over that of the prior
-    (``latent_square``), and the correlation of those beside or above each other
+    (``latent_square``), and the mean product of those beside or above each other
     (``latent_neighbours``); of several ``draw_stderr``, ``probe_bias`` and ``effective_draws``.
 
     Example:
@@ -274,7 +274,7 @@ def _by_draws(
 
 
 def _whiteness(latent: Images) -> ImageValues:
-    """Mean square and correlation of neighbours; of white noise about one and zero."""
+    """Mean square, and mean product of neighbours; of white noise about one and zero."""
     beside, above = latent[:, :, 1:] * latent[:, :, :-1], latent[:, 1:] * latent[:, :-1]
     flat = [a.reshape(len(a), dims_of(a)) for a in (beside, above)]
     products = jnp.concatenate(flat, axis=1)

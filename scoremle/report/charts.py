@@ -276,10 +276,12 @@ def latents(
     pairs = max(channels * (height * (width - 1) + width * (height - 1)), 1)
     of_square = Z95 * np.sqrt(2 / (height * width * channels))
     of_neighbours = Z95 / np.sqrt(pairs)
-    inside = (np.abs(square - 1) <= of_square) & (np.abs(neighbours) <= of_neighbours)
+    # Of draws with a mean of zero the mean product is their correlation times the mean square.
+    correlation = neighbours / square
+    inside = (np.abs(square - 1) <= of_square) & (np.abs(correlation) <= of_neighbours)
 
     def draw(axes: Any) -> None:
-        axes.plot(square, neighbours, ".", color=COLOURS[0], alpha=0.5, markersize=4)
+        axes.plot(square, correlation, ".", color=COLOURS[0], alpha=0.5, markersize=4)
         sides = (1 - of_square, 1 + of_square), (-of_neighbours, of_neighbours)
         x, y = ([side[i] for i in order] for side, order in zip(sides, ROUND, strict=True))
         axes.plot(x, y, "--", color=COLOURS[1], label="white noise: 95 % either way")
@@ -293,7 +295,7 @@ def latents(
         " dashed box. Left of it, they lie nearer to zero than such draws; right of it, farther.",
         f"{inside.mean():.0%} of {len(square)} latents lie where 90 % of white noise does; their"
         f" mean square is {square.mean():.3f}, of white noise 1; the correlation of neighbours"
-        f" {neighbours.mean():+.3f}, of white noise 0.",
+        f" {correlation.mean():+.3f}, of white noise 0.",
         draw,
     )  # fmt: skip
 

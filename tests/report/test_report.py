@@ -576,14 +576,18 @@ def test_other_charts_have_their_numbers(shown):
 
 
 def test_the_box_of_white_noise_has_its_sides(shown):
-    """Of 16 numbers the mean square has a variance of 2/16; of 24 pairs a correlation 1/24."""
+    """Of 16 numbers the mean square has a variance of 2/16; of 24 pairs a correlation 1/24.
+
+    The correlation is the mean product over the mean square.
+    """
     points, box = lines(shown["latents"])
-    assert_line(points, AT, AT / 100, "None")
+    assert_line(points, AT, np.full(len(AT), 0.01), "None")
     x, y = 1.96 * np.sqrt(2 / 16), 1.96 / np.sqrt(24)
     assert_line(box, [1 - x, 1 + x, 1 + x, 1 - x, 1 - x], [-y, -y, y, y, -y], "--", 1)
     assert CHARTS["latents"][0].alt.startswith("50% of 2 latents")
-    inside = charts.latents(np.full(9, 1 + x - 1e-6), np.full(9, y - 1e-6), (4, 4, 1)).alt
-    outside = charts.latents(np.full(9, 1.0), np.full(9, -y - 1e-6), (4, 4, 1)).alt
+    square = np.full(9, 1 + x - 1e-6)
+    inside = charts.latents(square, square * (y - 1e-6), (4, 4, 1)).alt
+    outside = charts.latents(square, square * (-y - 1e-6), (4, 4, 1)).alt
     assert inside.startswith("100%") and outside.startswith("0%")
 
 
