@@ -37,11 +37,11 @@ def verdict(rows: Sequence[ScoreRow], reference: int) -> str:
     beyond = {"likelier": 0.0, "unlikelier": 1.0}
     counts = {word: sum(row.rank == end for row in rows) for word, end in beyond.items()}
     found = " and ".join(f"{count} {word}" for word, count in counts.items() if count)
-    if not found:
-        return (
-            f"0 of {len(rows)} images stand out: each lies within the {reference} test images of"
-            " the model"
-        )
+    beyond_all, expected = sum(counts.values()), chance * len(rows)
+    stand = "stands" if beyond_all == 1 else "stand"
+    line = f"{beyond_all:,} of {counted(len(rows), 'image')} {stand} out"
+    if not beyond_all:
+        return f"{line}: each lies within the {reference:,} test images of the model"
     return (
         f"{sum(counts.values())} of {len(rows)} images stand out (about {chance * len(rows):.1g}"
         f" expected by chance): {found} than all {reference} test images of the model"

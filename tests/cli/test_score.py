@@ -377,6 +377,8 @@ def test_ranks_are_among_the_models_own_test_images(by_digits):
     [
         ((0.3, 0.9), 360, "0 of 2 images stand out: each lies within the 360 test images"),
         ((0.3, 1.0, 1.0), 360, "2 of 3 images stand out (about 0.02 expected by chance): 2 unl"),
+        ((0.0,), 360, "1 of 1 image stands out (about 0.006 expected by chance): 1 likelier"),
+        ((1.0,) * 5000, 360, "5,000 of 5,000 images stand out (about 28 expected by chance)"),
         ((0.0, 0.5, 1.0, 1.0), 39, "0.2 expected by chance): 1 likelier and 2 unlikelier than"),
         ((0.0, 1.0), 2, "no verdict: with 2 test images of the model, 67% of such images lie"
          " beyond all of them by chance; at least 39 are needed"),

@@ -205,7 +205,8 @@ RUNS = {"fit": _fit, "score": _score}
 def _verdict(names: list[str], p: np.ndarray, listed: np.ndarray, rate: float) -> str:
     """A line on how many stand out, and the first of them."""
     count = int(listed.sum())
-    line = f"{count} of {len(p)} stand out at a rate of false discoveries of {rate:g}"
+    stand = "stands" if count == 1 else "stand"
+    line = f"{count} of {len(p)} {stand} out at a rate of false discoveries of {rate:g}"
     if not count:
         return f"{line}: the least p-value is {p.min():.3g}"
     suspects = [f"{names[i]} (p {p[i]:.3g})" for i in p.argsort(kind="stable") if listed[i]]
