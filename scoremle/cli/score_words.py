@@ -12,7 +12,6 @@ from scoremle.terminal import counted
 if TYPE_CHECKING:
     from scoremle.experiment.score_table import ScoreRow
     from scoremle.likelihood.mean import Mean
-    from scoremle.likelihood.scores import Scores
 
 # Images that are shown of either end of the list.
 SHOWN = 3
@@ -43,8 +42,8 @@ def verdict(rows: Sequence[ScoreRow], reference: int) -> str:
     if not beyond_all:
         return f"{line}: each lies within the {reference:,} test images of the model"
     return (
-        f"{sum(counts.values())} of {len(rows)} images stand out (about {chance * len(rows):.1g}"
-        f" expected by chance): {found} than all {reference} test images of the model"
+        f"{line} (about {expected:.{'1g' if expected < 1 else '0f'}} expected by chance): {found}"
+        f" than all {reference:,} test images of the model"
     )
 
 
@@ -62,12 +61,15 @@ def in_passes(mean: Mean) -> str:
     return cost
 
 
-def spread(scores: Scores, passes: int) -> str:
-    """The standard error of an image, by the spread of its passes."""
+def error_in_words(rows: Sequence[ScoreRow], passes: int) -> str:
+    """The standard error of an image, in the median of rows with a score."""
     if passes == 1:
         return "one pass has no spread and so no error: use --repeats=2 or more"
-    median = statistics.median(error for error in scores.stderr if error == error)
-    return f"the median standard error is {median:.2g}; four times as many passes halve it"
+    median = statistics.median(row.error for row in rows if math.isfinite(row.error))
+    return (
+        f"the median standard error is {median:.2g}; four times as many passes halve all of it but"
+        " the solver's part"
+    )
 
 
 def in_order(rows: Sequence[ScoreRow], dims: int, reference: int) -> Iterator[str]:

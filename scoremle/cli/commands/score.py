@@ -25,7 +25,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 import scoremle
 from scoremle.cli import checks
 from scoremle.cli.parser import MODEL, Parser, add_shared
-from scoremle.cli.score_words import both_ends, in_order, in_passes, mean_in_words, spread, verdict
+from scoremle.cli.score_words import (
+    both_ends,
+    error_in_words,
+    in_order,
+    in_passes,
+    mean_in_words,
+    verdict,
+)
 from scoremle.cli.signals import going_on, writing_files
 from scoremle.errors import UserError, as_flag
 from scoremle.evaluation.tables import wrapped
@@ -222,7 +229,7 @@ def run(options: Any) -> dict[str, Any]:
         options.model, model, options.estimator, options.label, options.checkpoint
     )
     words = verdict([row for row in rows if not row.reason], len(own)) or no_ranks
-    answer, mean = _Answer(options, found, rows, scores, len(own), words), scored.mean
+    answer, mean = _Answer(options, found, rows, len(own), words), scored.mean
     with writing_files(options.out):
         summary = answer.write(mean, last=not levels)
     if levels:
@@ -251,7 +258,6 @@ class _Answer(NamedTuple):
     options: Any
     found: Measurement
     rows: Sequence[ScoreRow]
-    scores: scoremle.Scores
     reference: int
     verdict: str
 
@@ -261,7 +267,7 @@ class _Answer(NamedTuple):
 
         options, cost = self.options, in_passes(mean)
         facts = [_mean(mean, self.found), *mean.breakdown(), f"each image: {cost}; "
-                 + spread(self.scores, options.passes), *self.found.notes]  # fmt: skip
+                 + error_in_words(self.rows, options.passes), *self.found.notes]  # fmt: skip
         summary = _summary(mean, self.found, self.rows, options)
         summary["facts"] = [self.verdict, *facts]
         if last or not is_stream(options.out):
