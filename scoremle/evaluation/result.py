@@ -225,8 +225,8 @@ class Result(Mean):
             probes = self.probes
             facts.append("exact trace" if probes is None else counted(probes, "probe"))
         if choice := self.solver_choice:
-            bias = f"{choice['solver_bias']:+.4f} +- {choice['solver_bias_stderr']:.4f}"
-            where = f"in the mean of {choice['images']} images"
+            bias = f"{choice['solver_bias']:+z.4f} +- {choice['solver_bias_stderr']:.4f}"
+            where = f"in the mean of {counted(choice['images'], 'image')}"
             facts.append(f"solver: estimate minus truth {bias} {where}")
         steps = at_step(self.step, self.training)
         if self.dequantizer_step is not None:

@@ -38,6 +38,7 @@ from scoremle.likelihood.record import HIDDEN
 from scoremle.likelihood.refine import solved
 from scoremle.numerics import as_pytree, dims_of
 from scoremle.solvers.multistep import Multistep, Planned
+from scoremle.terminal import counted
 from scoremle.types import Data, NoiseFn, PRNGKey, Scalar
 
 __all__ = ["FEW_DIMS", "PILOT_IMAGES", "Choice", "choose_within"]
@@ -112,10 +113,10 @@ class Choice:
                 f" {self.probe_stderr:.2g}"
             )
         return (
-            f"{self.solver.steps} steps: on {many} images the solver's error is"
+            f"{self.solver.steps} steps: on {counted(many, 'image')} the solver's error is"
             f" {self.solver_error:.4f} {unit} an image{missed}; estimate minus truth is"
-            f" {self.solver_bias:+.4f} +- {self.solver_bias_stderr:.4f} in the mean over them; the"
-            f" probes' error is {self.probe_stderr:.4f} an image{self._of_mean()}"
+            f" {self.solver_bias:+z.4f} +- {self.solver_bias_stderr:.4f} in the mean over them;"
+            f" the probes' error is {self.probe_stderr:.4f} an image{self._of_mean()}"
         )
 
     def _of_mean(self) -> str:
