@@ -96,7 +96,11 @@ def test_noise_among_digits_is_listed(places, tmp_path, capfd):
 
 def test_it_says_which_normal_ones_the_model_has_seen(places, tiny, capfd, tmp_path, monkeypatch):
     words = "fit", tiny.workdir, places / "trained.npz", f"--out={tmp_path / 'd'}"
-    assert "60 of 60 normal images were trained on" in anomaly(capfd, *words)[1]
+    warning = "60 of 60 normal images were trained on"
+    assert warning in anomaly(capfd, *words)[1]
+    page = tmp_path / "p.html"
+    of = "score", tmp_path / "d", places / "mixed.npz", f"--out={tmp_path / 'a.csv'}"
+    assert warning in anomaly(capfd, *of, f"--page={page}")[1] and warning in page.read_text()
     others = replace(DIGITS, facts={"train_sha256": "of other images at the same place"})
     monkeypatch.setattr(seen, "images_of", lambda config: others)
     assert seen.seen_in_training(str(tiny.workdir), TRAIN[:60]) is None

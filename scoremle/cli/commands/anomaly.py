@@ -31,6 +31,8 @@ IMAGES = (
     "a picture, a folder or archive of pictures, or a .npy or .npz of uint8; a .npy of reals [n d]"
     " where there is no encoder, for gaussian and models without pixels"
 )
+# How many of the normal images the model was trained on, in a detector: none, or not known.
+NONE, UNKNOWN = "none", "unknown"
 # Suspects that are named on the screen.
 SHOWN = 10
 
@@ -102,7 +104,8 @@ def _fit(options: Any) -> dict[str, Any]:
     if model is not None and model.origin.checkpoint is not None:
         facts["checkpoint"] = str(model.origin.checkpoint)
     if model is not None and model.pixels is not None:
-        say(*wrapped(*_seen(options.model, data)))
+        facts["seen"] = _seen(options.model, data)
+    say(*wrapped(*_of_seen(facts)))
     detector = scoremle.anomaly.Detector.fit(
         model, data, statistic=options.statistic, seed=options.seed, facts=facts, label="normal"
     )
@@ -124,20 +127,27 @@ def _fit(options: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _seen(place: str, images: np.ndarray) -> list[str]:
-    """A line on normal images that the model was trained on; none where it has seen none."""
+def _seen(place: str, images: np.ndarray) -> str:
+    """The number of normal images that the model was trained on, as the detector keeps it."""
     from scoremle.experiment.seen import seen_in_training
 
     seen = seen_in_training(place, images)
-    if seen is None:
+    return UNKNOWN if seen is None else f"{seen} of {len(images)}" if seen else NONE
+
+
+def _of_seen(facts: dict[str, str]) -> list[str]:
+    """A line on normal images that the model was trained on; none where it has seen none."""
+    if (seen := facts.get("seen", NONE)) == NONE:
+        return []
+    if seen == UNKNOWN:
         return [
-            "it is not known which images the model was trained on: if these are among them, the"
-            " p-values of others are too small"
+            "it is not known which images the model was trained on: if normal ones are among them,"
+            " the p-values of others are too small"
         ]
     return [
-        f"{seen} of {len(images)} normal images were trained on: the p-values of others are too"
-        " small; take images that the model has not seen"
-    ] * bool(seen)
+        f"{seen} normal images were trained on: the p-values of others are too small; fit to"
+        " images that the model has not seen"
+    ]
 
 
 def _score(options: Any) -> dict[str, Any]:
@@ -160,6 +170,7 @@ def _score(options: Any) -> dict[str, Any]:
     listed, names = found.suspects(options.rate), [report.name for report in kept]
     lines = [_verdict(names, found.p, listed, options.rate)]
     lines += filter(None, [detector.limits(len(found), options.rate)])
+    lines += _of_seen(facts)
     by = f"By the statistic {detector.statistic}, with {len(detector.reference)} references."
     with writing_files(options.out):
         _write(options.out, reports, found, listed)
