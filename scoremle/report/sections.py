@@ -98,13 +98,15 @@ def _results(page: Page, subject: Subject) -> list[Chart]:
         " of each. More images do not make it smaller.",
     )
     for each in subject.results:
-        page.text(*(f"{each.kind_in_words}: {line}." for line in each.breakdown()))
+        lines = [*_warnings(each, levels), *each.breakdown()]
+        page.text(*(f"{each.kind_in_words}: {line}." for line in lines))
     if coded := subject.coded:
         page.text(f"Compressed without loss, {coded.line}.")
     if subject.checks:
         page.table(
             ("what must hold", "does it?", "difference, bits/dim"),
             ((check["words"], "holds" if check["holds"] else f"FAILS: {check['meaning']}",
+    levels = subject.place.data_facts().get("levels")
               f"{check['difference']:+.4f} ± {check['stderr']:.4f}") for check in subject.checks),
             "Relations between the estimators, image by image.",
         )  # fmt: skip
@@ -133,6 +135,21 @@ def _of_the_ode(subject: Subject, result: Result) -> Iterator[Chart]:
             yield charts.solver_steps(tried, choice["nodes"], choice["images"])
     found = [result.column(f"latent_{name}") for name in ("square", "neighbours")]
     square, neighbours = (None if each is None else each[0] for each in found)
+def _warnings(result: Result, levels: int | None) -> Iterator[str]:
+    """Lines on bits/dim that say little about the images."""
+    if result.is_bpd and levels and result.mean > np.log2(levels):
+        yield (
+            f"worse than a uniform distribution, which takes {np.log2(levels):.3g} bits/dim: the"
+            " model is trained too little, or for other images"
+        )
+    spread = (result.stderr or np.nan) * math.sqrt(result.images)
+    if (result.solver_error or 0) > spread:
+        yield (
+            "the solver's error is larger than the images differ: its steps are too few for this"
+            " model"
+        )
+
+
     if square is not None and neighbours is not None:
         size, channels = subject.config.data.image_size, subject.config.data.num_channels
         yield charts.latents(square, neighbours, (size, size, channels))

@@ -107,6 +107,19 @@ def test_results_of_a_replaced_snapshot_are_left_out(tmp_path):
     assert [r.kind for r in Subject(Workdir(tmp_path), "eval").results] == ["bound"]
 
 
+@pytest.mark.parametrize(
+    ("mean", "solver_error", "words"),
+    [(4.08, 0.59, ""), (4.09, 0.59, "which takes 4.09"), (4.08, 0.61, "solver's error is larger"),
+     (4.08, None, "")],
+)  # fmt: skip
+def test_values_that_say_little_are_named(mean, solver_error, words):
+    """Those that are worse than 17 equal levels, and those that the solver has blurred."""
+    facts = {"mean": mean, "stderr": 0.1, "images": 36, "solver_error": solver_error}
+    found = Mock(spec=Result, **facts)
+    lines = [*sections._warnings(found, 17)]
+    assert len(lines) == bool(words) and words in "".join(lines)
+
+
 def test_images_are_in_their_order(reported):
     _, values, text = reported
     alternatives = [a for a in Reader(text).attributes["alt"] if a.startswith("image ")]
