@@ -15,6 +15,7 @@ from scoremle.cli import score_words
 from scoremle.cli.commands import compare, parser_of
 from scoremle.evaluation import pictures
 from scoremle.evaluation.result import Result, quality_table, results_table
+from scoremle.evaluation.statistics import Difference
 from scoremle.experiment import card
 from scoremle.experiment.build import build
 from scoremle.experiment.run_eval import EvaluationRun
@@ -109,8 +110,8 @@ COLUMNS = {
     ),
     "side by side": (
         side_by_side,
-        {"working directory": "runs", "bits/dim": "2.3457", "std. error": "0.0123", "NFE": "33",
-         "what it is": "exact for p_eps, uniform dequantization",
+        {"working directory": "runs", "bits/dim": "2.3457", "std. error": "0.0123",
+         "difference": "", "NFE": "33", "what it is": "exact for p_eps, uniform dequantization",
          "images": "360 test images, 2 passes"},
     ),
     "card": (
@@ -187,7 +188,9 @@ CHARTS = {
         lambda: charts.estimators({"exact": (2.0, 0.1, False), "bound": (2.5, 0.2, True)}),
         "exact 2.0000 ± 0.1960; bound 2.5000 ± 0.3920.",
     ),
-    "differences": (lambda: charts.differences({"b": (-0.5, 0.1)}), "b -0.5000 ± 0.1960."),
+    "differences": (
+        lambda: charts.differences({"b": Difference(-0.5, 0.1, 9)}), "b -0.5000 ± 0.1960.",
+    ),
 }  # fmt: skip
 
 

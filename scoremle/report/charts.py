@@ -16,6 +16,7 @@ from jaxtyping import Float
 
 from scoremle.evaluation import figures
 from scoremle.evaluation.figures import ABOVE, COLOURS, INK, LINES, Z95, DrawChart
+from scoremle.evaluation.statistics import Difference
 from scoremle.files import write_bytes
 from scoremle.terminal import counted
 from scoremle.training.writers import LoggedRow
@@ -313,15 +314,15 @@ def estimators(results: Mapping[str, tuple[float, float, bool]]) -> Chart:
     )  # fmt: skip
 
 
-def differences(found: Mapping[str, tuple[float, float]]) -> Chart:
-    """Means and standard errors of paired differences of bits/dim, by the name of the second."""
+def differences(found: Mapping[str, Difference]) -> Chart:
+    """Paired differences of bits/dim, by the name of the second."""
 
     def draw(axes: Any) -> None:
-        rows = {name: (*of_mean, False) for name, of_mean in found.items()}
+        rows = {name: (gap.mean, gap.stderr, False) for name, gap in found.items()}
         _draw_intervals(axes, rows, "difference, bits/dim")
         axes.axvline(0, color=INK, linestyle="--")
 
-    gaps = "; ".join(f"{name} {mean:+.4f} ± {Z95 * e:.4f}" for name, (mean, e) in found.items())
+    gaps = "; ".join(f"{n} {gap.mean:+z.4f} ± {Z95 * gap.stderr:.4f}" for n, gap in found.items())
     return Chart(
         "differences", "Difference from the first, image by image",
         "Left of zero is better than the first. Bars: 95 % intervals of the mean difference over"

@@ -33,8 +33,11 @@ LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "sci
 IDENTITY = (
     "dataset", "data_hash", "ema_hash", "checkpoint", "step", "precision", "seed", "version",
 )  # fmt: skip
+COMPARED = (
+    "working directory", "bits/dim", "std. error", "difference", "NFE", "what it is", "images",
+)  # fmt: skip
 # The cells of a working directory without results.
-NOT_EVALUATED = ("not evaluated", "", "", "", "")
+NOT_EVALUATED = ("not evaluated", "", "", "", "", "")
 # Fields of an evaluation that end_ckpt and dataset replace.
 NOT_AGAIN = ("begin_ckpt", "bpd_dataset")
 CITATION = """@inproceedings{song2021maximum,
@@ -57,28 +60,33 @@ def describe_one(page: Page, subject: Subject) -> list[Chart]:
 def compare(page: Page, subjects: Sequence[Subject]) -> list[Chart]:
     """Several working directories beside each other, the later ones against the first."""
     page.section("Side by side")
-    found = [(n, s.main_result) for n, s in zip(names_of(subjects), subjects, strict=True)]
-    rows = [
-        (name, *((*r.in_cells()[:3], r.noised, r.images_in_words) if r else NOT_EVALUATED))
-        for name, r in found
-    ]
+    found = list(zip(names_of(subjects), (s.main_result for s in subjects), strict=True))
+    (_, first), *others = found
+    gaps = {n: gap for n, r in others if first and r and (gap := paired(first, r)) is not None}
+    in_words = {name: f"{gap.mean:+z.4f} ± {gap.stderr:.4f}" for name, gap in gaps.items()}
     page.table(
-        ("working directory", "bits/dim", "std. error", "NFE", "what it is", "images"), rows,
-        "The first likelihood of each one's newest evaluated checkpoint, or else its first bound.",
+        COMPARED, ((name, *_compared(r, in_words.get(name, ""))) for name, r in found),
+        "The first likelihood of each one's newest evaluated checkpoint, or else its first bound."
+        " Difference: from the first working directory, the mean over images ± its standard error."
+        " NFE: evaluations of the network for an image.",
     )  # fmt: skip
-    first, gaps = found[0][1], {}
-    for name, result in found[1:]:
-        gap = paired(first, result) if first and result else None
-        if gap:
-            gaps[name] = (gap.mean, gap.stderr)
-        else:
-            why = why_not_paired(first, result)
-            page.text(f"{name}: no comparison image by image, since {why}.")
+    page.text(*(
+        f"{name}: no comparison image by image, since {why_not_paired(first, result)}."
+        for name, result in others if name not in gaps
+    ))  # fmt: skip
     chart = [charts.differences(gaps)] if gaps else []
     page.charts(chart)
     page.text("Each of them has a report of its own:")
     page.code(*(shlex.join(["scoremle", "report", str(s.place.folder)]) for s in subjects))
     return chart
+
+
+def _compared(result: Result | None, difference: str) -> tuple[str, ...]:
+    """The cells of a working directory beside others."""
+    if result is None:
+        return NOT_EVALUATED
+    mean, error, evaluations, _ = result.in_cells()
+    return mean, error, difference, evaluations, result.noised, result.images_in_words
 
 
 def _results(page: Page, subject: Subject) -> list[Chart]:
@@ -97,6 +105,7 @@ def _results(page: Page, subject: Subject) -> list[Chart]:
         " standard error is over images. The solver's error is the mean over images of the error"
         " of each. More images do not make it smaller.",
     )
+    levels = subject.place.data_facts().get("levels")
     for each in subject.results:
         lines = [*_warnings(each, levels), *each.breakdown()]
         page.text(*(f"{each.kind_in_words}: {line}." for line in lines))
@@ -106,7 +115,6 @@ def _results(page: Page, subject: Subject) -> list[Chart]:
         page.table(
             ("what must hold", "does it?", "difference, bits/dim"),
             ((check["words"], "holds" if check["holds"] else f"FAILS: {check['meaning']}",
-    levels = subject.place.data_facts().get("levels")
               f"{check['difference']:+.4f} ± {check['stderr']:.4f}") for check in subject.checks),
             "Relations between the estimators, image by image.",
         )  # fmt: skip
@@ -127,14 +135,6 @@ def _results(page: Page, subject: Subject) -> list[Chart]:
     return drawn
 
 
-def _of_the_ode(subject: Subject, result: Result) -> Iterator[Chart]:
-    """Charts of how well it was solved, and of what it makes of the images."""
-    if choice := result.solver_choice:
-        tried = [(n, e) for n, e in choice.get("tried", ()) if n > 0 and 0 < e < np.inf]
-        if tried:
-            yield charts.solver_steps(tried, choice["nodes"], choice["images"])
-    found = [result.column(f"latent_{name}") for name in ("square", "neighbours")]
-    square, neighbours = (None if each is None else each[0] for each in found)
 def _warnings(result: Result, levels: int | None) -> Iterator[str]:
     """Lines on bits/dim that say little about the images."""
     if result.is_bpd and levels and result.mean > np.log2(levels):
@@ -150,6 +150,14 @@ def _warnings(result: Result, levels: int | None) -> Iterator[str]:
         )
 
 
+def _of_the_ode(subject: Subject, result: Result) -> Iterator[Chart]:
+    """Charts of how well it was solved, and of what it makes of the images."""
+    if choice := result.solver_choice:
+        tried = [(n, e) for n, e in choice.get("tried", ()) if n > 0 and 0 < e < np.inf]
+        if tried:
+            yield charts.solver_steps(tried, choice["nodes"], choice["images"])
+    found = [result.column(f"latent_{name}") for name in ("square", "neighbours")]
+    square, neighbours = (None if each is None else each[0] for each in found)
     if square is not None and neighbours is not None:
         size, channels = subject.config.data.image_size, subject.config.data.num_channels
         yield charts.latents(square, neighbours, (size, size, channels))

@@ -25,6 +25,7 @@ from scoremle.experiment.workdir import Workdir
 from scoremle.files import read_json
 from scoremle.records import check_record
 from scoremle.resumable import content_hash
+from scoremle.terminal import counted
 from scoremle.training.writers import LoggedRow, read_log
 
 # What two evaluations must have in common for a comparison image by image.
@@ -52,7 +53,11 @@ def why_not_paired(first: Result | None, second: Result | None) -> str:
         return "one of the two has no likelihood: evaluate it"
     if first.values is None or second.values is None:
         return "the values of images of one of the two are gone: evaluate it again"
-    return "the two are not of the same images with the same noise, two or more"
+    if first.images != second.images:
+        return f"it has {counted(second.images, 'image')}, and the first {first.images:,}"
+    if first.images < 2:
+        return "one image has no spread"
+    return "the two are not of the same images with the same noise"
 
 
 @dataclass(frozen=True)

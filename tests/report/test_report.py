@@ -379,11 +379,14 @@ def test_what_differs_in_its_images_or_noise_is_not_compared(field, value, tmp_p
     first = Result.read("a", facts, tmp_path)
     assert paired(first, Result.read("b", facts, tmp_path)).mean == 0
     write_npz(tmp_path / "b.npz", {"bpd": np.array([[1.0, 2.0, 4.0][: 2 if value == 2 else 3]])})
-    assert paired(first, Result.read("b", facts | {field: value}, tmp_path)) is None
+    other = Result.read("b", facts | {field: value}, tmp_path)
+    assert paired(first, other) is None
+    why = "2 images, and the first 3" if field == "images" else "same noise"
+    assert why in why_not_paired(first, other)
     write_npz(tmp_path / "c.npz", {"bpd": np.array([[1.0]])})
     one = Result.read("c", facts | {"images": 1}, tmp_path)
     assert paired(one, one) is None
-    assert "same images" in why_not_paired(first, one)
+    assert "1 image, and" in why_not_paired(first, one) and "no spread" in why_not_paired(one, one)
     gone = Result.read("d", facts, tmp_path)
     assert paired(first, gone) is None and "are gone" in why_not_paired(first, gone)
     assert "evaluate it" in why_not_paired(first, None)
@@ -487,7 +490,8 @@ CHARTS = {
         ("bits/dim", ""), [],
     ),
     "differences": (
-        charts.differences({"b": (0.25, 0.01), "c": (-0.5, 0.1)}), ("difference, bits/dim", ""), []
+        charts.differences({"b": Difference(0.25, 0.01, 9), "c": Difference(-0.5, 0.1, 9)}),
+        ("difference, bits/dim", ""), [],
     ),
 }  # fmt: skip
 
