@@ -37,8 +37,8 @@ def counted(count: int, word: str) -> str:
 
 
 def in_html(text: str) -> str:
-    """The text for HTML, within an element or within the quotes of an attribute."""
-    return escape(printable(text))
+    """The text for a line of HTML, within an element or within the quotes of an attribute."""
+    return escape(in_a_line(text))
 
 
 def in_markdown(text: str) -> str:

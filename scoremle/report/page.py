@@ -10,7 +10,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from scoremle.errors import in_a_line
 from scoremle.files import write_bytes
 from scoremle.report.charts import Chart
 from scoremle.terminal import html_table, in_html
@@ -105,8 +104,8 @@ class Page:
 
     def code(self, *lines: str) -> None:
         """Lines that stay as they are: a command, a citation."""
-        text = "\n".join(map(in_a_line, lines))
-        self._body.append(f"<pre><code>{in_html(text)}</code></pre>")
+        text = "\n".join(map(in_html, lines))
+        self._body.append(f"<pre><code>{text}</code></pre>")
 
     def table(self, header: Sequence[str], rows: Iterable[Sequence[str]], caption: str) -> None:
         """A table with its caption."""
