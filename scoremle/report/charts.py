@@ -106,7 +106,10 @@ def columns(
         for i, ((steps, values), label) in enumerate(zip(found, labels.values(), strict=True)):
             if len(steps):
                 axes.plot(steps, values, ".", color=COLOURS[i], alpha=0.25, markersize=3)
-                axes.plot(steps, _smooth(values), ("-", "--")[i], color=COLOURS[i], label=label)
+                line = ("-", "--")[i] + "o" * (len(values) < FEW)
+                axes.plot(
+                    steps, _smooth(values), line, color=COLOURS[i], label=label, markersize=4
+                )
         axes.set(xlabel="step", ylabel=title.lower())
         if log:
             axes.set_yscale("log")
@@ -143,15 +146,15 @@ def training_bpd(rows: Sequence[LoggedRow], uniform: float) -> Chart:
         axes.plot(steps, values, ".", color=COLOURS[0], alpha=0.25, markersize=3)
         axes.set(xlabel="step", ylabel="bits/dim")
 
-    final = "no row beats a uniform distribution yet"
+    final, how = "no row beats a uniform distribution yet", ""
     if len(mean):
+        line = f" Line: the mean of {averaged} neighbouring rows." * (averaged > 1)
+        how = f" Points: one logged row each.{line} Band: its 95 % interval."
         final = f"{mean[-1]:.3f} ± {band[-1]:.3f} at last"
     return Chart(
         "training_bpd", "Bits/dim while training",
-        "The variational bound on a window of test images that moves, few draws each. Points: one"
-        f" logged row each. Line: the mean of {counted(averaged, 'neighbouring row')}. Band: its"
-        " 95 % interval. Rows before the averaged parameters beat a uniform distribution are left"
-        " out.",
+        f"The variational bound on a window of test images that moves, few draws each.{how} Rows"
+        " before the averaged parameters beat a uniform distribution are left out.",
         f"bits/dim of test images over the steps: {final}.",
         draw,
     )  # fmt: skip
@@ -181,6 +184,7 @@ def histogram(name: str, bpd: Float[np.ndarray, " n"], baselines: Mapping[str, f
         for (label, value), style in zip(baselines.items(), ("--", ":", "-."), strict=False):
             axes.axvline(value, color=INK, linestyle=style, label=f"{label}, mean {value:.3f}")
         axes.set(xlabel="bits/dim", ylabel="images")
+        axes.yaxis.get_major_locator().set_params(integer=True)
         axes.legend(**ABOVE)
 
     beside = "".join(f"; {label} {value:.3f}" for label, value in baselines.items())
