@@ -29,6 +29,7 @@ def write_anomalies(
     *,
     levels: int,
     rate: float,
+    references: int,
     facts: Sequence[str],
     left_out: Sequence[tuple[str, str]] = (),
 ) -> None:
@@ -42,18 +43,20 @@ def write_anomalies(
         found: of these.
         levels: grey levels of the images.
         rate: of false discoveries, at which suspects are listed.
+        references: of the detector, which give p its digits.
         facts: lines about the detector.
         left_out: names of files that were not scored, and the reasons.
     """
     page = Page(title, "The most unusual first.")
-    page.section("What the numbers say", MEANING, *facts)
-    listed, cards = found.suspects(rate), []
+    page.section("What the numbers say", *facts, MEANING)
+    listed, cards, digits = found.suspects(rate), [], 1 + len(str(references))
     for i in np.lexsort((-found.score, found.p)):
-        words = f"p {found.p[i]:.3g}" + "; suspect" * bool(listed[i])
+        words = f"p {found.p[i]:.{digits}f}" + "; suspect" * bool(listed[i])
         picture = Picture(as_png(images[i], levels, SIDE), words, f"{names[i]}: {words}")
         p = float(found.p[i])
-        cards.append(Card(picture, names[i], p, p, p))
+        cards.append(Card(picture, names[i], p, p, p, marked=bool(listed[i])))
     page.section("Images")
-    page.gallery(cards, "Below each image is a scale from 0 to 1. The upright line is p.")
+    scale = "Below each image is a scale from 0 to 1. The upright line is p."
+    page.gallery(cards, scale, "are suspects")
     page.left_out(left_out, len(left_out) + len(names))
     page.write(path)

@@ -15,16 +15,18 @@ from scoremle.report.charts import Chart
 from scoremle.terminal import html_table, in_html
 
 STYLE = (Path(__file__).parent / "page.css").read_text()
-# Shows the cards of a gallery whose name has what was typed.
+# Shows the cards of a gallery whose name has what was typed, or of these the marked ones alone.
 SEARCH = """
-for (const box of document.querySelectorAll('input[type=search]')) box.oninput = () => {
-  const wanted = box.value.toLowerCase();
+for (const form of document.querySelectorAll('.search')) form.oninput = () => {
+  const [name, marked] = form.querySelectorAll('input');
+  const wanted = name.value.toLowerCase();
   let shown = 0;
-  for (const card of box.closest('section').querySelectorAll('figure')) {
-    card.hidden = !card.dataset.name.includes(wanted);
+  for (const card of form.closest('section').querySelectorAll('figure')) {
+    card.hidden = !card.dataset.name.includes(wanted)
+      || marked?.checked && !card.classList.contains('marked');
     shown += !card.hidden;
   }
-  box.closest('.search').querySelector('span').textContent = `${shown} shown`;
+  form.querySelector('span').textContent = `${shown} shown`;
 };
 """
 SEARCH_SHA256 = base64.b64encode(hashlib.sha256(SEARCH.encode()).digest()).decode()
@@ -67,7 +69,15 @@ class Strip:
 
 @dataclass(frozen=True)
 class Card:
-    """A picture with its name, and a value from 0 to 1 with the ends of its interval."""
+    """A picture with its name, and a value from 0 to 1 with the ends of its interval.
+
+    Args:
+        picture: with its caption.
+        name: by which it is found.
+        low, value, high: from 0 to 1; an interval of no length is not drawn.
+        strip: below the value, if there is one.
+        marked: it stands out.
+    """
 
     picture: Picture
     name: str
@@ -75,6 +85,20 @@ class Card:
     value: float
     high: float
     strip: "Strip | None" = None
+    marked: bool = False
+
+    def html(self) -> str:
+        """The picture, the value in its interval, the strip, and the caption."""
+        ends = f"left:{self.low:.1%};right:{1 - self.high:.1%}"
+        kind = ' class="marked"' * self.marked
+        interval = f'<i style="{ends}"></i>' * (self.high > self.low)
+        return (
+            f'<figure{kind} data-name="{in_html(self.name.lower())}">'
+            f'{_image(self.picture)}<div class="bar">{interval}<b style="left:{self.value:.1%}">'
+            f"</b></div>{self.strip.html() if self.strip else ''}"
+            f"<figcaption><strong>{in_html(self.name)}</strong> {in_html(self.picture.caption)}"
+            "</figcaption></figure>"
+        )
 
 
 @dataclass
@@ -99,8 +123,8 @@ class Page:
         self.text(*texts)
 
     def text(self, *texts: str) -> None:
-        """Paragraphs, but for those without text."""
-        self._body += [f"<p>{in_html(text)}</p>" for text in texts if text]
+        """Paragraphs, but for those without text; what a terminal shows as +- is ±."""
+        self._body += [f"<p>{in_html(text.replace(' +- ', ' ± '))}</p>" for text in texts if text]
 
     def code(self, *lines: str) -> None:
         """Lines that stay as they are: a command, a citation."""
@@ -130,26 +154,22 @@ class Page:
         )
         self._body.append(f'<div class="pictures {size}">{"".join(figures)}</div>')
 
-    def gallery(self, cards: Sequence[Card], scale: str) -> None:
+    def gallery(self, cards: Sequence[Card], scale: str, marked: str) -> None:
         """Cards that can be searched by name.
 
         Args:
             cards: in their order.
             scale: what the bar of a card says.
+            marked: what marked cards have in common.
         """
-        figures = (
-            f'<figure data-name="{in_html(card.name.lower())}">{_image(card.picture)}'
-            f'<div class="bar"><i style="left:{card.low:.1%};right:{1 - card.high:.1%}"></i>'
-            f'<b style="left:{card.value:.1%}"></b></div>'
-            f"{card.strip.html() if card.strip else ''}"
-            f"<figcaption><strong>{in_html(card.name)}"
-            f"</strong> {in_html(card.picture.caption)}</figcaption></figure>"
-            for card in cards
-        )
+        count = sum(card.marked for card in cards)
+        only = (
+            f'<label><input type="checkbox"> only the {count:,} that {in_html(marked)}</label>'
+        ) * bool(count)
         self._body.append(
             '<section><div class="search"><label>Search by name <input type="search"></label>'
-            f'<span role="status">{len(cards)} shown</span></div><p>{in_html(scale)}</p>'
-            f'<div class="pictures cards">{"".join(figures)}</div></section>'
+            f'{only}<span role="status">{len(cards)} shown</span></div><p>{in_html(scale)}</p>'
+            f'<div class="pictures cards">{"".join(card.html() for card in cards)}</div></section>'
             f"<script>{SEARCH}</script>"
         )
 

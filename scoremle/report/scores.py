@@ -31,6 +31,10 @@ OF_PROFILES = (
     " fewer. The unit is half of the range between the quartiles, and bars end at three units."
     " Right: where in the image its bits lie. White means many."
 )
+OF_ERRORS = (
+    " The number after ± is its standard error. The bar is twice that on each side, which covers"
+    " the truth of about 95 % of images."
+)
 # Bars of profiles end here, in their units.
 LONGEST_BAR = 3.0
 # The longer side of a picture on the page, in pixels.
@@ -51,13 +55,14 @@ def write_page(
         model: its name.
         rows: a row for each image.
         verdict: what stands out.
-        facts: lines about the mean.
+        facts: lines about the mean, the first with its value.
         levels: of grey.
         reference: number of test images that ranks are among.
     """
     scored = sorted((row for row in rows if not row.reason), key=lambda row: row.bpd)
     page = Page(title, f"By the model {model}, likeliest first.")
-    page.section("What the numbers say", verdict, *(MEANING if reference else MEANING[:1]))
+    mean, *rest = facts
+    page.section("What the numbers say", verdict, mean, *(MEANING if reference else MEANING[:1]))
     low, high = _ends(scored)
     profiles = [row.profile for row in scored if row.profile]
     page.section("Images", OF_PROFILES * bool(profiles))
@@ -65,14 +70,15 @@ def write_page(
     if profiles:
         pairs = zip(cards, strips_of(profiles), strict=True)
         cards = [replace(card, strip=strip) for card, strip in pairs]
+    has_error = any(math.isfinite(row.error) for row in scored)
     page.gallery(
         cards,
         f"Below each image is a scale from {low:.2f} to {high:.2f} bits/dim. The upright line is"
-        " the value. The number after ± is its standard error. The bar is twice that on each"
-        " side, which covers the truth of about 95 % of images.",
+        " the value." + OF_ERRORS * has_error,
+        "stand out",
     )
     page.left_out([(row.file, row.reason) for row in rows if row.reason], len(rows))
-    page.section("The mean, and what it cost", *facts)
+    page.section("How the mean was found, and what it cost", *rest)
     page.write(path)
 
 
@@ -114,10 +120,10 @@ def _card(row: ScoreRow, levels: int, reference: int, low: float, high: float) -
     text = f"{numbers['bpd']}{error} bits/dim"
     of_png = [f"as PNG {row.png_bpd:.2f} bits/dim"] * math.isfinite(row.png_bpd)
     facts = [*of_png, *row.changes]
+    marked = bool(reference) and row.rank in (0.0, 1.0)
     if reference:
-        out = ", stands out" * (row.rank in (0.0, 1.0))
-        facts = [f"rank {numbers['rank']}{out}", *facts]
+        facts = [f"rank {numbers['rank']}{', stands out' * marked}", *facts]
     ends = (row.bpd - _errors(row), row.bpd, row.bpd + _errors(row))
     low_end, value, high_end = ((value - low) / (high - low) for value in ends)
     picture = Picture(as_png(image, levels, SIDE), "; ".join([text, *facts]), f"{name}: {text}")
-    return Card(picture, name, low_end, value, high_end)
+    return Card(picture, name, low_end, value, high_end, marked=marked)

@@ -84,7 +84,7 @@ def test_noise_among_digits_is_listed(places, tmp_path, capfd):
     assert listed == found.suspects(0.1).tolist() and all(listed[-3:])
     assert f"{sum(listed)} of 12 stand out at a rate of false discoveries of 0.1: " in told
     text = page.read_text()
-    assert text.count("<figure") == 12 and text.index("p 0.0123; suspect") < text.index("p 0.5")
+    assert text.count("<figure") == 12 and text.index("p 0.012; suspect") < text.index("p 0.5")
     code, told, _ = anomaly(capfd, *words, "--force", "--fail-on-suspects", "--json")
     summary = json.loads(told)
     assert (code, summary["suspects"], summary["references"]) == (4, sum(listed), 80)

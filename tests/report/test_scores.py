@@ -20,7 +20,8 @@ from scoremle.report.scores import strips_of, write_page
 
 RNG = np.random.default_rng(0)
 BPD = {"b.png": 2.5, "a <i>.png": 2.0, "c.png": 4.0}
-FACTS, OF = ("1 stands out", ["mean 2.8 bits/dim"]), {"levels": 17, "reference": 360}
+FACTS = "1 stands out", ["mean 2.8 bits/dim +- 0.1", "each image: 4 passes"]
+OF = {"levels": 17, "reference": 360}
 TITLE = "Scores of my <b>pictures</b>"
 
 
@@ -39,11 +40,13 @@ def page(tmp_path_factory):
 
 def test_images_are_in_the_order_of_their_bits(page):
     text = page.read_text()
-    assert re.findall(r'<figure data-name="(.*?)">', text) == ["a &lt;i&gt;.png", "b.png", "c.png"]
+    names = re.findall(r'<figure.*? data-name="(.*?)">', text)
+    assert names == ["a &lt;i&gt;.png", "b.png", "c.png"]
     facts = "as PNG 3.00 bits/dim; made grey of colours"
     assert f"2.00 ± 0.25 bits/dim; rank 0.500; {facts}" in text
     assert f"4.00 ± 0.25 bits/dim; rank 1.000, stands out; {facts}" in text
-    assert text.index("1 stands out") < text.index("Search by name") < text.index("mean 2.8")
+    answer, mean = text.index("1 stands out"), text.index("mean 2.8 bits/dim ± 0.1")
+    assert answer < mean < text.index("Search by name") < text.index("each image: 4 passes")
     assert "no &lt;picture&gt;" in text and "1 of 4 files." in text
     # The scale goes two errors beyond both ends, from 1.5 to 4.5.
     assert "from 1.50 to 4.50 bits/dim" in text
@@ -67,6 +70,7 @@ def test_a_value_without_a_known_error_has_no_bar(tmp_path):
     write_page(tmp_path / "p.html", TITLE, "digits", [row], *FACTS, **OF)
     text = (tmp_path / "p.html").read_text()
     assert "nan bits" not in text and ": 2.00 bits/dim" in text
+    assert "±" not in text.split("Search by name")[1] and "<i style" not in text
 
 
 def test_a_strip_has_bars_beside_the_median_and_where_the_bits_lie():
@@ -97,8 +101,9 @@ BROWSER = shutil.which("chromium") or shutil.which("chromium-browser")
 FOUND = """
 const box = document.querySelector('input[type=search]');
 box.value = 'A <I>';
-box.dispatchEvent(new Event('input'));
+box.dispatchEvent(new Event('input', {bubbles: true}));
 """
+MARKED = "document.querySelector('input[type=checkbox]').click();"
 
 
 @pytest.mark.skipif(not BROWSER, reason="needs the browser chromium")
@@ -109,11 +114,11 @@ def test_a_browser_shows_it_and_finds_by_name(page, tmp_path, width):
     By a script that the page's policy is told of. Without that, it does not run.
     """
     shown = {}
-    ours = f"script-src 'sha256-{b64encode(sha256(FOUND.encode()).digest()).decode()}' "
-    for name, allowed in (("all", "script-src "), ("found", ours)):
+    for name, script in (("all", ""), ("found", FOUND), ("marked", MARKED)):
         place, picture = tmp_path / f"{name}.html", tmp_path / f"{name}.png"
-        text = page.read_text().replace("script-src ", allowed)
-        place.write_text(f"{text}<script>{FOUND}</script>")
+        ours = f"script-src 'sha256-{b64encode(sha256(script.encode()).digest()).decode()}' "
+        text = page.read_text().replace("script-src ", ours)
+        place.write_text(f"{text}<script>{script}</script>")
         subprocess.run(
             [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", f"--screenshot={picture}",
              f"--user-data-dir={tmp_path / 'profile'}", f"--window-size={width},2000",
@@ -122,6 +127,6 @@ def test_a_browser_shows_it_and_finds_by_name(page, tmp_path, width):
         )  # fmt: skip
         shown[name] = np.asarray(Image.open(picture).convert("RGB")).astype(int)
     orange = [np.abs(s - (0xD5, 0x5E, 0)).max(axis=2) < 8 for s in shown.values()]
-    assert [ndimage.label(each)[1] for each in orange] == [3, 1]  # a line for each card
+    assert [ndimage.label(each)[1] for each in orange] == [3, 1, 1]  # a line for each card
     margin = shown["all"][:, -4:].reshape(-1, 3)
     assert (margin == margin[0]).all()

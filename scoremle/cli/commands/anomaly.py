@@ -179,6 +179,7 @@ def _score(options: Any) -> dict[str, Any]:
                 options.page, f"Suspects among {options.images}", names,
                 list(data) if of_model else [report.pixels for report in kept], found,
                 levels=model.pixels.levels if of_model else 256, rate=options.rate,
+                references=len(detector.reference),
                 facts=[by, *(f"{line}." for line in lines)], left_out=bad,
             )  # fmt: skip
     written = " and ".join(map(str, filter(None, (options.out, options.page))))
