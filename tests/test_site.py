@@ -38,6 +38,14 @@ def test_nothing_is_fetched_from_elsewhere(site):
         assert not re.search(r"(url\(|@import)\s*[\"']?(https?:)?//", style.read_text())
 
 
+def test_scripts_of_the_theme_find_what_they_ask_for(site):
+    """An anchor that begins with a digit is an invalid selector, and ends them."""
+    for page in {*site.rglob("*.html")} - {site / "404.html"}:
+        text = page.read_text()
+        assert not re.search(r'id="\d|href="[^":]*#\d', text), page
+        assert "colours.js" in text and "darkmode.js" not in text
+
+
 def test_every_formula_is_drawn_by_the_browser_itself(site):
     formulas = (ROOT / "docs/math.md").read_text().count("```math")
     page = (site / "math.html").read_text()

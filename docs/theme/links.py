@@ -1,6 +1,6 @@
 """Places: the same Markdown reads on a forge and as a site.
 
-Anchors are made as a forge makes them. Documents that lie outside of docs/ become pages, and other
+Anchors are made as a forge makes them, but for those that begin with a digit. Documents that lie outside of docs/ become pages, and other
 files that documents link to become files of the site. A * in the navigation means all pages
 that have no place of their own.
 """
@@ -24,11 +24,14 @@ PAGES = {
 # Their pages, where they are linked to.
 STANDS_FOR = {**PAGES, "README.md": "index.md"}
 LINK = re.compile(r"(\]\()([^)\s#:]+)(#[^)\s]*)?\)")
+# The theme's script ends at an anchor that begins with a digit: as a selector that is invalid.
+DIGIT, LETTER = re.compile(r"(?<=\]\()([^)\s]*#)(?=\d)"), "s-"
 
 
 def slug(text, separator):
-    """The anchor of a heading, as a forge makes it."""
-    return re.sub(r"[^\w\- ]", "", text.lower()).strip().replace(" ", separator)
+    """The anchor of a heading, as a forge makes it; a digit gets a letter before it."""
+    found = re.sub(r"[^\w\- ]", "", text.lower()).strip().replace(" ", separator)
+    return LETTER * found[:1].isdigit() + found
 
 
 def on_config(config):
@@ -78,4 +81,4 @@ def on_page_markdown(markdown, page, config, files):
         here = posixpath.dirname(page.file.src_uri) or "."
         return f"{match[1]}{posixpath.relpath(inside, here)}{match[3] or ''})"
 
-    return LINK.sub(replaced, markdown)
+    return DIGIT.sub(rf"\g<1>{LETTER}", LINK.sub(replaced, markdown))
