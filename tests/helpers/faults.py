@@ -67,8 +67,9 @@ class Faults:
                 raise OSError(self.fault, os.strerror(self.fault), path)
 
     def __enter__(self) -> "Faults":
+        opened = self._open(io.open)  # one function, of two names
         for module in (io, builtins):
-            self._patch.setattr(module, "open", self._open(io.open))
+            self._patch.setattr(module, "open", opened)
         self._patch.setattr(os, "open", self._os_open(os.open))
         self._patch.setattr(os, "fsync", self._by_handle("fsync", os.fsync))
         self._patch.setattr(os, "pwrite", self._by_handle("write", os.pwrite))
