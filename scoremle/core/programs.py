@@ -96,7 +96,7 @@ class Programs(OfModels):
 
     def __init__(self, function: Callable[..., Tree], *, cut: Cut = _first_rows) -> None:
         super().__init__(function)
-        self._cut = cut
+        self._cut = jax.jit(cut, static_argnums=1)
 
     def __call__(self, rows: Tree, *others: Any) -> Tree:
         structure, arrays, things = _parts(((rows, *others), {}))
@@ -106,7 +106,7 @@ class Programs(OfModels):
 
         def filled() -> Tree:
             _, more, _ = _parts(((_filled(rows, n, size), *others), {}))
-            return _of_first(self._cut, program(more, structure=structure), n)
+            return self._cut(program(more, structure=structure), n)
 
         # What a function closes over may have rows of its own, and it may need the
         # numbers of its parameters: the next way is without. The last raises a mistake as it is.
@@ -298,8 +298,3 @@ def _filled(rows: Tree, n: int, size: int) -> Tree:
         return jnp.concatenate([leaf, jnp.broadcast_to(leaf[-1:], (size - n, *leaf.shape[1:]))])
 
     return jax.tree.map(fill, rows)
-
-
-@partial(jax.jit, static_argnums=(0, 2))
-def _of_first(cut: Cut, found: Tree, n: int) -> Tree:
-    return cut(found, n)
