@@ -100,7 +100,7 @@ class TruncatedNormal:
         check_kind("pixels", self.pixels, Pixels, "scoremle.Pixels(256)")
 
     def __call__(self, key: Keys, x: IntImages) -> tuple[Data, PerExample]:
-        kappa = half_bin(self.sde, self.start, self.pixels)
+        kappa = half_bin(self.sde.common_log_snr(self.start), self.pixels)
 
         def noise(key: PRNGKey, shape: tuple[int, ...]) -> Data:
             return jax.random.truncated_normal(key, -kappa, kappa, shape)
@@ -135,13 +135,8 @@ class Flow:
         return self.apply(self.params, e, x / (self.levels - 1))
 
 
-def half_bin(sde: SDE, t: Scalar, pixels: Pixels) -> Float[Array, ""]:
-    """kappa: half a bin, in units of the noise at t."""
-    return _half_bin(sde.common_log_snr(t), pixels)
-
-
-def _half_bin(log_snr: Times, pixels: Pixels) -> Array:
-    """Half a bin, in units of the noise at a log-SNR."""
+def half_bin(log_snr: Times, pixels: Pixels) -> Array:
+    """kappa: half a bin, in units of the noise at a log-SNR."""
     return jnp.exp(pixels.log_det_per_dim + log_snr / 2) / 2
 
 
@@ -155,7 +150,7 @@ def levels_are_hidden(sde: SDE, t: Scalar, pixels: Pixels) -> bool:
     """
     # At t = 0 a log-SNR is known that depends on a code elsewhere.
     log_snr = sde.schedule.at_zero() if t == 0 else sde.log_snr(t)
-    return bool(np.min(_half_bin(log_snr, pixels)) < 1)
+    return bool(np.min(half_bin(log_snr, pixels)) < 1)
 
 
 def truncation_start(

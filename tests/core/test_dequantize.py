@@ -81,7 +81,7 @@ def test_truncated_normal_has_the_published_constants():
     """i-DODE's: at a log-SNR of 13.3, 256 levels on [-1, 1]."""
     t, pixels = float(VP.time_of_log_snr(jnp.float32(13.3))), Pixels()
     alpha, sigma = schedule64(VP, t)
-    tau = float(half_bin(VP, t, pixels))
+    tau = float(half_bin(VP.log_snr(t), pixels))
     assert tau == pytest.approx(alpha / (256 * sigma), rel=1e-5)
     assert tau == pytest.approx(3.02, abs=2e-3)
     x = jnp.zeros((50_000, 1), int)
@@ -96,7 +96,7 @@ def test_truncated_normal_has_the_published_constants():
 def test_it_begins_where_half_a_bin_is_three_standard_deviations(name, pixels):
     sde = SDES[name]
     start = truncation_start(sde, 1e-7, pixels)
-    assert float(half_bin(sde, start, pixels)) == pytest.approx(3.0, rel=1e-4)
+    assert float(half_bin(sde.log_snr(start), pixels)) == pytest.approx(3.0, rel=1e-4)
     assert truncation_start(sde, 0.2, pixels) == 0.2
     _, log_q = TruncatedNormal(sde, start, pixels)(KEY, jnp.zeros((50_000, 1), int))
     assert np.mean(log_q) / np.log(2) == pytest.approx(0.561, abs=0.01)  # as docs/math.md says

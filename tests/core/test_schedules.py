@@ -23,10 +23,8 @@ from helpers.schedules import (
     parameters,
 )
 
-from scoremle.core.dequantize import half_bin
 from scoremle.core.kernels import KERNELS
 from scoremle.core.learned_schedules import learned_schedule
-from scoremle.core.pixels import Pixels
 from scoremle.core.pytree import pytree
 from scoremle.core.schedules import (
     Discrete,
@@ -390,7 +388,7 @@ CURVED = SDE("vp", Curved(8.0, np.ones(2), 0.0), 1.0)
         (lambda: VP().at(np.zeros(3)), "all images"),
         (lambda: CURVED.time_of_log_snr(0.0), "each dimension"),
         (lambda: UniformLogSNR(CURVED, 1e-3)(jax.random.key(0), 2), "each dimension"),
-        (lambda: half_bin(CURVED, 1e-3, Pixels()), "each dimension"),
+        (lambda: CURVED.common_log_snr(1e-3), "each dimension"),
     ],
 )
 def test_what_is_no_schedule_is_refused(make, words):
