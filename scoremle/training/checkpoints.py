@@ -238,11 +238,9 @@ class Checkpoints:
 
     def _read_record(self, number: int) -> dict[str, Any]:
         """The record of a checkpoint. Raises Damaged for one that can't be trusted."""
-        import orbax.checkpoint as ocp
-
         path = self.path(number)
         _check_plain(files.inside(self.folder, path.name))
-        record = _read(path, record=ocp.args.JsonRestore()).record
+        record = _read(path, "record")
         if not isinstance(record, dict) or record.pop(files.SEAL, None) != files.seal(record):
             raise Damaged("its record has been altered")
         try:
@@ -371,11 +369,13 @@ def _check_shapes(path: Path, shapes: Any) -> None:
     check_ratio(path, declared, sum(place.stat().st_size for place in path.rglob("*")))
 
 
-def _read(path: Path, **items: Any) -> Any:
+def _read(path: Path, name: str, arrays: Any = None) -> Any:
+    """An item of a checkpoint: JSON, or else arrays like these."""
     import orbax.checkpoint as ocp
 
+    how = ocp.args.JsonRestore() if arrays is None else ocp.args.StandardRestore(arrays)
     with _damage(), ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
-        return checkpointer.restore(path, args=ocp.args.Composite(**items))
+        return checkpointer.restore(path, args=ocp.args.Composite(**{name: how}))[name]
 
 
 @contextmanager
@@ -389,10 +389,7 @@ def _damage() -> Iterator[None]:
 
 
 def _read_tree(path: Path, template: Any) -> Any:
-    import orbax.checkpoint as ocp
-
-    wanted = ocp.args.StandardRestore(jax.tree.map(_as_wanted, _by_name(template)))
-    found = _read(path, state=wanted).state
+    found = _read(path, "state", jax.tree.map(_as_wanted, _by_name(template)))
     return found if _by_name(template) is template else type(template)(**found)
 
 
@@ -411,10 +408,8 @@ def _check_sums(path: Path, named: list[tuple[str, Any]], record: dict[str, Any]
         raise Damaged("checksum differs")
     if not axes:
         return
-    import orbax.checkpoint as ocp
-
     wanted = {SHA256: np.broadcast_to(np.uint8(), (record["devices"], len(axes), 32))}
-    hashes = _read(path, parts=ocp.args.StandardRestore(wanted)).parts
+    hashes = _read(path, "parts", wanted)
     with _damage():
         same = checksums.same_parts(named, axes, hashes[SHA256])
     if not same:
