@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt64
 
-from scoremle.anomaly.normality import Density, Normality, Ranks
+from scoremle.anomaly.normality import Density, FeatureTable, Normality, Ranks
 from scoremle.core.bijectors import in_all_digits
 from scoremle.core.keys import image_keys, key_of
 from scoremle.core.programs import OfModels
@@ -46,7 +46,6 @@ from scoremle.types import Data, Keys
 
 __all__ = ["numbers_of"]
 
-FeatureTable = Float[np.ndarray, "n k"]
 Numbers = UInt64[np.ndarray, " n"]
 
 # Noises of ``scoped``, and probes at each; steps of the path, and powers of its norms.
