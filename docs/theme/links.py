@@ -1,8 +1,8 @@
 """Places: the same Markdown reads on a forge and as a site.
 
-Anchors are made as a forge makes them, but for those that begin with a digit. Documents that lie outside of docs/ become pages, and other
-files that documents link to become files of the site. A * in the navigation means all pages
-that have no place of their own.
+Anchors are made as a forge makes them, but for those that begin with a digit. Documents that lie
+outside of docs/ become pages, and other files that documents link to become files of the site. A *
+in the navigation means all pages that have no place of their own.
 """
 
 import posixpath
