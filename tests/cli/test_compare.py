@@ -6,7 +6,7 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from helpers.reported import result
+from helpers.reported import CORRECTED, result
 
 from scoremle.cli import main as cli
 from scoremle.cli.commands import compare as command
@@ -19,9 +19,9 @@ B = A - 0.1 + 0.02 * RNG.normal(size=(2, 50))
 DIFFERENCE = (B - A).mean(axis=0)
 
 
-def facts(checkpoint: int, data_hash: str = "same", metric: str = "bpd") -> dict:
+def facts(checkpoint: int, data_hash: str = "same", metric: str = "bpd", **more) -> dict:
     return result("exact", A, checkpoint, metric=metric, data_hash=data_hash, passes=2,
-                  images=50, mean_solver_error=0.001)  # fmt: skip
+                  images=50, mean_solver_error=0.001, **more)  # fmt: skip
 
 
 def evaluated(folder, values, checkpoint=1, kind="exact", **changes):
@@ -61,6 +61,19 @@ def test_the_difference_is_that_of_each_image(both, capsys):
     row = next(line for line in out.splitlines() if line.startswith("exact_test")).split()
     assert row[1:6] == [f"{A.mean():.4f}", f"{B.mean():.4f}", f"{DIFFERENCE.mean():.4f}",
                         f"{error:.4f}", "50"]  # fmt: skip
+
+
+def test_means_are_corrected_for_the_solver_as_in_the_results(tmp_path, capsys):
+    """Of the second alone: its correction of -0.00133 has a standard error of 0.0002."""
+    evaluated(tmp_path / "a" / "eval", A)
+    evaluated(tmp_path / "b" / "eval", B, **CORRECTED)
+    _, out, _ = compare(capsys, tmp_path / "a", tmp_path / "b", "--json")
+    (found,) = json.loads(out).values()
+    assert found["a"] == pytest.approx(A.mean())
+    assert found["b"] == pytest.approx(B.mean() - 0.00133)
+    assert found["difference"] == pytest.approx(DIFFERENCE.mean() - 0.00133)
+    error = np.hypot(DIFFERENCE.std(ddof=1) / np.sqrt(50), 0.0002)
+    assert found["stderr"] == pytest.approx(error)
 
 
 def test_the_newest_checkpoint_alone_is_compared(both, capsys):

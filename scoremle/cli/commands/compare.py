@@ -4,8 +4,8 @@
     scoremle compare before.csv after.csv --json
 
 What makes an image likely or unlikely under both cancels: the standard error is that of the mean
-difference, and contains all random errors. Errors of the ODE's solver are not random: they are
-printed beside it.
+difference, and contains all random errors. The means of evaluations are corrected for the ODE's
+solver, as in their results. Its error of single images is not random: it is printed beside.
 """
 
 import csv
@@ -47,7 +47,8 @@ class ComparedMeasurement(NamedTuple):
     """Bits/dim of images, and evidence whether others are the same images, where it is known.
 
     ``bpd``: an array [n]. ``png``: what they take as PNG, as a table has it, and as a number.
-    ``estimator``: what the values are, in words, if the table says so.
+    ``estimator``: what the values are, in words, if the table says so. ``added``: the correction
+    of the mean for the solver, and its standard error.
     """
 
     bpd: Any
@@ -55,6 +56,7 @@ class ComparedMeasurement(NamedTuple):
     solver_error: float | None
     png: Sequence[tuple[str, float]] = ()
     estimator: str = ""
+    added: tuple[float, float] = (0.0, 0.0)
 
 
 def arguments(parser: Parser) -> None:
@@ -78,9 +80,9 @@ def run(options: Any) -> dict[str, dict[str, Any]]:
 
 
 WORDS = (
-    "bits/dim; below zero, B finds the images likelier. A and B are means of the values of single"
-    " images, which are not corrected for the solver. The standard error is over images: the"
-    " solver's error, which is printed beside it, is not in it"
+    "bits/dim; below zero, B finds the images likelier. A and B are means over images; those of"
+    " evaluations are corrected for the solver, as in their results. The standard error is over"
+    " images: the solver's error of an image, which is printed beside it, is not in it"
 )
 HEADER = ("measured", "A", "B", "B - A", "std. error", "images", "solver, A", "solver, B")
 
@@ -130,10 +132,10 @@ def _compared(kind: str, a: ComparedMeasurement, b: ComparedMeasurement) -> dict
             "%s: of A and B one has the error of an ODE's solver, and %s has none: if that is a"
             " bound, its gap is in the difference", kind, "A" if a.solver_error is None else "B",
         )  # fmt: skip
-    found = paired_difference(a.bpd, b.bpd)
+    found = paired_difference(a.bpd, b.bpd).corrected(a.added, b.added)
     return {
-        "a": float(a.bpd.mean()),
-        "b": float(b.bpd.mean()),
+        "a": float(a.bpd.mean()) + a.added[0],
+        "b": float(b.bpd.mean()) + b.added[0],
         "difference": found.mean,
         "stderr": found.stderr if found.images > 1 else None,
         "images": found.images,
@@ -204,8 +206,10 @@ def _of_arrays(path: Path, result: "Result | None") -> ComparedMeasurement:
     if values is None:
         raise UserError(f"{path} has no bits/dim of images")
     bpd = values.astype(float).mean(axis=0)
-    known = (result.data_hash or None, result.solver_error) if result else (None, None)
-    return _checked(path, bpd, *known)
+    if result is None:
+        return _checked(path, bpd, None, None)
+    found = _checked(path, bpd, result.data_hash or None, result.solver_error)
+    return found._replace(added=result.added)
 
 
 def _of_scores(path: Path) -> ComparedMeasurement:
