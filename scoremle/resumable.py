@@ -95,7 +95,7 @@ def resumable_map(
         put(part)
     check_agreed({f"hash of what is finished of {label}": content_hash(done)})
     total = int((done | ~others).sum())
-    shown = f"{label}, {passes} passes" if label and passes > 1 else label
+    shown = f"{label}, {passes} passes of {n:,}" if label and passes > 1 else label
     with progress(shown, total, unit, done=int(done.sum())) as advance:
         if done.sum() == total:
             advance(total, describe(rows, done))

@@ -236,7 +236,7 @@ def test_progress_counts_what_was_finished_before(tmp_path, capsys, monkeypatch)
     run(tmp_path, Work(), label="work", unit="image", describe=describe)
     assert begun == [15] and told == [19, 22]
     (line,) = capsys.readouterr().out.splitlines()
-    assert line.startswith("work, 2 passes  image 22/22  mean 55.0  ")
+    assert line.startswith("work, 2 passes of 11  image 22/22  mean 55.0  ")
     assert line.endswith("elapsed 0s")
     run(tmp_path, Work())
     assert capsys.readouterr().out == ""

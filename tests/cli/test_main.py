@@ -356,7 +356,7 @@ def test_evaluation_prints_the_result_and_where_it_lies(tiny, exact, capfd):
     evaluate(tiny, "exact", eval__num_repeats=2)  # again: nothing is measured twice
     out, err = capfd.readouterr()
     mean = exact[1]["exact_test_ckpt_2"]["mean"]
-    assert out.startswith("exact_test_ckpt_2, 2 passes  image 720/720  bpd")
+    assert out.startswith("exact_test_ckpt_2, 2 passes of 360  image 720/720  bpd")
     assert f"{mean:.4f} bits/dim" in out
     assert f"written to {exact[0]}: results.json, arrays and pictures beside it\nnext: " in out
     assert err == ""

@@ -103,7 +103,7 @@ def test_an_array(tiny, model, tmp_path, capfd):
     }
     stderr = expected.bpd.std(ddof=1) / np.sqrt(5)
     assert f"mean {expected.bpd.mean():.4f} +- {stderr:.4f} (over images) bits/dim" in told
-    lines = [line for line in told.splitlines() if not line.startswith("scores, 2 passes  ")]
+    lines = [line for line in told.splitlines() if not line.startswith("scores, 2 passes of 5  ")]
     assert len(lines) == 5  # the verdict, the mean, two ends, the file
     beside = json.loads((tmp_path / "mine.csv.json").read_text())
     assert beside["mean"] == pytest.approx(expected.bpd.mean(), 1e-5)
