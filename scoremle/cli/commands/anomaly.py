@@ -32,7 +32,7 @@ IMAGES = (
     " where there is no encoder, for gaussian and models without pixels"
 )
 # How many of the normal images the model was trained on, in a detector: none, or not known.
-NONE, UNKNOWN = "none", "unknown"
+SEEN_NONE, SEEN_UNKNOWN = "none", "unknown"
 # Suspects that are named on the screen.
 SHOWN = 10
 
@@ -132,14 +132,14 @@ def _seen(place: str, images: np.ndarray) -> str:
     from scoremle.experiment.seen import seen_in_training
 
     seen = seen_in_training(place, images)
-    return UNKNOWN if seen is None else f"{seen} of {len(images)}" if seen else NONE
+    return SEEN_UNKNOWN if seen is None else f"{seen} of {len(images)}" if seen else SEEN_NONE
 
 
 def _of_seen(facts: dict[str, str]) -> list[str]:
     """A line on normal images that the model was trained on; none where it has seen none."""
-    if (seen := facts.get("seen", NONE)) == NONE:
+    if (seen := facts.get("seen", SEEN_NONE)) == SEEN_NONE:
         return []
-    if seen == UNKNOWN:
+    if seen == SEEN_UNKNOWN:
         return [
             "it is not known which images the model was trained on: if normal ones are among them,"
             " the p-values of others are too small"
