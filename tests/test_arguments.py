@@ -526,6 +526,14 @@ def test_a_network_for_another_sde_is_refused(name, unchecked):
         function(**{**good, "noise": noise})
 
 
+def test_the_published_solver_refuses_a_network_for_another_sde(unchecked):
+    function, good = CALLS["ode_log_likelihood"]
+    noise = scoremle.noise_fn(lambda x, label: 0 * x, scoremle.SubVP())
+    chosen = {"solver": PublishedRK45(), "divergence": scoremle.Hutchinson()}
+    with pytest.raises(scoremle.UserError, match="is made for"):
+        function(**{**good, **chosen, "noise": noise})
+
+
 @pytest.mark.parametrize("name", OF_SDES)
 @pytest.mark.parametrize("bad", NO_FUNCTION)
 def test_what_is_no_function_is_refused(name, bad, unchecked, strict):

@@ -25,6 +25,7 @@ from jaxtyping import Array, Float
 from scoremle.core.arguments import check_kind
 from scoremle.core.divergence import DivergenceEstimator, Estimates
 from scoremle.core.keys import example_keys, fold_in
+from scoremle.core.prediction import check_network
 from scoremle.core.sde import SDE
 from scoremle.errors import UserError
 from scoremle.likelihood.published_rk45 import PublishedRK45
@@ -71,6 +72,7 @@ def along_flow(
     """
     check_kind("solver", solver, *SOLVER)
     check_kind("divergence", divergence, *DIVERGENCE)
+    check_network(noise, sde)
     if isinstance(solver, PublishedRK45):
         probes = divergence.draw(key, start)
         if decode or len(probes) != 1:

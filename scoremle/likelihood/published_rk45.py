@@ -12,10 +12,9 @@ import numpy as np
 from jaxtyping import Float
 
 from scoremle.core.arguments import check_number
-from scoremle.core.prediction import check_model
 from scoremle.core.programs import OfModels
 from scoremle.core.pytree import frozen_static
-from scoremle.core.sde import SDE
+from scoremle.core.sde import SDE, check_eps
 from scoremle.errors import UserError
 from scoremle.likelihood.record import Likelihood
 from scoremle.numerics import as_pytree, expand, predict, sum_data
@@ -76,7 +75,7 @@ class PublishedRK45:
 
         if isinstance(x, jax.core.Tracer):
             raise UserError("PublishedRK45 runs on the host: call it outside of jit and grad")
-        check_model(noise, sde, eps)
+        check_eps(sde, eps)
         noise = as_pytree(noise)
         batch, shape, count = x.shape[0], x.shape, x.size
 

@@ -88,6 +88,7 @@ def _transport(
     noise: NoiseFn, sde: SDE, x: DataLike, eps: float, solver: Solver, *, encode: bool
 ) -> Data:
     check_kind("solver", solver, Solver, "scoremle.Multistep(64)")
+    check_model(noise, sde, eps)
     x = as_data(x, name="x" if encode else "z")
     flow = ProbabilityFlow(noise, sde)
     times, (start, stop) = (eps, 1.0), flow.span(eps, x.dtype)

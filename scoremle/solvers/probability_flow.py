@@ -25,8 +25,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from scoremle.core.divergence import DivergenceEstimator, Estimates, Probes
-from scoremle.core.prediction import check_model
-from scoremle.core.sde import SDE
+from scoremle.core.sde import SDE, check_eps
 from scoremle.numerics import expand, predict, within_forms
 from scoremle.types import Data, NoiseFn, Scalar, Times
 
@@ -126,7 +125,7 @@ class ProbabilityFlow:
 
         Raises UserError for an eps that the SDE does not have.
         """
-        check_model(self.noise, self.sde, eps)
+        check_eps(self.sde, eps)
         ends = jnp.asarray([eps, 1.0], dtype)
         if not self.sde.schedule.per_dimension:
             ends = jnp.arcsinh(self.sde.log_snr(ends) / WIDTH)
