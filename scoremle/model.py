@@ -52,11 +52,11 @@ from scoremle.core.times import evenly, log_snr_range
 from scoremle.devices import replicate, round_up, split_rows, to_numpy, within_memory
 from scoremle.errors import UserError, by
 from scoremle.likelihood.check import check_declaration
-from scoremle.likelihood.decoders import InformedDecoder
+from scoremle.likelihood.decoders import DiscreteDecoder, InformedDecoder
 from scoremle.likelihood.elbo import ELBO, elbo
 from scoremle.likelihood.flow import DIVERGENCE, SOLVER
 from scoremle.likelihood.image_model import pixels_of
-from scoremle.likelihood.images import ByOde, Estimator
+from scoremle.likelihood.images import ByElbo, ByOde, Estimator
 from scoremle.likelihood.informed import fitted_scale
 from scoremle.likelihood.ode import ode_decode, ode_log_likelihood, warn_of_rows
 from scoremle.likelihood.pilot import PILOT_IMAGES, Choice, choose_within
@@ -282,6 +282,24 @@ class ScoreModel:
             exact by the ODE
         """
         return ByOde(solver=self.solver, decoder=self.decoder)
+
+    @property
+    def default_bound(self) -> ByElbo:
+        """Estimator by the variational bound, with ``decoder`` if any.
+
+        Of a model that was trained on the middles of bins it is of integers without noise, from
+        the time on where half a bin is three times as wide as the noise.
+
+        Example:
+            >>> print(scoremle.load("digits").default_bound.title)
+            variational bound (SDE), 1000 draws
+        """
+        if self.decoder:
+            return ByElbo(decoder=self.decoder)
+        if not self.origin.middles:
+            return ByElbo()
+        start = truncation_start(self.sde, self.eps, pixels_of(self))
+        return ByElbo(decoder=DiscreteDecoder(self.points), start=start)
 
     @property
     def default_dequantizer(self) -> Dequantizer:

@@ -18,8 +18,7 @@ from scoremle.errors import UserError, as_flag, no_chain
 from scoremle.experiment.labels import ALL, check_label, measured_under, under
 from scoremle.experiment.measurement import Measurement
 from scoremle.likelihood.check import fewest
-from scoremle.likelihood.decoders import DiscreteDecoder, GaussianDecoder, InformedDecoder
-from scoremle.likelihood.images import ByElbo
+from scoremle.likelihood.decoders import InformedDecoder
 from scoremle.likelihood.informed import decoder_worth, scale_of_others
 from scoremle.likelihood.pilot import PILOT_IMAGES
 from scoremle.likelihood.scales import LearnedScale, ScaleOfOthers
@@ -90,9 +89,7 @@ def prepared(
         notes.append(worth_of(under(model, label), images))
     found = chain or model.default_estimator
     if estimator == "bound":
-        middles = model.origin.middles
-        flat = DiscreteDecoder(model.points) if middles else GaussianDecoder()
-        found = ByElbo(decoder=model.decoder or flat)
+        found = model.default_bound
     return Measurement(
         *measured_under(model, found, label), model.default_dequantizer, choice, label,
         tuple(notes), doubts,

@@ -307,8 +307,8 @@ class ByElbo(Estimator):
         control: a control variate fitted on other images.
         start: the smallest time; None: the model's.
 
-    Raises UserError for no draws, another matching, what are not times, decoder or control, and a
-    start outside [0, 1).
+    Raises UserError for no draws, another matching, what are not times, decoder or control, a
+    start outside [0, 1), and where it bounds a density, a dequantizer with a start.
 
     Values: ``bpd``, its ``draw_stderr``, ``nfe``, and its terms: ``dequantization`` (log q of the
     noise), ``prior``, ``diffusion`` and ``reconstruction``, which add up to it with the constant
@@ -383,6 +383,11 @@ class ByElbo(Estimator):
         eps = self.first(model)
         terms: ImageValues = {}
         if (y := self.decoder.encode(x)) is None:
+            if dequantizer.start is not None:
+                raise UserError(
+                    "this bound begins at the model's smallest time, and the dequantizer's noise"
+                    " at another: take model.default_bound, or the dequantizer scoremle.Uniform()"
+                )
             u, log_q = dequantizer(key_u, x)
             y, terms["dequantization"] = pixels.encode(x, u), log_q / bits
         else:  # a probability is a density times the volume of a bin

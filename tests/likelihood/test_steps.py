@@ -11,7 +11,9 @@ from helpers.oracles import Gaussian
 from helpers.schedules import Curved
 from scipy.stats import norm
 
-from scoremle import Pixels, ScoreModel, UserError
+from scoremle import ByElbo, Pixels, ScoreModel, UserError
+from scoremle.anomaly.detector import _identity
+from scoremle.anomaly.statistics import _points
 from scoremle.core import schedules
 from scoremle.core.betas import betas
 from scoremle.core.keys import example_keys, fold_in, normal, split
@@ -275,6 +277,27 @@ def test_the_integers_of_a_network_are_on_the_grid_of_its_training():
     np.testing.assert_allclose(found, expected, rtol=1e-5)
     found, expected = (model.fit_decoder(images).decoder_scale for model in (of_grid, around))
     np.testing.assert_allclose(found, expected, rtol=1e-3)
+    found, expected = (model.profile(images, bins=2, draws=2).bits for model in (of_grid, around))
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+    found, expected = (_points(model, images) for model in (of_grid, around))
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    assert _identity(of_grid) != _identity(replace(of_grid, origin=Origin()))
+    many = np.random.default_rng(5).integers(0, 5, (80, 4, 2, 1), np.uint8)
+    assert of_grid.check(many) == around.check(many)
+
+
+def test_the_bound_of_a_network_of_middles_begins_where_its_noise_does():
+    """Below, it has no part of a bin to tell; the noise of its ODE is no start of a bound."""
+    sde, pixels = SDE("vp", schedules.LinearLogSNR(-8.0, 14.0), 1.0), Pixels(16)
+    model = ScoreModel(
+        gaussian_noise(sde), sde, 0.0, (4, 2, 1), pixels, origin=Origin(middles=True)
+    )
+    bound = model.default_bound
+    assert bound.start == model.default_dequantizer.start > 0
+    np.testing.assert_array_equal(bound.decoder.points, pixels.points)
+    assert replace(model, origin=Origin()).default_bound == ByElbo()
+    with pytest.raises(UserError, match="default_bound"):
+        model.score(np.zeros((1, 4, 2, 1), np.uint8), estimator=ByElbo(draws=2))
 
 
 # --- as an estimator --------------------------------------------------------------------------
