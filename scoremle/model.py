@@ -767,6 +767,8 @@ class ScoreModel:
             data = self.pixels.checked(data, self.shape)
         model, condition = self._apart(condition, len(data))
         scaling, rows = self.pixels or self.bijector, rows_of(condition, len(data))
+        if self.pixels and self.origin.grid:
+            scaling = Pixels.of_points(self.pixels.levels, self.pixels.low, self.pixels.high)
         return check_declaration(
             model.noise, self.sde, cast(Any, np.asarray(data)),
             eps=self.eps, scaling=scaling, condition=rows,
@@ -1034,7 +1036,7 @@ def _profile(
 ) -> tuple[dict[str, Array], Bool[Array, " b"]]:
     """The columns of ``Profile``, and whether those of each example are finite."""
     pixels = model.pixels
-    points = x if pixels is None else pixels.encode(x, 0.5)
+    points = x if pixels is None else jnp.asarray(model.points, float)[x]
 
     def anew(keys: Keys) -> Data:
         return pixels.encode(x, Uniform()(keys, x)[0]) if pixels and dequantized else points

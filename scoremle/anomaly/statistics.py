@@ -134,9 +134,9 @@ def _in_batches(work: Callable[[np.ndarray, Keys], Array], of: Examples) -> Feat
 
 
 def _points(model: ScoreModel, data: Any) -> Data:
-    """Examples as the network sees them: integers as the middles of their bins."""
+    """Examples as the network sees them: integers at their points, without noise."""
     if model.pixels is not None:
-        return model.pixels.encode(data, 0.5)
+        return jnp.asarray(model.points, float)[jnp.asarray(data)]
     x = data if model.bijector is None else in_all_digits(model.bijector, data)
     return jnp.asarray(x, float)
 

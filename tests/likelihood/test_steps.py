@@ -265,7 +265,7 @@ def test_a_chain_is_near_the_entropy_of_the_integers_that_a_network_knows(origin
 
 
 def test_the_integers_of_a_network_are_on_the_grid_of_its_training():
-    """The chain and the fit of its decoder are those of pixels with bins around that grid."""
+    """All that is measured without noise is that of pixels with bins around that grid."""
     sde = SDE("vp", schedules.LinearLogSNR(-6.0, 2.0), 1.0)
     origin = Origin(grid=True)
     of_grid = ScoreModel(gaussian_noise(sde), sde, 0.0, (4, 2, 1), Pixels(5), origin=origin)
