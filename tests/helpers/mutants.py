@@ -753,6 +753,9 @@ CHANGES: list[tuple[str, ...]] = [
     # What commands need, and what is told
     ("model.py", "ScoreModel._plain", "noise=noise, ", ""),
     ("model.py", "ScoreModel._plain", ", grid=self.origin.grid", "", "likelihood/test_steps.py"),
+    ("model.py", "ScoreModel.default_bound", ", start=start", "", "likelihood/test_steps.py"),
+    ("anomaly/detector.py", "_identity", "if model.origin.grid", "if False",
+     "likelihood/test_steps.py"),
     ("likelihood/check.py", "check_declaration", "len(data) < fewest(dims)",
      "len(data) <= fewest(dims)", "likelihood/test_check.py"),
     ("experiment/config.py", "load_config", "not place.endswith('.py')",
