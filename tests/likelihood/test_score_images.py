@@ -153,7 +153,7 @@ def test_more_passes_are_added_to_those_there_are(tmp_path, toy):
 
 
 def test_progress_shows_the_mean_and_its_error_over_images(tmp_path, capsys):
-    for passes, label in ((1, "l"), (3, "l, 3 passes")):
+    for passes, label in ((1, "l"), (3, "l, 3 passes of 23")):
         images = run(tmp_path / str(passes), passes=passes)["bpd"].mean(axis=0)
         told = f"bpd {images.mean():.4f} +- {images.std(ddof=1) / np.sqrt(23):.4f}"
         total = 23 * passes
