@@ -27,6 +27,7 @@ from scoremle.core.arguments import (
     check_seed,
 )
 from scoremle.core.bijectors import AtTime, Bijector, forward_of, inverse_of
+from scoremle.core.condition import as_condition, check_classes, conditioned, parted, rows_of
 from scoremle.core.dequantize import (
     Dequantizer,
     TruncatedNormal,
@@ -37,14 +38,7 @@ from scoremle.core.dequantize import (
 from scoremle.core.divergence import DivergenceEstimator, Hutchinson
 from scoremle.core.keys import fold_in, image_keys, key_of, one_or_each
 from scoremle.core.pixels import Pixels
-from scoremle.core.prediction import (
-    as_condition,
-    check_classes,
-    check_model,
-    conditioned,
-    parted,
-    rows_of,
-)
+from scoremle.core.prediction import check_model
 from scoremle.core.programs import OfModels, Programs
 from scoremle.core.pytree import frozen_pytree, known, static
 from scoremle.core.sde import SDE, with_schedule

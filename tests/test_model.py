@@ -28,10 +28,10 @@ from scoremle import (
     UserError,
     devices,
 )
+from scoremle.core.condition import Conditioned
 from scoremle.core.dequantize import TruncatedNormal, truncation_start
 from scoremle.core.keys import image_keys
 from scoremle.core.polynomial_schedule import CodedPolynomial, first_polynomial
-from scoremle.core.prediction import Conditioned
 from scoremle.core.pytree import pytree
 from scoremle.likelihood.decoders import DiscreteDecoder
 from scoremle.likelihood.images import ByElbo, ByOde

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scoremle.core.prediction import Conditioned, noise_fn
+from scoremle.core.condition import Conditioned
+from scoremle.core.prediction import noise_fn
 from scoremle.core.sde import VP
 from scoremle.errors import UserError
 from scoremle.numerics import compensated_add, log1mexp, not_finite, predict

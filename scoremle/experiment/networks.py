@@ -18,10 +18,11 @@ from jax.tree_util import Partial
 from jax.typing import DTypeLike
 from jaxtyping import UInt8
 
+from scoremle.core.condition import conditioned
 from scoremle.core.kernels import KERNELS
 from scoremle.core.learned_schedules import POLYNOMIAL, first_schedule, learned_schedule
 from scoremle.core.pixels import Pixels
-from scoremle.core.prediction import conditioned, noise_fn
+from scoremle.core.prediction import noise_fn
 from scoremle.core.pytree import describe
 from scoremle.core.schedules import LinearLogSNR, Schedule
 from scoremle.core.sde import SDE, VE, VP, LinearVE, SubVP, check_eps, with_schedule

@@ -17,11 +17,11 @@ from jaxtyping import Array, Float
 
 from scoremle import devices
 from scoremle.core.augment import augmented
+from scoremle.core.condition import conditioned
 from scoremle.core.dequantize import Dequantizer, Flow, Uniform
 from scoremle.core.keys import example_keys, split
 from scoremle.core.learned_times import LossMoments
 from scoremle.core.pixels import bits_per_dim
-from scoremle.core.prediction import conditioned
 from scoremle.core.times import AlphaSquared, UniformLogSNR, UniformTime, log_snr_range
 from scoremle.data import ImageSet
 from scoremle.experiment.networks import NetworkSpec, Params

@@ -23,11 +23,11 @@ import numpy as np
 from jaxtyping import Float
 
 from scoremle.core.bijectors import Affine, Bijector, in_all_digits
+from scoremle.core.condition import Conditioned
 from scoremle.core.pixels import Pixels
 from scoremle.core.prediction import (
     BETWEEN_REMEDY,
     TIME_INPUTS,
-    Conditioned,
     NetworkNoise,
     RangedNoise,
     TimeInput,

@@ -35,11 +35,11 @@ from jaxtyping import Array, Float, Key
 
 from scoremle.core.arguments import check_choice, check_count, check_kind, check_part
 from scoremle.core.bijectors import AtTime
+from scoremle.core.condition import conditioned
 from scoremle.core.dequantize import Dequantizer
 from scoremle.core.divergence import DivergenceEstimator, Hutchinson
 from scoremle.core.keys import normal, split
 from scoremle.core.pixels import bits_per_dim
-from scoremle.core.prediction import conditioned
 from scoremle.core.pytree import describe, frozen_pytree, static
 from scoremle.core.sde import check_time
 from scoremle.core.times import TIME_SAMPLER, TimeSampler, evenly

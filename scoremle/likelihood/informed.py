@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Integer, Key, Shaped
 
+from scoremle.core.condition import conditioned, parted, rows_of
 from scoremle.core.keys import image_keys, normal
-from scoremle.core.prediction import conditioned, parted, rows_of
 from scoremle.core.programs import OfModels
 from scoremle.core.sde import SDE
 from scoremle.likelihood.decoders import InformedDecoder, decoding_cost

@@ -18,8 +18,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Key
 
 from scoremle.core.arguments import check_count
+from scoremle.core.condition import Conditioned
 from scoremle.core.dequantize import Dequantizer
-from scoremle.core.prediction import Conditioned
 from scoremle.core.pytree import frozen_pytree, static
 from scoremle.errors import UserError
 from scoremle.likelihood.image_model import ImageModel

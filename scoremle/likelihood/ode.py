@@ -12,9 +12,10 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from scoremle.core.arguments import as_data
+from scoremle.core.condition import conditioned, rows_of
 from scoremle.core.divergence import DivergenceEstimator, Exact, Hutchinson
 from scoremle.core.keys import example_keys
-from scoremle.core.prediction import check_model, conditioned, rows_of
+from scoremle.core.prediction import check_model
 from scoremle.core.pytree import known
 from scoremle.core.sde import SDE
 from scoremle.errors import UserError

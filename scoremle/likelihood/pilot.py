@@ -27,9 +27,10 @@ from jaxtyping import Float
 from scipy.special import stdtrit
 
 from scoremle.core.arguments import as_data, check_count, check_number, check_seed
+from scoremle.core.condition import conditioned, rows_of
 from scoremle.core.divergence import DivergenceEstimator, Exact, Hutchinson
 from scoremle.core.keys import example_keys, key_of
-from scoremle.core.prediction import check_model, conditioned, rows_of
+from scoremle.core.prediction import check_model
 from scoremle.core.pytree import known
 from scoremle.core.sde import SDE
 from scoremle.errors import UserError

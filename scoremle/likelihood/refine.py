@@ -18,9 +18,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from scoremle.core.condition import conditioned, rows_of
 from scoremle.core.divergence import DivergenceEstimator
 from scoremle.core.keys import example_keys
-from scoremle.core.prediction import check_model, conditioned, rows_of
+from scoremle.core.prediction import check_model
 from scoremle.core.programs import Programs
 from scoremle.core.pytree import known
 from scoremle.core.sde import SDE

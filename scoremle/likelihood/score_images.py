@@ -22,10 +22,10 @@ import numpy as np
 from jaxtyping import Array, Bool, Int, Integer
 
 from scoremle.core.arguments import as_index, check_count, check_part
+from scoremle.core.condition import rows_of
 from scoremle.core.dequantize import Dequantizer, Uniform
 from scoremle.core.divergence import DivergenceEstimator, Hutchinson
 from scoremle.core.keys import image_keys, key_of
-from scoremle.core.prediction import rows_of
 from scoremle.core.programs import OfModels
 from scoremle.devices import replicate, round_up, split_rows, to_numpy, within_memory
 from scoremle.errors import UserError

@@ -10,9 +10,10 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from helpers.vdm_networks import golden_vdm
 
 from scoremle.core import loss
+from scoremle.core.condition import conditioned
 from scoremle.core.learned_schedules import BetweenEnds, learned_schedule
 from scoremle.core.pixels import Pixels
-from scoremle.core.prediction import conditioned, noise_fn
+from scoremle.core.prediction import noise_fn
 from scoremle.core.pytree import pytree
 from scoremle.core.schedules import LinearLogSNR, Schedule
 from scoremle.core.sde import SDE

@@ -10,10 +10,11 @@ from scipy.special import logsumexp
 
 from scoremle.core import loss
 from scoremle.core.codes import Coder, relaxed_top_k, sum_of_gamma, top_k
+from scoremle.core.condition import conditioned
 from scoremle.core.divergence import Exact
 from scoremle.core.pixels import Pixels
 from scoremle.core.polynomial_schedule import CodedPolynomial, Polynomial, first_polynomial
-from scoremle.core.prediction import conditioned, noise_fn
+from scoremle.core.prediction import noise_fn
 from scoremle.core.sde import SDE
 from scoremle.core.times import UniformTime
 from scoremle.errors import UserError

@@ -12,9 +12,9 @@ from helpers.marks import some
 from helpers.oracles import EPS, SDES, Gaussian, Mixture, schedule
 
 from scoremle import xla
+from scoremle.core.condition import conditioned
 from scoremle.core.divergence import Exact, FixedProbe, Hutchinson, Orthogonal
 from scoremle.core.pixels import Pixels, bits_per_dim
-from scoremle.core.prediction import conditioned
 from scoremle.core.sde import VP
 from scoremle.likelihood.ode import ode_log_likelihood
 from scoremle.solvers.doubling import Doubling
