@@ -31,8 +31,8 @@ IMAGES = (
     "a picture, a folder or archive of pictures, or a .npy or .npz of uint8; a .npy of reals [n d]"
     " where there is no encoder, for gaussian and models without pixels"
 )
-# How many of the normal images the model was trained on, in a detector: none, or not known.
-SEEN_NONE, SEEN_UNKNOWN = "none", "unknown"
+# In a detector, where it is not known which of the normal images the model was trained on.
+SEEN_UNKNOWN = "unknown"
 # Suspects that are named on the screen.
 SHOWN = 10
 
@@ -104,7 +104,7 @@ def _fit(options: Any) -> dict[str, Any]:
     if model is not None and model.origin.checkpoint is not None:
         facts["checkpoint"] = str(model.origin.checkpoint)
     if model is not None and model.pixels is not None:
-        facts["seen"] = _seen(options.model, data)
+        facts |= _seen(options.model, data)
     say(*wrapped(*_of_seen(facts)))
     detector = scoremle.anomaly.Detector.fit(
         model, data, statistic=options.statistic, seed=options.seed, facts=facts, label="normal"
@@ -127,26 +127,28 @@ def _fit(options: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _seen(place: str, images: np.ndarray) -> str:
-    """The number of normal images that the model was trained on, as the detector keeps it."""
+def _seen(place: str, images: np.ndarray) -> dict[str, str]:
+    """A fact of a detector: normal images that its model was trained on; none without any."""
     from scoremle.experiment.seen import seen_in_training
 
     seen = seen_in_training(place, images)
-    return SEEN_UNKNOWN if seen is None else f"{seen} of {len(images)}" if seen else SEEN_NONE
+    if seen is None:
+        return {"seen": SEEN_UNKNOWN}
+    return {"seen": f"{seen} of {len(images)}"} if seen else {}
 
 
 def _of_seen(facts: dict[str, str]) -> list[str]:
-    """A line on normal images that the model was trained on; none where it has seen none."""
-    if (seen := facts.get("seen", SEEN_NONE)) == SEEN_NONE:
+    """A line on normal images that the model was trained on; none without any."""
+    if "seen" not in facts:
         return []
-    if seen == SEEN_UNKNOWN:
+    if facts["seen"] == SEEN_UNKNOWN:
         return [
             "it is not known which images the model was trained on: if normal ones are among them,"
             " the p-values of others are too small"
         ]
     return [
-        f"{seen} normal images were trained on: the p-values of others are too small; fit to"
-        " images that the model has not seen"
+        f"{facts['seen']} normal images were trained on: the p-values of others are too small; fit"
+        " to images that the model has not seen"
     ]
 
 
