@@ -46,7 +46,7 @@ from scoremle.core.times import evenly, log_snr_range
 from scoremle.devices import replicate, round_up, split_rows, to_numpy, within_memory
 from scoremle.errors import UserError, by
 from scoremle.likelihood.check import check_declaration
-from scoremle.likelihood.decoders import DiscreteDecoder, InformedDecoder
+from scoremle.likelihood.decoders import InformedDecoder
 from scoremle.likelihood.elbo import ELBO, elbo
 from scoremle.likelihood.flow import DIVERGENCE, SOLVER
 from scoremle.likelihood.image_model import pixels_of
@@ -281,8 +281,7 @@ class ScoreModel:
     def default_bound(self) -> ByElbo:
         """Estimator by the variational bound, with ``decoder`` if any.
 
-        Of a model that was trained on the middles of bins it is of integers without noise, from
-        the time on where half a bin is three times as wide as the noise.
+        Of a model that was trained on the middles of bins it is ``ByElbo.without_noise``.
 
         Example:
             >>> print(scoremle.load("digits").default_bound.title)
@@ -292,8 +291,7 @@ class ScoreModel:
             return ByElbo(decoder=self.decoder)
         if not self.origin.middles:
             return ByElbo()
-        start = truncation_start(self.sde, self.eps, pixels_of(self))
-        return ByElbo(decoder=DiscreteDecoder(self.points), start=start)
+        return ByElbo.without_noise(self)
 
     @property
     def default_dequantizer(self) -> Dequantizer:

@@ -21,7 +21,7 @@ from scoremle.experiment.labels import ALL, measured_under, under
 from scoremle.experiment.measurement import Measurement, kind_under, with_noise
 from scoremle.experiment.networks import Params
 from scoremle.experiment.own_measurement import worth_of
-from scoremle.likelihood.decoders import DiscreteDecoder, GaussianDecoder, InformedDecoder
+from scoremle.likelihood.decoders import GaussianDecoder, InformedDecoder
 from scoremle.likelihood.image_model import pixels_of
 from scoremle.likelihood.images import ByElbo, ByOde, Estimator
 from scoremle.likelihood.pilot import Choice
@@ -186,9 +186,11 @@ class Measurements:
         }
         fitted = self.decoder if dequantization == "informed" else None
         if fitted or dequantization == "none":
-            start = eps if fitted else self._truncation_start
-            decoder = fitted or DiscreteDecoder(self.model.points)
-            by_elbo = replace(by_elbo, decoder=decoder, times=None, start=start)
+            own = (
+                ByElbo(decoder=fitted, start=eps) if fitted else ByElbo.without_noise(self.model)
+            )
+            start = float(own.first(self.model))
+            by_elbo = replace(by_elbo, decoder=own.decoder, times=None, start=start)
             facts |= {"offset": None, "times": "log_snr", "stratified": True}
         elif evaluation.bound_times == LEARNED:
             if sde.schedule.per_example:

@@ -36,7 +36,7 @@ from jaxtyping import Array, Float, Key
 from scoremle.core.arguments import check_choice, check_count, check_kind, check_part
 from scoremle.core.bijectors import AtTime
 from scoremle.core.condition import conditioned
-from scoremle.core.dequantize import Dequantizer
+from scoremle.core.dequantize import Dequantizer, truncation_start
 from scoremle.core.divergence import DivergenceEstimator, Hutchinson
 from scoremle.core.keys import normal, split
 from scoremle.core.pixels import bits_per_dim
@@ -45,7 +45,13 @@ from scoremle.core.sde import check_time
 from scoremle.core.times import TIME_SAMPLER, TimeSampler, evenly
 from scoremle.errors import UserError
 from scoremle.likelihood.control_variate import Control
-from scoremle.likelihood.decoders import LOG_2PI, Decoder, GaussianDecoder, InformedDecoder
+from scoremle.likelihood.decoders import (
+    LOG_2PI,
+    Decoder,
+    DiscreteDecoder,
+    GaussianDecoder,
+    InformedDecoder,
+)
 from scoremle.likelihood.elbo import ELBO, MATCHINGS, check_start, elbo
 from scoremle.likelihood.flow import DIVERGENCE, SOLVER, along_flow
 from scoremle.likelihood.image_model import ImageModel, pixels_of
@@ -342,6 +348,18 @@ class ByElbo(Estimator):
         check_kind("control", self.control, Control | None, "fit_control(...)")
         if self.start is not None:
             check_time(self.start, "start")
+
+    @classmethod
+    def without_noise(cls, model: ImageModel) -> "ByElbo":
+        """The bound on integers at the model's points, by the flat discrete decoder.
+
+        It begins where half a bin is three times as wide as the noise.
+
+        Args:
+            model: one that was trained on integers without noise.
+        """
+        start = truncation_start(model.sde, model.eps, pixels_of(model))
+        return cls(decoder=DiscreteDecoder(model.points), start=start)
 
     @property
     def dequantizes(self) -> bool:

@@ -752,9 +752,10 @@ CHANGES: list[tuple[str, ...]] = [
      "cli/test_score_shares.py"),
     # What commands need, and what is told
     ("model.py", "ScoreModel._plain", "noise=noise, ", ""),
-    ("model.py", "ScoreModel._plain", ", grid=self.origin.grid", "", "likelihood/test_steps.py"),
-    ("model.py", "ScoreModel.default_bound", ", start=start", "", "likelihood/test_steps.py"),
-    ("anomaly/detector.py", "_identity", "if model.origin.grid", "if False",
+    ("model.py", "Origin.of_integers", ", grid=self.grid", "", "likelihood/test_steps.py"),
+    ("likelihood/images.py", "ByElbo.without_noise", ", start=start", "",
+     "likelihood/test_steps.py"),
+    ("anomaly/detector.py", "_identity", "model.origin.of_integers", "model.origin.middles",
      "likelihood/test_steps.py"),
     ("likelihood/check.py", "check_declaration", "len(data) < fewest(dims)",
      "len(data) <= fewest(dims)", "likelihood/test_check.py"),
