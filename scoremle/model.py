@@ -143,6 +143,11 @@ class Origin:
     grid: bool = static(default=False)
 
     @property
+    def of_integers(self) -> "Origin":
+        """The place of its integers, alone: values depend on no other fact."""
+        return Origin(middles=self.middles, grid=self.grid)
+
+    @property
     def without_noise(self) -> bool:
         """Whether it was trained on integers that had no noise."""
         return self.middles or self.grid
@@ -172,8 +177,8 @@ class ScoreModel:
         bijector: from data that are reals, in all digits that they have, to what the network sees;
             None: they are the same.
         divergence: how traces of reals are estimated, where a method is not given another.
-        origin: facts about its training, if any. Values depend on ``middles`` and ``grid`` alone,
-            which give ``points`` and ``default_dequantizer``.
+        origin: facts about its training, if any. Values depend on ``of_integers`` alone, which
+            gives ``points``, ``default_bound`` and ``default_dequantizer``.
         coder: the encoder of images, where the schedule depends on a code of the image. For
             ``log_prob`` and ``encode`` of such a model call ``under(codes)`` first.
 
@@ -923,8 +928,8 @@ class ScoreModel:
 
     def _plain(self, noise: NoiseFn) -> "ScoreModel":
         """The model with this noise prediction, and of its parts those that values depend on."""
-        own = Origin(middles=self.origin.middles, grid=self.origin.grid)
-        return replace(self, noise=noise, decoder_scale=None, divergence=None, origin=own)
+        origin = self.origin.of_integers
+        return replace(self, noise=noise, decoder_scale=None, divergence=None, origin=origin)
 
     def _check_outside(self, name: str, *arguments: Any) -> None:
         """Raises UserError where a method that works in batches, on the host, is traced."""

@@ -303,7 +303,7 @@ def _identity(model: ScoreModel | None) -> str:
         "sde": model.sde.describe(), "eps": model.eps, "shape": list(model.shape),
         "pixels": describe(model.pixels), "solver": describe(model.solver),
         "divergence": describe(model.divergence), "decoder": describe(model.decoder_scale),
-        "middles": model.origin.middles, **({"grid": True} if model.origin.grid else {}),
+        "origin": describe(model.origin.of_integers),
     })  # fmt: skip
 
 
