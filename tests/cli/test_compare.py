@@ -64,7 +64,7 @@ def test_the_difference_is_that_of_each_image(both, capsys):
 
 
 def test_means_are_corrected_for_the_solver_as_in_the_results(tmp_path, capsys):
-    """Of the second alone: its correction of -0.00133 has a standard error of 0.0002."""
+    """Corrects one of the two: by -0.00133, with a standard error of 0.0002."""
     evaluated(tmp_path / "a" / "eval", A)
     evaluated(tmp_path / "b" / "eval", B, **CORRECTED)
     _, out, _ = compare(capsys, tmp_path / "a", tmp_path / "b", "--json")
@@ -74,6 +74,9 @@ def test_means_are_corrected_for_the_solver_as_in_the_results(tmp_path, capsys):
     assert found["difference"] == pytest.approx(DIFFERENCE.mean() - 0.00133)
     error = np.hypot(DIFFERENCE.std(ddof=1) / np.sqrt(50), 0.0002)
     assert found["stderr"] == pytest.approx(error)
+    _, out, _ = compare(capsys, tmp_path / "b", tmp_path / "a", "--json")
+    (back,) = json.loads(out).values()
+    assert (back["a"], back["difference"]) == (found["b"], pytest.approx(-found["difference"]))
 
 
 def test_the_newest_checkpoint_alone_is_compared(both, capsys):

@@ -113,7 +113,7 @@ def test_results_of_a_replaced_snapshot_are_left_out(tmp_path):
      (4.08, None, "")],
 )  # fmt: skip
 def test_values_that_say_little_are_named(mean, solver_error, words):
-    """Those that are worse than 17 equal levels, and those that the solver has blurred."""
+    """Values that are worse than 17 equal levels, and those that the solver has blurred."""
     facts = {"mean": mean, "stderr": 0.1, "images": 36, "solver_error": solver_error}
     found = Mock(spec=Result, **facts)
     lines = [*sections._warnings(found, 17)]
@@ -592,8 +592,19 @@ def test_other_charts_have_their_numbers(shown):
     assert not len(axes.get_xticks(minor=True)) and axes.get_xscale() == "log"
 
 
+def test_few_points_are_marked_and_images_are_counted_in_whole_ones():
+    axes = Figure().subplots()
+    rows = [{"step": step, "loss": 1.0, "eval_loss": None} for step in range(20)]
+    rows[5]["eval_loss"] = 1.0
+    charts.columns("loss", "Loss", rows, {"loss": "training", "eval_loss": "test"}).draw(axes)
+    assert [line.get_marker() for line in axes.lines] == [".", "None", ".", "o"]
+    axes = Figure().subplots()
+    charts.histogram("exact", np.array([1.0, 2.0, 2.1]), {}).draw(axes)
+    assert all(tick == int(tick) for tick in axes.get_yticks())
+
+
 def test_the_box_of_white_noise_has_its_sides(shown):
-    """Of 16 numbers the mean square has a variance of 2/16; of 24 pairs a correlation 1/24.
+    """The mean square of 16 numbers has a variance of 2/16, the correlation of 24 pairs 1/24.
 
     The correlation is the mean product over the mean square.
     """

@@ -19,7 +19,7 @@ from scoremle.likelihood.profile import Profile
 from scoremle.report.scores import strips_of, write_page
 
 RNG = np.random.default_rng(0)
-BPD = {"b.png": 2.5, "a <i>.png": 2.0, "c.png": 4.0}
+BPD = {"b\n.png": 2.5, "a <i>.png": 2.0, "c.png": 4.0}
 FACTS = "1 stands out", ["mean 2.8 bits/dim +- 0.1", "each image: 4 passes"]
 OF = {"levels": 17, "reference": 360}
 TITLE = "Scores of my <b>pictures</b>"
@@ -41,7 +41,7 @@ def page(tmp_path_factory):
 def test_images_are_in_the_order_of_their_bits(page):
     text = page.read_text()
     names = re.findall(r'<figure.*? data-name="(.*?)">', text)
-    assert names == ["a &lt;i&gt;.png", "b.png", "c.png"]
+    assert names == ["a &lt;i&gt;.png", r"b\n.png", "c.png"]
     facts = "as PNG 3.00 bits/dim; made grey of colours"
     assert f"2.00 ± 0.25 bits/dim; rank 0.500; {facts}" in text
     assert f"4.00 ± 0.25 bits/dim; rank 1.000, stands out; {facts}" in text
