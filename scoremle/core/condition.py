@@ -1,4 +1,4 @@
-"""Conditions of a noise prediction: any pytree of arrays, each with a row an example or one for all.
+"""Conditions of a noise prediction: any pytree of arrays, each with one row for all or more.
 
 A noise prediction under a condition is a function of (x, t) again.
 """

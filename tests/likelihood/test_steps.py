@@ -265,7 +265,7 @@ def test_a_chain_is_near_the_entropy_of_the_integers_that_a_network_knows(origin
 
 
 def test_the_integers_of_a_network_are_on_the_grid_of_its_training():
-    """All that is measured without noise is that of pixels with bins around that grid."""
+    """Measures without noise what pixels with bins around that grid give."""
     sde = SDE("vp", schedules.LinearLogSNR(-6.0, 2.0), 1.0)
     origin = Origin(grid=True)
     of_grid = ScoreModel(gaussian_noise(sde), sde, 0.0, (4, 2, 1), Pixels(5), origin=origin)
@@ -287,7 +287,7 @@ def test_the_integers_of_a_network_are_on_the_grid_of_its_training():
 
 
 def test_the_bound_of_a_network_of_middles_begins_where_its_noise_does():
-    """Below, it has no part of a bin to tell; the noise of its ODE is no start of a bound."""
+    """Begins with truncated normal noise, which a bound of a density does not take."""
     sde, pixels = SDE("vp", schedules.LinearLogSNR(-8.0, 14.0), 1.0), Pixels(16)
     model = ScoreModel(
         gaussian_noise(sde), sde, 0.0, (4, 2, 1), pixels, origin=Origin(middles=True)
