@@ -147,15 +147,17 @@ def _of_batch(
     times = (path.stop, path.start) if settings.fault == "reversed" else (path.start, path.stop)
     count = 1 if settings.exact else settings.probes
     held = _probes(rng, settings, n, dims)
-    traced = model.raw if settings.fault == "wrong variable" else model.velocity
 
     def rate(t: float, state: np.ndarray) -> np.ndarray:
         now = state[: x.size].reshape(n, dims)
         probes = _probes(rng, settings, n, dims) if settings.fault == "fresh probes" else held
-        forms = (probes * traced(now + 1j * TINY * probes, t).imag / TINY).sum(-1)
+        moved = now + 1j * TINY * probes
+        velocity = model.velocity(moved, t)
+        traced = model.raw(moved, t) if settings.fault == "wrong variable" else velocity
+        forms = (probes * traced.imag / TINY).sum(-1)
         if settings.exact:
             forms = forms.sum(0, keepdims=True)
-        return np.concatenate([model.velocity(now, t).ravel(), forms.ravel()])
+        return np.concatenate([velocity[0].real.ravel(), forms.ravel()])
 
     start = np.concatenate([x.ravel(), np.zeros(count * n)])
     half = settings.fault == "float16"
