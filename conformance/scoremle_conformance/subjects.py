@@ -168,28 +168,22 @@ class Subject:
     def expect(self, x: Any, scales: Any, labels: Any = None) -> tuple[Any, Any]:
         """The score at noise ``scales`` and the mean of x_0 given x, [... D], of any framework."""
         xp, u = namespace(x), self.reflect(x)
-        alpha, sigma = scales.alpha, scales.sigma
-        pulls, data, variances = [], [], []
-        for m, w in zip(self.means, self.variances, strict=True):
-            mean, spread = like(m, x), like(w, x)
-            variances.append(alpha * alpha * spread + sigma * sigma)
-            pulls.append((u - alpha * mean) / variances[-1])
-            data.append(mean + alpha * spread * pulls[-1])
+        alpha, sigma = scales.alpha[..., None], scales.sigma[..., None]
+        means, spreads = like(self.means, x), like(self.variances, x)
+        variances = alpha * alpha * spreads + sigma * sigma
+        pulls = (u[..., None, :] - alpha * means) / variances  # [... K D]
+        data = means + alpha * spreads * pulls
         if self.single:
-            return -self.reflect(pulls[0]), self.reflect(data[0])
+            return -self.reflect(pulls[..., 0, :]), self.reflect(data[..., 0, :])
         if labels is None:
-            logits = [
-                math.log(weight) - 0.5 * (pull * pull * variance + xp.log(variance)).sum(-1)
-                for weight, pull, variance in zip(self.weights, pulls, variances, strict=True)
-            ]
-            logits = xp.stack(logits, -1)
+            weights = like(np.log(self.weights), x)
+            logits = weights - 0.5 * (pulls * pulls * variances + xp.log(variances)).sum(-1)
             shares = xp.exp(logits - xp.amax(logits.real, -1)[..., None])
             shares = shares / shares.sum(-1)[..., None]
         else:  # an index, which counts from the end if it is negative
             place = like(np.arange(len(self.weights)), x)
             shares = like(1.0, x) * (like(labels, x)[..., None] % len(self.weights) == place)
-        pull = sum(shares[..., k, None] * p for k, p in enumerate(pulls))
-        mean = sum(shares[..., k, None] * d for k, d in enumerate(data))
+        pull, mean = ((shares[..., None] * each).sum(-2) for each in (pulls, data))
         return -self.reflect(pull), self.reflect(mean)
 
 
