@@ -27,8 +27,6 @@ NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 # Two workers, a file each, in the order of tests/conftest.py: most of the time goes into compiling,
 # on one core at a time. A worker that crashes ends the tests: a new one in its place may wait for ever.
 TESTS := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart=0
-# Of benchmarks mypy finds the names that are gone: in them arrays of NumPy, JAX and torch mix.
-LOOSE := arg-type assignment dict-item index misc operator return-value
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet
 
 # Tests start hundreds of processes, and each would compile the package's Python anew.
@@ -52,7 +50,6 @@ lint: .venv/.dev
 
 types: .venv/.dev
 	$(BIN)/python -m mypy
-	$(BIN)/python -m mypy benchmarks $(patsubst %,--disable-error-code=%,$(LOOSE))
 
 bench: .venv/.demo
 	@$(BIN)/python benchmarks/likelihood.py --quick
