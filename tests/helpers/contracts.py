@@ -52,17 +52,22 @@ def _checked(function: Callable[..., Any]) -> Callable[..., Any]:
     """The function with its types checked; one that is made anew at each call stays as it is."""
     if "<locals>" in function.__qualname__:
         return function
-    hints = {name: _known(hint, function) for name, hint in function.__annotations__.items()}
-    function.__annotations__ = hints
-    typed = beartype(function, conf=CONF)
-    if any(map(_has_shape, hints.values())):
-        typed = _scoped(typed, typechecker=None)
+    # Most of the package's functions are not called in one process: a check is made when needed.
+    typed = functools.cache(lambda: _typed(function))
 
     @functools.wraps(function)
     def called(*args: Any, **kwargs: Any) -> Any:
-        return (function if _off else typed)(*args, **kwargs)
+        return (function if _off else typed())(*args, **kwargs)
 
     return called
+
+
+def _typed(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, which checks the types of what it takes and gives."""
+    hints = {name: _known(hint, function) for name, hint in function.__annotations__.items()}
+    function.__annotations__ = hints
+    typed = beartype(function, conf=CONF)
+    return _scoped(typed, typechecker=None) if any(map(_has_shape, hints.values())) else typed
 
 
 def _known(hint: Any, function: Callable[..., Any]) -> Any:
