@@ -341,6 +341,7 @@ def between():
         return model, x, np.asarray(truth.log_prob)
 
 
+@pytest.mark.long
 def test_the_default_solves_rows_again_that_need_it_alone_or_among_others(between, x64):
     """Each row as it would be alone."""
     model, x, truth = between
