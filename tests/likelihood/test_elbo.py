@@ -231,13 +231,15 @@ def pieces(request, golden):
         probe = jnp.tile(arrays["epsilon"], (k, 1, 1, 1))[None]
         x_t = sde.perturb(x, t, z)
         value, div, _ = FixedProbe(probe)(lambda y: noise(y, t), x_t, probe)
-        return residual, (value**2).sum((1, 2, 3)), sde.sigma(t) * div[0]
+        each = residual, (value**2).sum((1, 2, 3)), sde.sigma(t) * div[0]
+        eps = jnp.float32(arrays[f"{name}/t_eps"])
+        span = sde.log_snr(eps) - sde.log_snr(jnp.float32(1))
+        return (*each, sde.likelihood_weight(t), sde.f(t)), span
 
     flat = np.tile(x, (k, 1, 1, 1)), t.ravel(), z.reshape(-1, *x.shape[1:])
-    residual, square, div = (np.asarray(a, np.float64).reshape(k, b) for a in run(*flat))
-    rate = np.asarray(sde.likelihood_weight(jnp.asarray(t)), np.float64)
-    span = float(sde.log_snr(jnp.float32(arrays[f"{name}/t_eps"])) - sde.log_snr(jnp.float32(1)))
-    drift = dims * np.asarray(sde.f(jnp.asarray(t)), np.float64)
+    found, span = run(*flat)
+    residual, square, div, rate, f = (np.asarray(a, np.float64).reshape(k, b) for a in found)
+    span, drift = float(span), dims * f
     dsm = 2 * residual - (z.astype(np.float64) ** 2).sum((2, 3, 4))
     ssm = square - 2 * div
     return {
@@ -273,11 +275,16 @@ def test_golden_prior_and_offset_are_ours_in_other_words(pieces, golden):
     arrays, name = golden("bound"), pieces["name"]
     sde, dims, eps = SDES[name], 768, float(arrays[f"{name}/t_eps"])
     x, batch = arrays["x"], len(arrays["x"])
-    one = jnp.ones(batch)
-    prior = -sde.prior_log_prob(sde.perturb(x, one, arrays["z_prior"]))
+
+    @jax.jit
+    def run(z_prior, z):
+        prior = -sde.prior_log_prob(sde.perturb(x, jnp.ones(batch), z_prior))
+        t = jnp.full(batch, eps, jnp.float32)
+        return prior, denoising_residual(pieces["noise"], sde, x, t, z)
+
+    prior, residual = run(arrays["z_prior"], arrays["z_offset"])
     np.testing.assert_allclose(prior, arrays[f"{name}/neg_prior_logp"], rtol=2e-5)
-    run = jax.jit(lambda t, z: denoising_residual(pieces["noise"], sde, x, t, z))
-    residual = np.asarray(run(jnp.full(batch, eps, jnp.float32), arrays["z_offset"]), np.float64)
+    residual = np.asarray(residual, np.float64)
     offset = reconstruction(sde, 2 * residual, dims, eps) - entropy(sde, dims, eps)
     reference = arrays[f"{name}/offset_f64"]
     assert np.abs(offset - reference).max() < 2e-3 * np.abs(reference).max() + 0.01
@@ -340,8 +347,8 @@ def test_what_is_no_integer_decoder_or_control_is_refused(given, words, unchecke
 @some("draws", [3, 5, 32, 33], quick=[3, 32])
 def test_the_error_of_an_odd_number_of_draws_has_the_last_one(draws):
     """Most of the noise is that of the last, where the weight is largest."""
-    x = jnp.repeat(jnp.asarray([[1.0, -0.5, 0.2, 0.8]]), 4000, axis=0)
-    sde = scoremle.VP()
+    x = np.repeat([[1.0, -0.5, 0.2, 0.8]], 4000, axis=0)
+    sde = SDES["vp"]
 
     def noise(x, t):
         alpha, sigma = sde.alpha(t)[:, None], sde.sigma(t)[:, None]
@@ -349,6 +356,6 @@ def test_the_error_of_an_odd_number_of_draws_has_the_last_one(draws):
         return exact + 0.2 * jnp.sin(2 * x)
 
     times = scoremle.AlphaSquared(sde, 0.01, stratified=True)
-    found = elbo(noise, sde, x, jax.random.key(1), eps=0.01, times=times, draws=draws)
+    found = evaluate(noise, "vp", x, times, eps=0.01, key=jax.random.key(1), draws=draws)
     stated = np.sqrt(np.mean(np.square(found.stderr)))
     assert 0.95 < stated / np.std(found.log_prob) < 1.2
