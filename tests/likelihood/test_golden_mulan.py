@@ -53,20 +53,26 @@ def noise_of(params, sde, code, mode):
 def test_golden_schedules(bits, golden, params):
     arrays = golden("mulan")
     with jax.enable_x64(bits == 64):
-        params = jax.tree.map(lambda a: jnp.asarray(a, f"float{bits}"), params)
-        sde = coded(params, jnp.asarray(arrays["embedding"], f"float{bits}"))
-        t = jnp.asarray(arrays["t"], f"float{bits}")
-        at = {"t": t, "t0": jnp.zeros_like(t), "t1": jnp.ones_like(t)}
-        found = {f"{name}/gamma": -sde.log_snr(each) for name, each in at.items()}
-        found["t/dgamma_dt"] = sde.likelihood_weight(t)
+
+        @jax.jit
+        def of_golden(params, code, t):
+            sde = coded(params, code)
+            at = {"t": t, "t0": jnp.zeros_like(t), "t1": jnp.ones_like(t)}
+            found = {f"{name}/gamma": -sde.log_snr(each) for name, each in at.items()}
+            return sde, found | {"t/dgamma_dt": sde.likelihood_weight(t)}
+
+        given = params, arrays["embedding"], arrays["t"]
+        given = jax.tree.map(lambda a: jnp.asarray(a, f"float{bits}"), given)
+        sde, found = of_golden(*given)
+        common = sde.schedule.common_log_snr
+        np.testing.assert_allclose(common(jnp.arange(2.0)), [13.3, -5.0], 1e-6)
+        assert np.isnan(jax.jit(common)(jnp.asarray(0.5)))
+        with pytest.raises(UserError, match="one for all"):
+            common(jnp.asarray(0.5))
     for name, each in found.items():
         expected = arrays[f"poly/{name}"]
         atol = (2e-6 if bits == 32 else 1e-9) * np.abs(expected).max()
         np.testing.assert_allclose(each.reshape(3, -1), expected, atol=atol, err_msg=name)
-    np.testing.assert_allclose(sde.schedule.common_log_snr(jnp.arange(2.0)), [13.3, -5.0], 1e-6)
-    assert np.isnan(jax.jit(sde.schedule.common_log_snr)(jnp.asarray(0.5)))
-    with pytest.raises(UserError, match="one for all"):
-        sde.schedule.common_log_snr(jnp.asarray(0.5))
 
 
 def test_golden_codes(golden, params):
@@ -83,9 +89,9 @@ def test_golden_codes(golden, params):
     bias = jnp.asarray(encoder["dense_layer_final"]["bias"])
     noise, w = (jnp.asarray(arrays[name], jnp.float32) for name in ("latent/gamma_noise", "w"))
     run = jax.jit(lambda bias: relaxed_top_k(logits(bias), noise, ON))
-    np.testing.assert_allclose(logits(bias), arrays["latent/logits"], atol=2e-4)
+    np.testing.assert_allclose(jax.jit(logits)(bias), arrays["latent/logits"], atol=2e-4)
     np.testing.assert_allclose(run(bias), arrays["latent/topk_gamma/embedding"], atol=1e-6)
-    found = jax.grad(lambda bias: jnp.sum(w * run(bias)))(bias)
+    found = jax.jit(jax.grad(lambda bias: jnp.sum(w * run(bias))))(bias)
     expected = arrays["latent/topk_gamma/grad_sum_w_embedding/encoder_last_bias"]
     np.testing.assert_allclose(found, expected, atol=2e-3 * np.abs(expected).max())
     coder = Coder(lambda x: logits(bias), BITS, ON)
@@ -184,8 +190,8 @@ def test_a_gaussian_under_a_schedule_for_each_dimension(path, golden, x64):
         name.removeprefix(f"{path}/"): each for name, each in arrays.items()
         if name.startswith(f"{path}/")
     }  # fmt: skip
-    mean, covariance, x = (jnp.asarray(arrays[name]) for name in ("mean", "cov", "x"))
-    schedule = Polynomial(*(jnp.asarray(of_path[name])[None] for name in "abc"), -5.0, 8.0)
+    mean, covariance, x = (arrays[name] for name in ("mean", "cov", "x"))
+    schedule = Polynomial(*(jnp.asarray(of_path[name][None]) for name in "abc"), -5.0, 8.0)
     sde, eye = SDE("vp", schedule, 1.0), jnp.eye(6)
 
     def exact(x, t):
@@ -193,23 +199,24 @@ def test_a_gaussian_under_a_schedule_for_each_dimension(path, golden, x64):
         around = alpha[:, :, None] * covariance * alpha[:, None] + sigma[:, :, None] ** 2 * eye
         return sigma * jnp.linalg.solve(around, (x - alpha * mean)[..., None])[..., 0]
 
-    t = jnp.asarray(arrays["t"])
-    np.testing.assert_allclose(-sde.log_snr(t), of_path["gamma"], atol=1e-10)
-    np.testing.assert_allclose(sde.likelihood_weight(t), of_path["dgamma_dt"], rtol=1e-10)
-
     def drift(z, t):
         z, t = z[None], t[None]
         return (sde.f(t) * z + sde.g2(t) / (2 * sde.sigma(t)) * exact(z, t))[0]
 
-    z = jnp.asarray(of_path["point_z"])
-    found = jax.vmap(lambda t: drift(z, t))(t)
+    @jax.jit
+    def at_times(z, t):
+        traces = jax.vmap(lambda t: jnp.trace(jax.jacfwd(drift)(z, t)))(t)
+        return sde.log_snr(t), sde.likelihood_weight(t), jax.vmap(drift, (None, 0))(z, t), traces
+
+    lam, weight, found, traces = at_times(of_path["point_z"], arrays["t"])
+    np.testing.assert_allclose(-lam, of_path["gamma"], atol=1e-10)
+    np.testing.assert_allclose(weight, of_path["dgamma_dt"], rtol=1e-10)
     np.testing.assert_allclose(found, of_path["point_drift"], atol=1e-10)
-    traces = jax.vmap(lambda t: jnp.trace(jax.jacfwd(drift)(z, t)))(t)
     np.testing.assert_allclose(traces, of_path["point_div"], atol=1e-10)
 
     likelihood = jax.jit(lambda z: ode_log_likelihood(
         exact, sde, z, KEY, eps=0.0, divergence=Exact(), solver=Multistep(4096)
-    ))(jnp.asarray(of_path["z0"])[None])  # fmt: skip
+    ))(of_path["z0"][None])  # fmt: skip
     np.testing.assert_allclose(likelihood.latent[0], of_path["z1"], atol=1e-6)
     assert float(likelihood.log_prob[0]) == pytest.approx(
         float(of_path["log_p_ode_prior_std"]), abs=1e-6
@@ -219,15 +226,19 @@ def test_a_gaussian_under_a_schedule_for_each_dimension(path, golden, x64):
     # A mean over the noise is exact at these points: the loss is a quadratic function of it.
     nodes, weights = np.polynomial.legendre.leggauss(200)
     points = np.sqrt(6) * np.concatenate([np.eye(6), -np.eye(6)])
-    scale = jnp.asarray(of_path["misfit_scale"])
-    for name, by in (("diffusion_term", 1.0), ("diffusion_term_misfit", scale)):
-        each = jax.jit(jax.vmap(lambda t, by=by: loss.loss_at(
+
+    @jax.jit
+    def losses(by, t):
+        return jax.vmap(lambda t: loss.loss_at(
             lambda x, t: by * exact(x, t), sde, jnp.tile(x, (12, 1)), jnp.full(12, t),
             jnp.ones(12), jnp.asarray(points), weighting="likelihood",
-        )))((nodes + 1) / 2)  # fmt: skip
-        found = float(weights @ np.mean(each, axis=1) / 2)
+        ))(t)  # fmt: skip
+
+    scale = of_path["misfit_scale"]
+    for name, by in (("diffusion_term", np.ones(6)), ("diffusion_term_misfit", scale)):
+        found = float(weights @ np.mean(losses(by, (nodes + 1) / 2), axis=1) / 2)
         assert found == pytest.approx(float(of_path[name]), abs=1e-10), name
-    prior = float(prior_divergence(sde, x[None])[0])
+    prior = float(jax.jit(prior_divergence)(sde, x[None])[0])
     assert prior == pytest.approx(float(of_path["loss_klz_std"]), abs=1e-10)
 
 
