@@ -127,12 +127,15 @@ def test_between_two_times_of_the_grid_a_step_is_that_of_the_lower(name, rule):
     def noise(x, t):
         return expand(sde.sigma(t), x) * x
 
-    if rule is langevin:
-        moved = PredictorCorrector(30, corrector=rule).correct(noise, sde, x, t, x)
-    else:
+    @jax.jit
+    def move(x, t):
+        if rule is langevin:
+            return PredictorCorrector(30, corrector=rule).correct(noise, sde, x, t, x)
         method = PredictorCorrector(30, rule)
         mean, std = method.predict(noise, sde, x, t, method.published)
-        moved = mean + expand(std, x)
+        return mean + expand(std, x)
+
+    moved = np.asarray(move(x, t))
     np.testing.assert_allclose(moved[0], moved[1], rtol=1e-6)
     assert abs(moved[2] - moved[1]).min() > 1e-4
 
@@ -165,10 +168,10 @@ def test_chains_are_those_of_the_original(chain, golden, monkeypatch):
     for place in ("scoremle.core.keys.per_example", "scoremle.core.sde.per_example"):
         monkeypatch.setattr(place, lambda *_: z)
     eps = 1e-2 if name == "subvp" else 1e-3
-    with jax.disable_jit():  # the network is compiled once, for all chains
-        x = pc_sample(
-            noise_of(name), SDES[name], jax.random.key(0), z.shape, eps=eps, method=method
-        )
+    draw = jax.jit(
+        lambda key: pc_sample(noise_of(name), SDES[name], key, z.shape, eps=eps, method=method)
+    )
+    x = draw(jax.random.key(0))
     if name != "ve":
         x = (x + 1) / 2
     expected = numbers[f"{chain}/x"]
@@ -187,27 +190,32 @@ DEFINED = [
 ]
 
 
+# Of chains, here; all have arrays of the size of the longest, and so the same small programs.
+MOST = 1600
+
+
+@jax.enable_x64(True)
 def gaussian_moments(method, sde, eps):
     """Mean and covariance after the chain, exactly: with Gaussian data every step is affine."""
-    noise, steps, dims = DATA.noise(sde), method.steps, DATA.dims
+    noise, dims = DATA.noise(sde), DATA.dims
     points = np.vstack([np.zeros(dims), np.eye(dims)])
-    x = jnp.asarray(np.tile(points, (steps, 1)))
+    x = jnp.asarray(np.tile(points, (MOST, 1)))
     times, step = method.grid(eps)
-    t = jnp.repeat(times, dims + 1)
+    t = jnp.asarray(np.repeat(np.resize(times, MOST), dims + 1))
 
     def affine(y):
-        y = np.asarray(y).reshape(steps, dims + 1, dims)
+        y = np.asarray(y).reshape(MOST, dims + 1, dims)
         return np.swapaxes(y[:, 1:] - y[:, :1], 1, 2), y[:, 0]
 
     shifted, std = method.predict(noise, sde, x, t, step)
     corrected = method.correct(noise, sde, x, t, jnp.zeros_like(x))
     spread = method.correct(noise, sde, x, t, jnp.ones_like(x)) - corrected
-    rounds = [(*affine(shifted), np.asarray(std).reshape(steps, -1)[:, 0])]
+    rounds = [(*affine(shifted), np.asarray(std).reshape(MOST, -1)[:, 0])]
     if method.corrector is not None:
-        spread = np.asarray(spread).reshape(steps, -1)[:, 0]
+        spread = np.asarray(spread).reshape(MOST, -1)[:, 0]
         rounds = [(*affine(corrected), spread)] * method.corrector_steps + rounds
     mean, covariance = np.zeros(dims), prior_std(sde) ** 2 * np.eye(dims)
-    for i in range(steps):
+    for i in range(method.steps):
         for matrix, shift, std in rounds:
             mean = matrix[i] @ mean + shift[i]
             without = matrix[i] @ covariance @ matrix[i].T
@@ -296,8 +304,9 @@ def test_samples_have_the_moments_of_the_chain(name, method):
     draw = jax.jit(
         lambda key: pc_sample(DATA.noise(sde), sde, key, (n, 2), eps=1e-3, method=method)
     )
-    x = np.asarray(draw(jax.random.key(3)), np.float64)
-    assert draw(jax.random.key(3)).dtype == jnp.float32
+    x = draw(jax.random.key(3))
+    assert x.dtype == jnp.float32
+    x = np.asarray(x, np.float64)
     scale = np.sqrt(np.diag(covariance))
     np.testing.assert_allclose(x.mean(0) / scale, expected / scale, atol=5 / n**0.5)
     found = np.cov(x.T) / np.outer(scale, scale)
@@ -359,15 +368,20 @@ def test_evaluations_are_counted(predictor, corrector):
     calls, sde = [], SDES["ve"]
 
     def noise(x, t):
-        calls.append(t)
+        jax.debug.callback(calls.append, t)  # when it is evaluated, not when it is compiled
         return DATA.noise(sde)(x, t)
 
     method = PredictorCorrector(2, predictor, corrector, corrector_steps=3, denoise=False)
-    with jax.disable_jit():
-        x = pc_sample(noise, sde, jax.random.key(0), (3, 2), eps=1e-3, method=method)
+
+    @jax.jit
+    def sample_and_prior(key):
+        drawn = sde.prior_sample(split(example_keys(key, 3))[0], (3, 2))
+        return pc_sample(noise, sde, key, (3, 2), eps=1e-3, method=method), drawn
+
+    x, drawn = sample_and_prior(jax.random.key(0))
+    jax.effects_barrier()
     assert x.shape == (3, 2)
     assert len(calls) == method.evaluations
-    drawn = sde.prior_sample(split(example_keys(jax.random.key(0), 3))[0], (3, 2))
     assert np.array_equal(x, drawn) == (predictor is corrector is None)
 
 
@@ -376,11 +390,12 @@ def test_other_sdes_take_eulers_forward_step():
     sde = SDE("vp", LinearBeta(), 1.0)
     t, x, score = jnp.asarray([0.4]), jnp.ones((1, 2)), jnp.full((1, 2), 0.3)
     step = PredictorCorrector(100).published
-    mean, std = reverse_diffusion(sde, x, score, t, step)
+    reverse = jax.jit(partial(reverse_diffusion, step=step))
+    mean, std = reverse(sde, x, score, t)
     f, g2 = drift_and_diffusion64(SDES["vp"], 0.4)
     np.testing.assert_allclose(mean, x - (f * x - g2 * score) / 100, rtol=1e-5)
     np.testing.assert_allclose(std, np.sqrt(g2 / 100), rtol=1e-5)
-    ddpm = reverse_diffusion(SDES["vp"], x, score, t, step)
+    ddpm = reverse(SDES["vp"], x, score, t)
     assert np.abs(ddpm[1] - std) > 1e-4
     with pytest.raises(UserError, match="not for SDE"):
         PredictorCorrector(100, ancestral_sampling).check(sde)
@@ -417,7 +432,7 @@ def test_what_is_not_defined_is_refused(name, method, words):
 def test_a_model_refuses_what_the_sampler_does(sde, options):
     """Numbers of the SDE are data of the program that samples."""
     model = ScoreModel(lambda x, t: x, SDES[sde], 1e-2, (2,))
-    method, words = PredictorCorrector(steps=10, **options), set()
+    method, words = PredictorCorrector(steps=15, **options), set()
     sampler = partial(pc_sample, method=method)
     for draw in (
         lambda: sampler(model.noise, model.sde, jax.random.key(0), (4, 2), eps=1e-2),
