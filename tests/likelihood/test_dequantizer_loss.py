@@ -43,7 +43,7 @@ def test_golden_losses(name, dequantized):
     arrays, y, log_q = dequantized
     sde, kernel = SDES[name], REFERENCE[name]
     t, drift_t = arrays[f"{name}/t"], arrays[f"{name}/t_drift"]
-    eps = jnp.full(2, EPS[name], jnp.float32)
+    eps = np.full(2, EPS[name], np.float32)
     noise = golden_noise("ddpmpp", sde)
 
     @jax.jit
@@ -53,11 +53,17 @@ def test_golden_losses(name, dequantized):
     def squares(z):
         return np.sum(np.square(z, dtype=np.float64), axis=(1, 2, 3))
 
-    prior = -sde.prior_log_prob(sde.perturb(y, jnp.ones(2), arrays["z_prior"]))
+    @jax.jit
+    def of_sde(z, drift_t, t):
+        prior = -sde.prior_log_prob(sde.perturb(y, jnp.ones(2), z))
+        span = sde.log_snr(eps)[0] - sde.log_snr(jnp.float32(1))
+        return prior, sde.f(drift_t), span, kernel.likelihood_weight(t)
+
+    prior, f, span, weight = (
+        np.asarray(a, np.float64) for a in of_sde(arrays["z_prior"], drift_t, t)
+    )
     dsm = 2 * np.asarray(residual(t, arrays["z"]), np.float64) - squares(arrays["z"])
-    drift = DIMS * np.asarray(sde.f(jnp.asarray(drift_t)), np.float64)
-    span = float(sde.log_snr(eps)[0] - sde.log_snr(jnp.float32(1)))
-    common = np.asarray(prior, np.float64) - drift + log_q
+    common = prior - DIMS * f + log_q
     last = np.asarray(residual(eps, arrays["z_offset"]), np.float64)
     offset = reconstruction(sde, 2 * last, DIMS, EPS[name]) - entropy(sde, DIMS, EPS[name])
 
@@ -66,7 +72,6 @@ def test_golden_losses(name, dequantized):
         np.testing.assert_allclose(losses.mean(), arrays[f"{name}/{key}/loss"], rtol=rtol)
         np.testing.assert_allclose(bpd, arrays[f"{name}/{key}/bpd"], rtol=rtol)
 
-    weight = np.asarray(kernel.likelihood_weight(jnp.asarray(t)), np.float64)
     check("iw_no_offset", common + span * dsm / 2, 5e-5)
     check("iw", common + span * dsm / 2 + offset, 1e-4)
     check("uniform", common + weight * dsm / 2 + offset, 1e-4)
@@ -155,8 +160,9 @@ def test_the_loss_is_log_q_and_the_bound_and_its_gradient_reaches_the_dequantize
     # As the slope says between the two, to second order.
     assert slope < -0.05
     assert high - low == pytest.approx((slope + slope_there) / 2, abs=0.05)
+    uniform = float(jax.jit(lambda: mean_loss(Uniform()))())
     # The least loss is -log P(x), but for the constant: every dequantizer lies above it.
     edges = np.asarray(pixels.encode(np.array([1, 2]), np.zeros(2)))
     mass = np.diff(norm.cdf(edges, loc=0.0, scale=0.2))[0]
-    for value in (low, high, mean_loss(Uniform())):
+    for value in (low, high, uniform):
         assert value - pixels.log_det_per_dim > -np.log(mass) - 0.02
