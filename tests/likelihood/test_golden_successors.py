@@ -1,5 +1,7 @@
 """VDM's and i-DODE's bounds and likelihoods: the authors' numbers, and what theory says of all."""
 
+from functools import cache
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -43,13 +45,17 @@ def test_golden_truncated_normal_noise(path, golden, monkeypatch):
     """The points where the ODE starts, and the density of the noise there."""
     arrays, (sde, _) = golden("idode"), model_of(path)
     images = jnp.asarray(arrays["images"][:2].astype(int))
-    for draw in range(2):
-        e = jnp.asarray(arrays[f"{path}/tn/e"][draw])
+
+    @jax.jit
+    def noisy(e):
         monkeypatch.setattr(
-            "scoremle.core.dequantize.per_example", lambda function, keys, shape, e=e: e
+            "scoremle.core.dequantize.per_example", lambda function, keys, shape: e
         )
         u, log_q = TruncatedNormal(sde, 0.0)(jax.random.key(0), images)
-        z, _ = AtTime(sde, 0.0).forward(Pixels().encode(images, u))
+        return AtTime(sde, 0.0).forward(Pixels().encode(images, u))[0], log_q
+
+    for draw in range(2):
+        z, log_q = noisy(arrays[f"{path}/tn/e"][draw])
         np.testing.assert_allclose(z, arrays[f"{path}/tn/z0"][draw], atol=3e-7)
         # From u to z: a bin of z has the width alpha 2 / 256.
         width = np.log(2 / 256) + np.log(float(sde.alpha(0.0)))
@@ -85,7 +91,8 @@ def test_golden_bound_of_three_draws(path, golden):
         found = Likelihood(log_p[k], none, none.astype(int), none, none[None], none, none > 0)
         return found, log_q[k]
 
-    bits = -np.asarray(importance_bound(draw, key, 3).log_prob) / (DIMS * np.log(2))
+    bound = jax.jit(lambda key: importance_bound(draw, key, 3).log_prob)
+    bits = -np.asarray(bound(key)) / (DIMS * np.log(2))
     np.testing.assert_allclose(bits, arrays[f"{path}/tn/truth/bpd_K3"], atol=2e-6)
     published = arrays[f"{path}/tn/K3/bpd_as_published"]
     np.testing.assert_allclose(bits - published, np.log2(3) / DIMS, atol=4e-4)
@@ -95,26 +102,31 @@ DATA = Gaussian.random(5, 3, 0.5)
 KERNELS = ("vp", "subvp", "ve", "straight")
 
 
-@pytest.mark.parametrize("kernel", KERNELS)
-def test_a_likelihood_is_that_of_every_path_in_the_scale_of_the_data(kernel):
-    """With the prior N(0, sigma_1^2 I); with N(0, I) it differs by the priors of the latent."""
-    x = DATA.draw(1, 4)
+@cache
+@jax.enable_x64(True)
+def by_both_priors(kernel):
+    """log p and latent by N(0, sigma_1^2 I), log p by N(0, I), and sigma_1."""
 
-    def found(kernel, unit):
-        sde = SDE(kernel, SCHEDULE, 1.0)
-        last = float(sde.sigma(1.0))
-        sde = SDE(kernel, SCHEDULE, 1.0 if unit else last)
-        z, log_det = AtTime(sde, 0.0).forward(jnp.asarray(x))
-        solved = ode_log_likelihood(
+    @jax.jit
+    def solved(prior_std):
+        sde = SDE(kernel, SCHEDULE, prior_std)
+        z, log_det = AtTime(sde, 0.0).forward(jnp.asarray(DATA.draw(1, 4)))
+        found = ode_log_likelihood(
             DATA.noise(sde), sde, z, jax.random.key(0), eps=0.0, divergence=Exact(),
             solver=Multistep(96),
         )  # fmt: skip
-        return np.asarray(solved.log_prob + log_det), np.asarray(solved.latent), last
+        return found.log_prob + log_det, found.latent
 
-    with jax.enable_x64(True):
-        truth, _, _ = found("vp", False)
-        log_prob, latent, last = found(kernel, False)
-        unit, _, _ = found(kernel, True)
+    last = float(SDE(kernel, SCHEDULE, 1.0).sigma(1.0))
+    (log_prob, latent), (unit, _) = jax.tree.map(np.asarray, [solved(last), solved(1.0)])
+    return log_prob, latent, unit, last
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_a_likelihood_is_that_of_every_path_in_the_scale_of_the_data(kernel):
+    """With the prior N(0, sigma_1^2 I); with N(0, I) it differs by the priors of the latent."""
+    truth, *_ = by_both_priors("vp")
+    log_prob, latent, unit, last = by_both_priors(kernel)
     np.testing.assert_allclose(log_prob, truth, atol=1e-6)
     square = np.square(latent).sum(axis=1)
     difference = 3 * np.log(last) + square * (1 / last**2 - 1) / 2
@@ -143,12 +155,21 @@ def test_the_second_order_loss_is_added_in_the_scale_of_the_first(kernel, of_vdm
 
     kind, more = (ByVDMLoss, (0.0,)) if of_vdm else (ByLoss, ())
     by_loss = kind(samplers(sde)["alpha_squared"], 0.25, "likelihood", False, *more)
-    given = noise, sde, pixels, images, jax.random.key(1)
-    (first, drawn), (both, _) = (by_loss.drawn(*given, second_order=s) for s in (False, True))
-    losses, _, density = (np.asarray(each, np.float64) for each in drawn)
-    weight = np.asarray(sde.likelihood_weight(drawn[1]), np.float64) / density
+    given = noise, sde, pixels, images
+
+    @jax.jit
+    def run(key):
+        (first, drawn), (both, _) = (
+            by_loss.drawn(*given, key, second_order=second) for second in (False, True)
+        )
+        return both - first, drawn, sde.likelihood_weight(drawn[1])
+
+    added, (losses, _, density), weight = jax.tree.map(
+        lambda a: np.asarray(a, np.float64), run(jax.random.key(1))
+    )
+    weight = weight / density
     q = 3 * c - 3 + 2 * losses / weight
-    np.testing.assert_allclose(both - first, 0.25 * 0.1 * weight / 2 * q**2 / 3, rtol=2e-3)
+    np.testing.assert_allclose(added, 0.25 * 0.1 * weight / 2 * q**2 / 3, rtol=2e-3)
 
 
 @some("kind", ["time", "alpha_squared", "learned"], quick=["time", "learned"])
@@ -157,14 +178,15 @@ def test_the_loss_of_vdm_is_its_bound_whatever_the_times(kernel, kind):
     """In the mean, so that its change with the parameters is that of the bound: a z-test."""
     sde, pixels, n = SDE(kernel, SCHEDULE, 1.0), Pixels(16), 2000
     image = jnp.asarray([[3, 9, 12]])
-    images = jnp.tile(image, (n, 1))
     exact = DATA.noise(sde)
 
+    @jax.jit
     def means(scale):
         """The loss and minus the bound, of a prediction that is ``scale`` times the exact one."""
         def noise(x, t):
             return scale * exact(x, t)
 
+        images = jnp.tile(image, (n, 1))
         by_loss = ByVDMLoss(samplers(sde)[kind], 1.0, "likelihood", False, 0.0)
         losses, _ = by_loss.drawn(noise, sde, pixels, images, jax.random.key(1))
         bound = elbo(
@@ -172,9 +194,10 @@ def test_the_loss_of_vdm_is_its_bound_whatever_the_times(kernel, kind):
             jax.random.key(2), eps=0.0, times=UniformTime(0.0, True), draws=64,
             decoder=DiscreteDecoder(pixels.points), integers=images[:50],
         )  # fmt: skip
-        return [np.asarray(each, np.float64) for each in (losses, -bound.log_prob)]
+        return losses, -bound.log_prob
 
-    (losses, bounds), (others, other_bounds) = map(means, (1.0, 0.8))
+    found = jax.tree.map(lambda a: np.asarray(a, np.float64), [means(1.0), means(0.8)])
+    (losses, bounds), (others, other_bounds) = found
     for loss, bound in ((losses, bounds), (losses - others, bounds - other_bounds)):
         error = np.hypot(loss.std() / np.sqrt(n), bound.std() / np.sqrt(50))
         assert abs(loss.mean() - bound.mean()) < 4 * error + 1e-3
