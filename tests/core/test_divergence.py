@@ -24,13 +24,16 @@ def jacobians(x):
     return d[:, :, None] * A.T + 2 * np.eye(4) * flat[:, None, :]
 
 
-def divergence(estimator, x, key=None):
-    x = jnp.asarray(x)
-    probes = estimator.draw(jax.random.key(0) if key is None else key, x)
-    value, estimates, _ = estimator(field, x, probes)
-    np.testing.assert_allclose(value, field(x), rtol=1e-6)
+def divergence(estimator, x):
+    @jax.jit
+    def run(x, key):
+        value, estimates, _ = estimator(field, x, estimator.draw(key, x))
+        return value, field(x), estimates, estimator.deviations(estimates)
+
+    value, expected, estimates, deviations = run(x, jax.random.key(0))
+    np.testing.assert_allclose(value, expected, rtol=1e-6)
     assert estimates.shape[1:] == (len(x),)
-    return estimates, np.sqrt(np.square(estimator.deviations(estimates)).sum(0))
+    return np.asarray(estimates), np.sqrt(np.square(deviations).sum(0))
 
 
 @pytest.mark.parametrize("shape", [(3, 4), (3, 2, 2, 1)])
@@ -46,7 +49,8 @@ def test_exact_is_the_trace(shape):
 def test_exact_is_the_trace_by_blocks_that_need_not_divide(dims, block):
     x, matrix = RNG.normal(size=(2, dims)), RNG.normal(size=(dims, dims))
     x, exact = jnp.asarray(x, jnp.float32), Exact(block)
-    value, trace, _ = exact(lambda x: jnp.sin(x @ matrix), x, exact.draw(jax.random.key(0), x))
+    run = jax.jit(lambda x, key: exact(lambda x: jnp.sin(x @ matrix), x, exact.draw(key, x)))
+    value, trace, _ = run(x, jax.random.key(0))
     np.testing.assert_allclose(value, np.sin(x @ matrix), atol=1e-4)
     expected = np.einsum("bi,ii->b", np.cos(x @ matrix), matrix)
     np.testing.assert_allclose(trace, expected[None], rtol=1e-3, atol=1e-3)
@@ -139,19 +143,26 @@ def test_variances_of_the_parts_add_up_to_that_of_the_estimate(estimator, dims):
     """The Jacobian is symmetric with a large diagonal, so that it has a trace."""
     rng, n = np.random.default_rng(dims), 20_000
     matrix = rng.normal(size=(dims, dims)) + 4 * np.diag(rng.uniform(0, 2, dims))
-    matrix = jnp.asarray(matrix + matrix.T, jnp.float32)
-    x = jnp.zeros((n, dims))
-    probes = estimator.draw(jax.random.key(1), x)
-    _, estimates, parts = estimator(lambda x: x @ matrix, x, probes)
-    means = np.asarray(estimates.mean(0), np.float64)
-    of_parts = np.asarray(parts.mean(0), np.float64).var(axis=0).sum()
+    matrix = np.asarray(matrix + matrix.T, np.float32)
+
+    @jax.jit
+    def run(key):
+        x = jnp.zeros((n, dims))
+        _, estimates, parts = estimator(lambda x: x @ matrix, x, estimator.draw(key, x))
+        return estimates.mean(0), parts.mean(0), parts
+
+    means, of_parts, parts = (np.asarray(a, np.float64) for a in run(jax.random.key(1)))
+    of_parts = of_parts.var(axis=0).sum()
     np.testing.assert_allclose(of_parts, means.var(), rtol=0.05, atol=1e-6)
     if len(parts) > 1:
-        spread = np.asarray(parts, np.float64).var(axis=0, ddof=1).sum(axis=-1).mean()
+        spread = parts.var(axis=0, ddof=1).sum(axis=-1).mean()
         np.testing.assert_allclose(spread / len(parts), means.var(), rtol=0.05, atol=1e-6)
 
 
 def test_estimates_that_are_not_random_have_no_parts():
     for estimator in (Exact(), Exact(3), FixedProbe(jnp.ones((2, 3, 4)))):
-        x = jnp.asarray(X)
-        assert estimator(field, x, estimator.draw(jax.random.key(0), x))[2].shape[2] == 0
+        *_, parts = jax.eval_shape(
+            lambda x, key, estimator=estimator: estimator(field, x, estimator.draw(key, x)),
+            jnp.asarray(X), jax.random.key(0),
+        )  # fmt: skip
+        assert parts.shape[2] == 0
