@@ -67,10 +67,10 @@ def distribution(kind, name, eps, t):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_there_are_no_strata_by_default(kind):
-    usual, without, strata = (
-        sampler(kind, "vp", EPS["vp"], *asked)(jax.random.key(3), 8)[0]
-        for asked in ((), (False,), (True,))
-    )
+    asked = ((), (False,), (True,))
+    samplers = [sampler(kind, "vp", EPS["vp"], *each) for each in asked]
+    run = jax.jit(lambda key: [draw(key, 8)[0] for draw in samplers])
+    usual, without, strata = run(jax.random.key(3))
     np.testing.assert_array_equal(usual, without)
     assert (usual != strata).any()
 
@@ -139,10 +139,10 @@ def test_shares_are_one_for_each_bin():
 
 
 def test_shares_of_nearly_sum_one_are_normalised():
-    exact, off = (
-        BinnedLogSNR(SDES["vp"], 1e-3, factor * SHARES, stratified=True)(jax.random.key(3), 99)
-        for factor in (1, 1.0009)
-    )
+    samplers = [
+        BinnedLogSNR(SDES["vp"], 1e-3, factor * SHARES, stratified=True) for factor in (1, 1.0009)
+    ]
+    exact, off = jax.jit(lambda key: [draw(key, 99) for draw in samplers])(jax.random.key(3))
     np.testing.assert_allclose(off, exact, rtol=2e-5)
 
 
@@ -152,7 +152,7 @@ def test_strata_lower_the_variance(kind):
 
     def spread(stratified):
         draw = sampler(kind, "vp", 1e-3, stratified)
-        t, p = jax.vmap(lambda key: draw(key, 16))(keys)
+        t, p = jax.jit(jax.vmap(lambda key: draw(key, 16)))(keys)
         return np.asarray(t / p).mean(axis=1).std()
 
     assert spread(True) < spread(False) / 3
@@ -167,10 +167,15 @@ def test_golden_times_of_density_alpha_squared(path, bits, golden):
     with jax.enable_x64(bits == 64):
         sde = SDE(kernel, LinearLogSNR(-5.0, 13.3), 1.0)
         u = np.asarray(arrays[f"{path}/is_u"], f"float{bits}")
-        found = AlphaSquared(sde, 0.0).log_snr(jax.numpy.asarray(u))
+
+        @jax.jit
+        def run(u, key):
+            times = AlphaSquared(sde, 0.0)
+            t, density = times(key, 9)
+            return times.log_snr(u), sde.likelihood_weight(t) * sde.alpha(t) ** 2 / density
+
+        found, constant = run(u, jax.random.key(0))
         np.testing.assert_allclose(-found, arrays[f"{path}/is_gamma"], atol=13.3 * digits)
-        t, density = AlphaSquared(sde, 0.0)(jax.random.key(0), 9)
-        constant = sde.likelihood_weight(t) * sde.alpha(t) ** 2 / density
         np.testing.assert_allclose(constant, arrays[f"{path}/is_Z"], rtol=digits)
 
 
@@ -189,10 +194,15 @@ def test_golden_strata(n, j, golden, monkeypatch):
 def test_of_all_draws_of_t_the_mean_of_what_falls_as_1_over_t_is_its_integral(name, monkeypatch):
     """A mean over the numbers that JAX draws: with their left ends it is too high by 0.006."""
     sde, eps, total = SDES[name], 1e-5, 0.0
-    for cells in np.split(np.arange(2**23, dtype=np.float32) / 2**23, 16):
-        monkeypatch.setattr(jax.random, "uniform", lambda key, shape, cells=cells: cells)
+
+    @jax.jit
+    def integrands(cells):
+        monkeypatch.setattr(jax.random, "uniform", lambda key, shape: cells)
         t, density = UniformTime(eps)(jax.random.key(0), len(cells))
-        total += np.sum(np.asarray(sde.likelihood_weight(t) / density, np.float64))
+        return sde.likelihood_weight(t) / density
+
+    for cells in np.split(np.arange(2**23, dtype=np.float32) / 2**23, 16):
+        total += np.sum(np.asarray(integrands(cells), np.float64))
     integral = log_snr64(sde, eps) - log_snr64(sde, 1.0)
     assert total / 2**23 == pytest.approx(integral, abs=1e-3)
 
@@ -201,15 +211,20 @@ def test_of_all_draws_of_t_the_mean_of_what_falls_as_1_over_t_is_its_integral(na
 @pytest.mark.parametrize("n", range(1, 8))
 def test_no_draw_is_0_or_1(bits, n, monkeypatch):
     """Nor where a stratum ends at 1, up to rounding."""
+
+    @jax.jit
+    def draws(u):
+        monkeypatch.setattr(jax.random, "uniform", lambda key, *shape: u)
+        return [unit_draws(jax.random.key(0), n, stratified) for stratified in (True, False)]
+
     with jax.enable_x64(bits == 64):
         eps = np.finfo(f"float{bits}").eps
         for k in range(n + 1):
             near = np.asarray(np.arange(-3, 4) * eps + k / n, f"float{bits}")
             for u in near[(near >= 0) & (near < 1)]:
-                monkeypatch.setattr(jax.random, "uniform", lambda key, *shape, u=u: u)
-                found = unit_draws(jax.random.key(0), n, stratified=True)
+                found, alone = map(np.asarray, draws(u))
                 assert found.dtype == near.dtype and found.min() > 0 and found.max() < 1
-                assert 0 < unit_draws(jax.random.key(0), n, stratified=False) < 1
+                assert 0 < alone < 1
 
 
 EVEN = np.full(BINS, 1 / BINS)
