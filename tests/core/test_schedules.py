@@ -241,13 +241,19 @@ def test_a_table_of_betas_is_ddpms():
     t = (np.arange(1000) + 1) / 1000
     alpha_bar = np.cumprod(1 - betas)
     sde = SDE("vp", schedule, 1.0)
-    np.testing.assert_allclose(np.square(sde.alpha(t)), alpha_bar, rtol=1e-5)
-    np.testing.assert_allclose(schedule.label(jnp.asarray(t)), np.arange(1000), atol=1e-4)
-    assert schedule.eps == 1e-3
     lam = np.log(alpha_bar / (1 - alpha_bar))
+
+    @jax.jit
+    def run(t, between):
+        half = schedule.time_of_log_snr(between)
+        return sde.alpha(t), schedule.label(t), schedule.label(half)
+
+    alpha, label, halves = run(jnp.asarray(t), jnp.asarray((lam[:-1] + lam[1:]) / 2))
+    np.testing.assert_allclose(np.square(alpha), alpha_bar, rtol=1e-5)
+    np.testing.assert_allclose(label, np.arange(1000), atol=1e-4)
+    assert schedule.eps == 1e-3
     # Equal log-SNR: half way between two of them lies half a step.
-    half = schedule.time_of_log_snr(jnp.asarray((lam[:-1] + lam[1:]) / 2))
-    np.testing.assert_allclose(schedule.label(half), np.arange(999) + 0.5, atol=3e-3)
+    np.testing.assert_allclose(halves, np.arange(999) + 0.5, atol=3e-3)
     assert lam[0] == pytest.approx(9.21, abs=0.01)
 
 
@@ -271,7 +277,7 @@ def test_zero_terminal_snr_ends_at_a_stated_log_snr():
 
 def test_numbers_are_leaves_and_gradients_are_no_sdes():
     """What is not an SDE may have the structure of one: no constructor checks it."""
-    gradient = jax.grad(lambda sde: -jnp.sum(sde.sigma(jnp.ones(3))))(VE())
+    gradient = jax.jit(jax.grad(lambda sde: -jnp.sum(sde.sigma(jnp.ones(3)))))(VE())
     assert isinstance(gradient, VE) and gradient.sigma_max < 0
     shapes = jax.eval_shape(lambda: jax.tree.map(jnp.asarray, SDE("vp", MONOTONE, 1.0)))
     assert jax.tree.structure(shapes) == jax.tree.structure(SDE("vp", MONOTONE, 1.0))
@@ -280,13 +286,20 @@ def test_numbers_are_leaves_and_gradients_are_no_sdes():
     assert jax.tree.map(lambda leaf: False, VP()).schedule.beta_max is False
 
 
+@jax.jit
+def there_and_back(sde, t):
+    """Times of the log-SNRs at t, and the derivatives of these times."""
+    lam = jax.lax.optimization_barrier(sde.log_snr(t))
+    return sde.time_of_log_snr(lam), jax.vmap(jax.grad(sde.time_of_log_snr))(lam)
+
+
 @pytest.mark.parametrize("beta_max", [1e-4, 1e-3, 0.1])
 def test_betas_that_fall_end_at_one(beta_max):
     sde = VP(20.0, beta_max)
-    times = sde.time_of_log_snr(sde.log_snr(jnp.asarray([0.3, 1.0])))
+    times, slopes = there_and_back(sde, jnp.asarray([0.3, 1.0]))
     np.testing.assert_allclose(times, [0.3, 1], atol=2e-3)
     assert times[1] <= 1
-    assert np.isfinite(jax.grad(sde.time_of_log_snr)(sde.log_snr(jnp.asarray(1.0))))
+    assert np.isfinite(slopes[1])
 
 
 def test_one_program_serves_sdes_of_other_numbers():
@@ -355,21 +368,27 @@ def test_a_description_says_what_it_is():
 
 
 def test_dimensions_have_their_own_log_snr():
-    fall = jnp.asarray([[3.0, 5.0], [8.0, 12.0]])
-    curvature = jnp.asarray([[0.5, 0.0], [-0.3, 0.8]])
-    code, t = jnp.asarray([1.0, 2.0, 0.5]), jnp.asarray([0.1, 0.5, 0.9])
-    sde = SDE("vp", Curved(8.0, fall, curvature), 1.0).at(code)
+    fall = np.float32([[3.0, 5.0], [8.0, 12.0]])
+    curvature = np.float32([[0.5, 0.0], [-0.3, 0.8]])
+    code, t = np.float32([1.0, 2.0, 0.5]), np.float32([0.1, 0.5, 0.9])
     bend, time = curvature * code[:, None, None], t[:, None, None]
     lam = 8 - fall * (time + bend * time * (1 - time))
-    np.testing.assert_allclose(sde.log_snr(t), lam, rtol=1e-6)
     sigma2 = 1 / (1 + np.exp(lam))
     x, z = np.random.default_rng(0).normal(size=(2, 3, 2, 2)).astype(np.float32)
     noisy = np.sqrt(1 - sigma2) * x + np.sqrt(sigma2) * z
-    np.testing.assert_allclose(sde.perturb(x, t, z), noisy, rtol=1e-4)
     weight = fall * (1 + bend * (1 - 2 * time))
-    np.testing.assert_allclose(sde.likelihood_weight(t), weight, rtol=1e-5)
-    np.testing.assert_allclose(sde.g2(t), sigma2 * weight, rtol=1e-5)
-    np.testing.assert_allclose(sde.f(t), -sigma2 * weight / 2, rtol=1e-4)
+
+    @jax.jit
+    def run(code, t, x, z):
+        sde = SDE("vp", Curved(8.0, fall, curvature), 1.0).at(code)
+        return sde.log_snr(t), sde.perturb(x, t, z), sde.likelihood_weight(t), sde.g2(t), sde.f(t)
+
+    log_snr, perturbed, rate, g2, f = run(code, t, x, z)
+    np.testing.assert_allclose(log_snr, lam, rtol=1e-6)
+    np.testing.assert_allclose(perturbed, noisy, rtol=1e-4)
+    np.testing.assert_allclose(rate, weight, rtol=1e-5)
+    np.testing.assert_allclose(g2, sigma2 * weight, rtol=1e-5)
+    np.testing.assert_allclose(f, -sigma2 * weight / 2, rtol=1e-4)
 
 
 # --- what can't be had ------------------------------------------------------------------------
@@ -412,7 +431,7 @@ def test_golden_learned_schedules(kind, bits, golden):
         params = jax.tree.map(lambda a: jnp.asarray(a, f"float{bits}"), flat)
         schedule = learned_schedule(unflatten_dict(params, sep="/"))
         t = jnp.asarray(arrays["schedules/t"], f"float{bits}")
-        lam, slopes = jax.jvp(schedule.log_snr, (t,), (jnp.ones_like(t),))
+        lam, slopes = jax.jit(lambda t: jax.jvp(schedule.log_snr, (t,), (jnp.ones_like(t),)))(t)
     digits = 2e-6 if bits == 32 else 1e-9
     for name, found in (("gamma", -lam), ("dgamma_dt", -slopes)):
         expected = arrays[f"{prefix}/{name}"]
