@@ -2,14 +2,14 @@
 
 import json
 from dataclasses import fields, replace
-from functools import cache
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers.marks import some
-from helpers.oracles import Mixture
+from helpers.oracles import Mixture, schedule64
 
 from scoremle import (
     VE,
@@ -53,6 +53,17 @@ def noise(x, t):
 MODEL = ScoreModel(noise, VP(), 1e-3, SHAPE, PIXELS)
 
 
+def run(estimator, model, dequantizer, x, keys=KEYS):
+    return jax.jit(lambda x: estimator(model, dequantizer, x, keys))(x)
+
+
+@partial(jax.jit, static_argnums=0)
+def dequantized(pixels, x, keys=KEYS):
+    """Images with the noise of an estimator, and the keys that it has for the rest."""
+    key_u, key = split(keys)
+    return pixels.encode(x, Uniform()(key_u, x)[0]), key
+
+
 class Costly(Uniform):
     """Uniform noise that says its density is e^LOG_Q."""
 
@@ -71,9 +82,8 @@ def test_the_dequantization_is_counted(estimator):
 
 def test_nats_become_bits_and_errors_too():
     divergence, solver = Hutchinson(2, "gaussian"), Multistep(12)
-    found = ByOde(divergence, solver)(MODEL, Uniform(), X, KEYS)
-    key_u, key_probe = split(KEYS)
-    y = PIXELS.encode(X, Uniform()(key_u, X)[0])
+    found = run(ByOde(divergence, solver), MODEL, Uniform(), X)
+    y, key_probe = dequantized(PIXELS, X)
     nats = MODEL.log_prob(y, key_probe, divergence=divergence, solver=solver)
     np.testing.assert_allclose(found["bpd"], np.log2(17 / 2) - nats.log_prob / BITS, rtol=1e-5)
     np.testing.assert_allclose(found["probe_stderr"], nats.probe_stderr / BITS, rtol=1e-4)
@@ -94,16 +104,15 @@ def test_noise_of_a_time_needs_the_density_of_that_time():
         def __call__(self, key, x):
             return Uniform()(key, x)
 
-    found = ByOde(*how)(MODEL, Late(), X, KEYS)
-    key_u, key_probe = split(KEYS)
-    y, alpha = PIXELS.encode(X, Uniform()(key_u, X)[0]), float(VP().alpha(jnp.asarray(START)))
-    nats = ode_log_likelihood(
-        noise, VP(), alpha * y, key_probe, eps=START, divergence=how[0], solver=how[1]
-    )
-    log_p = nats.log_prob + 4 * np.log(alpha)
+    found = run(ByOde(*how), MODEL, Late(), X)
+    (y, key_probe), alpha = dequantized(PIXELS, X), schedule64(VP(), START)[0]
+    likelihood = jax.jit(lambda z: ode_log_likelihood(
+        noise, VP(), z, key_probe, eps=START, divergence=how[0], solver=how[1]
+    ))  # fmt: skip
+    log_p = likelihood(np.float32(alpha * y)).log_prob + 4 * np.log(alpha)
     np.testing.assert_allclose(found["bpd"], np.log2(17 / 2) - log_p / BITS, rtol=1e-5)
     late = ScoreModel(noise, VP(), START, SHAPE, PIXELS)
-    same = ByOde(*how)(late, Uniform(), X, KEYS)
+    same = run(ByOde(*how), late, Uniform(), X)
     np.testing.assert_array_equal(same["bpd"], found["bpd"])
 
 
@@ -118,9 +127,10 @@ def test_whiteness_of_latents(sde):
     model = ScoreModel(gaussian, sde, 1e-3, shape, pixels)
     x = np.random.default_rng(0).integers(0, 256, (4, *shape), np.uint8)
     keys = example_keys(jax.random.key(0), 4)
-    found = ByOde(Exact(), Multistep(64))(model, Uniform(), x, keys)
-    y = np.asarray(pixels.encode(x, Uniform()(split(keys)[0], x)[0]), np.float64)
-    variances = [4 * sde.alpha(t) ** 2 + sde.sigma(t) ** 2 for t in np.float32([1e-3, 1.0])]
+    found = run(ByOde(Exact(), Multistep(64)), model, Uniform(), x, keys)
+    y = np.asarray(dequantized(pixels, x, keys)[0], np.float64)
+    alpha, sigma = schedule64(sde, [1e-3, 1.0])
+    variances = 4 * alpha**2 + sigma**2
     z = y * np.sqrt(variances[1] / variances[0]) / sde.prior_std
     np.testing.assert_allclose(found["latent_square"], (z**2).mean(axis=(1, 2, 3)), rtol=2e-3)
     pairs = [z[:, i, j] * z[:, k, m] for i in range(3) for j in range(5)
@@ -148,8 +158,8 @@ def test_a_difference_of_steps_is_what_they_change_with_the_same_noise(divergenc
     exact, fresh = change(Exact()), change(Hutchinson())
     if divergence == Exact():
         np.testing.assert_allclose(found, exact, rtol=0, atol=3e-6)  # three roundings of 12.6
-        both = OdeDifference(ByOde(divergence), 8, 24, halved=True)(MODEL, Uniform(), X, KEYS)
-        half = OdeDifference(ByOde(divergence), 12, 24)(MODEL, Uniform(), X, KEYS)["bpd"]
+        both = run(OdeDifference(ByOde(divergence), 8, 24, halved=True), MODEL, Uniform(), X)
+        half = run(OdeDifference(ByOde(divergence), 12, 24), MODEL, Uniform(), X)["bpd"]
         np.testing.assert_allclose(both["halving"], half, atol=1e-6)
     gap = found - exact
     assert abs(gap.mean()) < 4 * gap.std() / 20 + 1e-7
@@ -188,13 +198,13 @@ def test_a_mean_of_several_draws_is_corrected_for_its_solver():
     x = np.clip(2 * (oracle.draw(1, 1024) + 1), 0, 3).astype(np.uint8).reshape(-1, *shape)
     keys = example_keys(jax.random.key(3), len(x))
 
-    def run(estimator):
-        return jax.device_get(jax.jit(lambda x: estimator(model, Uniform(), x, keys))(x))
+    def found(estimator):
+        return jax.device_get(run(estimator, model, Uniform(), x, keys))
 
     by_ode = ByOde(Hutchinson(4), Multistep(5), samples=8)
-    coarse, correction = run(by_ode), run(OdeDifference(by_ode, 5, 48))["bpd"]
-    truth = run(ByOde(Exact(), Multistep(48), samples=8))["bpd"]
-    without = run(ByOde(Exact(), Multistep(5), samples=8))["bpd"] - truth
+    coarse, correction = found(by_ode), found(OdeDifference(by_ode, 5, 48))["bpd"]
+    truth = found(ByOde(Exact(), Multistep(48), samples=8))["bpd"]
+    without = found(ByOde(Exact(), Multistep(5), samples=8))["bpd"] - truth
 
     def off(values):
         return abs(values.mean()), values.std() / 32
@@ -207,15 +217,13 @@ def test_a_mean_of_several_draws_is_corrected_for_its_solver():
 
 
 def test_the_terms_of_the_bound_add_up():
-    estimator = ByElbo(8)
-    found = estimator(MODEL, Costly(), X, KEYS)
+    found = run(ByElbo(8), MODEL, Costly(), X)
     terms = ("dequantization", "prior", "diffusion", "reconstruction")
     total = sum(found[term] for term in terms) + np.log2(17 / 2)
     np.testing.assert_allclose(found["bpd"], total, rtol=1e-5)
     np.testing.assert_allclose(found["profile"].sum(axis=1), found["diffusion"], rtol=1e-5)
     np.testing.assert_allclose(found["dequantization"], LOG_Q / BITS, rtol=1e-6)
-    key_u, key_bound = split(KEYS)
-    y = PIXELS.encode(X, Uniform()(key_u, X)[0])
+    y, key_bound = dequantized(PIXELS, X)
     nats = MODEL.elbo(y, key_bound, draws=8)
     np.testing.assert_allclose(found["draw_stderr"], nats.stderr / BITS, rtol=1e-4)
 
