@@ -74,11 +74,11 @@ def test_euler_samples_have_the_moments(name):
 def test_euler_samples_images_and_is_a_function_of_its_key():
     sde, data = SDES["vp"], Gaussian.random(21, 8)
 
-    def draw(seed):
-        key = jax.random.key(seed)
+    @jax.jit
+    def draw(key):
         return euler_sample(data.noise(sde), sde, key, (3, 2, 2, 2), eps=1e-3, steps=20)
 
-    a, b, c = draw(0), draw(0), draw(1)
+    a, b, c = (draw(jax.random.key(seed)) for seed in (0, 0, 1))
     assert a.shape == (3, 2, 2, 2) and jnp.isfinite(a).all()
     np.testing.assert_array_equal(a, b)
     assert np.abs(a - c).max() > 0.1
@@ -87,14 +87,18 @@ def test_euler_samples_images_and_is_a_function_of_its_key():
 def test_the_last_euler_step_adds_noise_only_where_none_is_taken_out(x64):
     """A single step: known from the draw of the prior, or that and the noise of the step."""
     sde, eps, n = SDES["vp"], 0.3, 5000
-    key = jax.random.key(1)
-    ends = [
-        euler_sample(DATA.noise(sde), sde, key, (n, 2), eps=eps, steps=1, denoise=denoise)
-        for denoise in (True, False)
-    ]
-    z = sde.prior_sample(split(example_keys(key, n))[0], (n, 2))
+
+    @jax.jit
+    def run(key):
+        ends = [
+            euler_sample(DATA.noise(sde), sde, key, (n, 2), eps=eps, steps=1, denoise=denoise)
+            for denoise in (True, False)
+        ]
+        z = sde.prior_sample(split(example_keys(key, n))[0], (n, 2))
+        return ends, z, DATA.noise(sde)(z, jnp.ones(n))
+
+    ends, z, prediction = run(jax.random.key(1))
     f, g2 = drift_and_diffusion64(sde, 1.0)
-    prediction = DATA.noise(sde)(z, jnp.ones(n))
     known = z - (f * z + g2 / schedule64(sde, 1.0)[1] * prediction) * (1 - eps)
     np.testing.assert_allclose(ends[0], known, rtol=1e-6)
     noise = (np.asarray(ends[1]) - known) / np.sqrt(g2 * (1 - eps))
@@ -123,7 +127,7 @@ def test_doubling_takes_the_steps_that_samples_need():
     sde, noise = SDES["vp"], Mixture.in_plane().noise(SDES["vp"])
     z = jax.random.normal(jax.random.key(0), (8, 2))
     by = [
-        ode_sample(noise, sde, z, eps=1e-4, solver=solver)
+        jax.jit(lambda z, solver=solver: ode_sample(noise, sde, z, eps=1e-4, solver=solver))(z)
         for solver in (Multistep(32), Doubling(2e-5), Multistep(512))
     ]
     coarse, near = (np.abs(x - by[2]).max() for x in by[:2])
@@ -152,24 +156,27 @@ def test_encoding_is_the_likelihoods_latent_and_is_undone(name, x64):
     sde, eps = SDES[name], EPS[name]
     noise, solver = DATA.noise(sde), Multistep(512)
     x = jnp.asarray(DATA.draw(4, 5))
-    z = ode_encode(noise, sde, x, eps=eps, solver=solver)
+    z = jax.jit(lambda x: ode_encode(noise, sde, x, eps=eps, solver=solver))(x)
     np.testing.assert_allclose(z, DATA.flow(sde, np.asarray(x), eps)[0], rtol=1e-6, atol=1e-6)
-    back = ode_sample(noise, sde, z, eps=eps, solver=solver)
+    back = jax.jit(lambda z: ode_sample(noise, sde, z, eps=eps, solver=solver))(z)
     np.testing.assert_allclose(back, x, rtol=1e-6, atol=1e-6)
+
+
+between = jax.jit(interpolate)
 
 
 def test_the_way_between_latents_is_an_arc():
     rng = np.random.default_rng(5)
-    z0, z1 = (jnp.asarray(rng.normal(size=(3, 4, 4, 2)), jnp.float32) for _ in range(2))
-    z1 = z1.at[2].add(-3 * z0[2])  # almost opposite
-    weights = jnp.linspace(0, 1, 5)
-    path = interpolate(z0, z1, weights)
+    z0, z1 = rng.normal(size=(2, 3, 4, 4, 2)).astype(np.float32)
+    z1[2] -= 3 * z0[2]  # almost opposite
+    weights = np.linspace(0, 1, 5, dtype=np.float32)
+    path = between(z0, z1, weights)
     np.testing.assert_allclose(path[0], z0, atol=1e-6)
     np.testing.assert_allclose(path[-1], z1, atol=1e-6)
     # Of the same norm: even turns, at that norm.
-    norm0, norm1 = (jnp.linalg.norm(z.reshape(3, -1), axis=1) for z in (z0, z1))
+    norm0, norm1 = (np.linalg.norm(z.reshape(3, -1), axis=1) for z in (z0, z1))
     z1 = z1 * (norm0 / norm1)[:, None, None, None]
-    path = np.asarray(interpolate(z0, z1, weights), np.float64).reshape(5, 3, -1)
+    path = np.asarray(between(z0, z1, weights), np.float64).reshape(5, 3, -1)
     norms = np.linalg.norm(path, axis=2)
     np.testing.assert_allclose(norms, np.tile(norm0, (5, 1)), rtol=1e-5)
     turns = (path[1:] * path[:-1]).sum(2)
@@ -177,28 +184,29 @@ def test_the_way_between_latents_is_an_arc():
 
 
 def test_the_way_between_like_or_opposite_latents_is_straight():
-    z = jnp.asarray(np.random.default_rng(6).normal(size=(2, 5)), jnp.float32)
-    near = z + 1e-5 * jnp.ones_like(z)
-    np.testing.assert_allclose(interpolate(z, z, jnp.asarray([0.3]))[0], z, rtol=1e-6)
-    halfway = interpolate(z, near, jnp.asarray([0.5]))[0]
+    z = np.random.default_rng(6).normal(size=(2, 5)).astype(np.float32)
+    near = z + np.float32(1e-5)
+    np.testing.assert_allclose(between(z, z, jnp.asarray([0.3]))[0], z, rtol=1e-6)
+    halfway = between(z, near, jnp.asarray([0.5]))[0]
     np.testing.assert_allclose(halfway, (z + near) / 2, atol=1e-6)
-    np.testing.assert_allclose(interpolate(z, 3 * z, jnp.asarray([0.5]))[0], 2 * z, rtol=1e-5)
-    numbers = jnp.asarray([[1.0], [-2.0]])
-    way = interpolate(numbers, -2 * numbers, jnp.asarray([0.25, 0.5]))
-    np.testing.assert_allclose(way, numbers * jnp.asarray([0.25, -0.5])[:, None, None], rtol=1e-6)
+    np.testing.assert_allclose(between(z, 3 * z, jnp.asarray([0.5]))[0], 2 * z, rtol=1e-5)
+    numbers = np.float32([[1.0], [-2.0]])
+    way = between(numbers, -2 * numbers, jnp.asarray([0.25, 0.5]))
+    np.testing.assert_allclose(way, numbers * np.array([0.25, -0.5])[:, None, None], rtol=1e-6)
     # The latent of the mean of Gaussian data is 0.
     for ends in ((0 * z, z), (z, 0 * z)):
-        np.testing.assert_allclose(interpolate(*ends, jnp.asarray([0.5]))[0], z / 2, rtol=1e-6)
+        np.testing.assert_allclose(between(*ends, jnp.asarray([0.5]))[0], z / 2, rtol=1e-6)
+
+
+@jax.jit
+def slopes(z0, z1):
+    return jax.grad(lambda *z: jnp.sum(interpolate(*z, jnp.asarray([0.25]))), (0, 1))(z0, z1)
 
 
 @pytest.mark.parametrize("ends", [(1, 1), (0, 1), (1, 0), (0, 0), (1, -1), (1, 3)])
 def test_a_straight_way_has_the_derivatives_of_a_line(ends):
-    z = jnp.asarray(np.random.default_rng(6).normal(size=(2, 5)), jnp.float32)
-
-    def way(z0, z1):
-        return jnp.sum(interpolate(z0, z1, jnp.asarray([0.25])))
-
-    found = jax.grad(way, (0, 1))(ends[0] * z, ends[1] * z)
+    z = np.random.default_rng(6).normal(size=(2, 5)).astype(np.float32)
+    found = slopes(ends[0] * z, ends[1] * z)
     np.testing.assert_allclose(found, np.full((2, 2, 5), [[[0.75]], [[0.25]]]), rtol=1e-6)
 
 
@@ -225,4 +233,5 @@ def test_without_the_noise_is_the_mean_of_the_data_given_the_sample(name, x64):
         alpha**2 * DATA.covariance + sigma**2 * np.eye(2)
     )
     expected = DATA.mu + (np.asarray(x) - alpha * DATA.mu) @ gain.T
-    np.testing.assert_allclose(denoise(DATA.noise(sde), sde, x, eps=eps), expected, atol=1e-9)
+    found = jax.jit(lambda x: denoise(DATA.noise(sde), sde, x, eps=eps))(x)
+    np.testing.assert_allclose(found, expected, atol=1e-9)
