@@ -86,11 +86,14 @@ def test_directions_of_one_variance_need_no_axes():
     whole, few = few_axes()
     x, z = (jax.random.normal(jax.random.key(i), (9, 2, 3, 1)) for i in (0, 1))
     lam, edges = jnp.linspace(-8, 11, 9), jnp.linspace(-9.0, 11.0, 25)
-    for name, *more in (("mean_residual", lam), ("residual_noise", lam), ("integrals", edges)):
-        found, expected = (
-            getattr(g, name)(*more, g.deviations(x), *([z] if name == "residual_noise" else []))
-            for g in (few, whole)
-        )
+
+    @jax.jit
+    def run(g):
+        away = g.deviations(x)
+        mean, noise = g.mean_residual(lam, away), g.residual_noise(lam, away, z)
+        return mean, noise, g.integrals(edges, away)
+
+    for found, expected in zip(run(few), run(whole), strict=True):
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
 
 
@@ -128,17 +131,22 @@ def test_one_example_is_no_sample():
 @every_sde
 def test_residual_is_that_of_the_optimal_noise_prediction(name):
     sde, rng = SDES[name], np.random.default_rng(1)
-    x = jnp.asarray(DATA.draw(1, 50), jnp.float32)
-    z = jnp.asarray(rng.normal(size=(50, 4)), jnp.float32)
-    t = jnp.asarray(rng.uniform(EPS[name], 1, 50), jnp.float32)
-    lam, deviations = sde.log_snr(t), MODEL.deviations(x)
-    mean = MODEL.mean_residual(lam, deviations)
-    whole = mean + MODEL.residual_noise(lam, deviations, z)
-    expected = denoising_residual(DATA.noise(sde), sde, x, t, z)
+    x = np.float32(DATA.draw(1, 50))
+    z = np.float32(rng.normal(size=(50, 4)))
+    t = np.float32(rng.uniform(EPS[name], 1, 50))
+
+    @jax.jit
+    def run(x, t, z):
+        lam, deviations = sde.log_snr(t), MODEL.deviations(x)
+        mean = MODEL.mean_residual(lam, deviations)
+        whole = mean + MODEL.residual_noise(lam, deviations, z)
+        features = noise_features(MODEL, lam, x, deviations, z)
+        return mean, whole, denoising_residual(DATA.noise(sde), sde, x, t, z), features.T
+
+    mean, whole, expected, (first, *sums) = jax.tree.map(np.asarray, run(x, t, z))
     np.testing.assert_allclose(whole, expected, rtol=2e-4, atol=2e-5)
-    exact = [DATA.residual(sde, np.asarray(x)[i : i + 1], float(t[i]))[0] / 2 for i in range(50)]
+    exact = [DATA.residual(sde, x[i : i + 1], float(t[i]))[0] / 2 for i in range(50)]
     np.testing.assert_allclose(mean, exact, rtol=2e-4, atol=2e-5)
-    first, *sums = noise_features(MODEL, lam, x, deviations, z).T
     np.testing.assert_allclose(first, whole - mean, rtol=2e-4, atol=2e-5)
     by_hand = [(x**j * (z**2 - 1)).sum(axis=1) / 2 for j in range(3)]
     np.testing.assert_allclose(sums, by_hand, rtol=2e-4, atol=2e-5)
@@ -309,8 +317,8 @@ def test_from_too_few_examples_the_control_changes_nothing(n, gaussian):
     x = jnp.asarray(DATA.draw(0, n), jnp.float32)
     control = fit_control(DATA.noise(sde), sde, x, key, eps=eps, gaussian=gaussian)
     assert not control.levels.any() and not control.slopes[:-1].any()
-    found, _ = times.BinnedLogSNR(sde, eps, control.shares)(key, 9)
-    even, _ = times.UniformLogSNR(sde, eps)(key, 9)
+    samplers = times.BinnedLogSNR(sde, eps, control.shares), times.UniformLogSNR(sde, eps)
+    (found, _), (even, _) = jax.jit(lambda key: [draw(key, 9) for draw in samplers])(key)
     np.testing.assert_allclose(found, even, rtol=1e-3)
 
 
@@ -347,11 +355,17 @@ def test_the_draws_at_the_data_have_coefficients_of_their_own():
 
     gaussian = FittedGaussian(jnp.zeros(2), jnp.eye(2), jnp.ones(2))
     x, z = jnp.zeros((256, 2)), jax.random.normal(jax.random.key(1), (256, 2))
-    known = fit_control(noise, sde, x, jax.random.key(0), eps=eps, gaussian=gaussian).at(x)
-    left = (jnp.sum(jnp.square(z), axis=1) - 2) / 8
-    np.testing.assert_allclose(known.draw_at_data(z), left, atol=0.02)
-    before = jnp.full(len(x), known.control.edges[0])
-    np.testing.assert_allclose(known.draw(before, z), 0, atol=0.02)
+    control = fit_control(noise, sde, x, jax.random.key(0), eps=eps, gaussian=gaussian)
+
+    @jax.jit
+    def draws(control, z):
+        known, before = control.at(x), jnp.full(len(x), control.edges[0])
+        return known.draw_at_data(z), known.draw(before, z)
+
+    at_data, in_bin = draws(control, z)
+    left = (np.sum(np.square(z), axis=1) - 2) / 8
+    np.testing.assert_allclose(at_data, left, atol=0.02)
+    np.testing.assert_allclose(in_bin, 0, atol=0.02)
 
 
 def test_the_same_key_gives_the_same_control():
