@@ -22,6 +22,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import orbax.checkpoint  # noqa: F401  # once, before processes are forked
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 

@@ -18,6 +18,7 @@ import jax
 import numpy as np
 
 import scoremle
+from helpers import small_places
 from helpers.true_files import (
     DATA,
     RECORD_OF_CHECKPOINT,
@@ -95,8 +96,6 @@ def check_workdir(folder: Path) -> None:
 
 
 def check_checkpoint(folder: Path) -> None:
-    from helpers import small_places
-
     place = Workdir(folder / "source")
     tree, meta, number = place.restore(small_places.TEMPLATE)
     place.check_records()
@@ -105,10 +104,8 @@ def check_checkpoint(folder: Path) -> None:
 
 def check_arrays(folder: Path) -> None:
     """They are what was saved, or not read."""
-    from helpers import small_places
-
     tree = Workdir(folder / "source").restore(small_places.TEMPLATE)[0]
-    assert tree_hash(tree) == small_places.HASHES[10]
+    assert tree_hash(tree) == small_places.hash_at(10)
 
 
 def check_score_model(folder: Path) -> None:
@@ -143,8 +140,6 @@ def check_compared(folder: Path) -> None:
 
 
 def check_parts(folder: Path) -> None:
-    from helpers import small_places
-
     rows = resumable_map(small_places.work, 11, size=4, passes=2, folder=folder / "source")
     assert rows["bpd"].shape == rows["nfe"].shape == (2, 11)
     np.testing.assert_array_equal(rows["nfe"], 6)

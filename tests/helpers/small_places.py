@@ -1,8 +1,10 @@
 """A workdir, prepared data and files of models, as the program writes them, but small.
 
 ``make`` writes them into a folder, without a training. ``READERS`` read them as the program does.
+The module is imported before processes are forked: so nothing is computed by JAX until then.
 """
 
+import functools
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -44,7 +46,11 @@ def state(step: int):
 
 
 TEMPLATE = jax.eval_shape(lambda: state(0))
-HASHES = {step: tree_hash(state(step)) for step in (10, 20)}
+
+
+@functools.cache
+def hash_at(step: int) -> str:
+    return tree_hash(state(step))
 
 
 def work(repeat, index):

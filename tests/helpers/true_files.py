@@ -22,6 +22,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 from PIL import Image
 
+from helpers import small_places
 from helpers.places import GOLDEN
 from helpers.published_folder import FOLDER
 from helpers.weights import drawn
@@ -202,8 +203,6 @@ def tensors_header() -> Any:
 
 
 def flax_state() -> bytes:
-    from helpers import small_places
-
     tree = published.published_tree(small_places.state(10), lr=1e-2, ema_rate=0.99, rng=[0, 42])
     return written(lambda path: state_dict.write(path, tree))
 
@@ -304,8 +303,6 @@ def tiny_config() -> Any:
 @functools.cache
 def our_files() -> Files:
     """A prepared data set and finished parts."""
-    from helpers import small_places
-
     with tempfile.TemporaryDirectory() as folder:
         small_places.prepare(Path(folder) / "data")
         source = Path(folder) / "up" / "source"
@@ -348,8 +345,6 @@ RECORD_OF_CHECKPOINT = "checkpoints/checkpoint_1/record/metadata"
 @functools.cache
 def our_checkpoint() -> Files:
     """A workdir with one checkpoint."""
-    from helpers import small_places
-
     with tempfile.TemporaryDirectory() as folder:
         place = Workdir(Path(folder))
         place.describe(small_places.EXPERIMENT)
