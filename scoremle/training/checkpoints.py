@@ -240,7 +240,8 @@ class Checkpoints:
         """The record of a checkpoint. Raises Damaged for one that can't be trusted."""
         path = self.path(number)
         _check_plain(files.inside(self.folder, path.name))
-        record = _read(path, "record")
+        with _damage():
+            record = json.loads(files.read_bytes(path / "record" / "metadata", LONGEST_JSON))
         if not isinstance(record, dict) or record.pop(files.SEAL, None) != files.seal(record):
             raise Damaged("its record has been altered")
         try:
@@ -369,13 +370,13 @@ def _check_shapes(path: Path, shapes: Any) -> None:
     check_ratio(path, declared, sum(place.stat().st_size for place in path.rglob("*")))
 
 
-def _read(path: Path, name: str, arrays: Any = None) -> Any:
-    """An item of a checkpoint: JSON, or else arrays like these."""
+def _read(path: Path, name: str, arrays: Any) -> Any:
+    """An item of a checkpoint, of arrays like these."""
     import orbax.checkpoint as ocp
 
-    how = ocp.args.JsonRestore() if arrays is None else ocp.args.StandardRestore(arrays)
+    wanted = ocp.args.Composite(**{name: ocp.args.StandardRestore(arrays)})
     with _damage(), ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
-        return checkpointer.restore(path, args=ocp.args.Composite(**{name: how}))[name]
+        return checkpointer.restore(path, args=wanted)[name]
 
 
 @contextmanager
