@@ -2,8 +2,6 @@
 
 import json
 import re
-import subprocess
-import sys
 from html.parser import HTMLParser
 
 import pytest
@@ -13,6 +11,9 @@ import scoremle
 
 pytest.importorskip("mkdocs")
 pytest.importorskip("latex2mathml")
+from mkdocs.commands.build import build
+from mkdocs.config import load_config
+
 # What a browser fetches by itself, by the attribute that names its place.
 FETCHED = {"script": "src", "img": "src", "link": "href", "iframe": "src", "source": "srcset"}
 
@@ -20,9 +21,7 @@ FETCHED = {"script": "src", "img": "src", "link": "href", "iframe": "src", "sour
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
     folder = tmp_path_factory.mktemp("site")
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", f"--site-dir={folder}"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    build(load_config(str(ROOT / "mkdocs.yml"), strict=True, site_dir=str(folder)))
     return folder
 
 
