@@ -11,6 +11,7 @@ import json
 import re
 import shutil
 from functools import partial
+from operator import attrgetter
 from pathlib import Path
 
 import numpy as np
@@ -101,8 +102,8 @@ def poison(path, text, use):
 RECORDS = {
     "config.json": lambda folder: Subject(Workdir(folder), "eval").config,
     "data.json": lambda folder: Subject(Workdir(folder), "eval").place.levels(),
-    "eval/results.json": lambda folder: (
-        Subject(Workdir(folder), "eval").results, Subject(Workdir(folder), "eval").checks
+    "eval/results.json": lambda folder: attrgetter("results", "checks")(
+        Subject(Workdir(folder), "eval")
     ),
     "metrics.jsonl": lambda folder: Subject(Workdir(folder), "eval").log,
 }
