@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 from scipy.integrate import quad_vec, solve_ivp
@@ -219,12 +220,12 @@ def _other_units(found: Evidence) -> dict[str, np.ndarray]:
     if not (subject.single and found.ask.exact and np.isfinite(found.answers).all()):
         return {}
 
-    def off(log_c: float) -> float:
-        wrong = subject.log_model(found.x * math.exp(log_c), path)
-        return float(np.log1p(np.abs(found.answers - wrong)).sum())
+    def off(log_c: Any) -> Any:
+        wrong = subject.log_model(found.x * np.exp(log_c)[..., None, None], path)
+        return np.log1p(np.abs(found.answers - wrong)).sum(-1)
 
     grid = np.linspace(-6, 6, 601)
-    best = grid[np.argmin([off(each) for each in grid])]
+    best = grid[np.argmin(off(grid))]
     log_c = minimize_scalar(off, bounds=(best - 0.02, best + 0.02), method="bounded").x
     if abs(log_c) < 0.02:
         return {}
