@@ -57,6 +57,7 @@ def test_every_name_has_its_entry(site):
     for name in {*scoremle.__all__} - {"__version__"}:
         assert f'id="{name.lower()}"' in page
     assert "<p>:::" not in page
+    assert "predictor" in page and " at 0x" not in page  # a default is named, not its place
 
 
 def test_search_finds_pages(site):

@@ -12,6 +12,8 @@ import re
 import textwrap
 
 NAME = re.compile(r"^::: ([\w.]+)$", re.MULTILINE)
+# A default that is a function or a class, as Python prints it.
+OBJECT = re.compile(r"<function (\w+) at 0x\w+>|<class '([\w.]+)'>")
 WIDTH = 88
 # Classes whose methods users call on what they hold.
 WITH_METHODS = (
@@ -54,7 +56,7 @@ def signature(name, what):
     if inspect.isclass(what):
         parameters = inspect.signature(what).parameters.values()
         # Of Flax's modules, all but what Flax adds.
-        arguments = [str(p.replace(annotation=p.empty)) for p in parameters
+        arguments = [OBJECT.sub(r"\1\2", str(p.replace(annotation=p.empty))) for p in parameters
                      if p.name not in ("name", "parent", "args", "kwargs")]  # fmt: skip
         given = ""
     else:
