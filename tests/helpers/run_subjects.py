@@ -200,7 +200,9 @@ def check_export(folder: Path) -> None:
 
 
 def check_exported_record(folder: Path) -> None:
-    config, facts = exported.read_record(folder / "source" / "checkpoint_1")
+    file = folder / "source" / "checkpoint_1"
+    file.touch()
+    config, facts = exported.read_record(file)
     assert isinstance(facts["levels"], int) and config.model.name
 
 
@@ -360,7 +362,9 @@ RUN_SUBJECTS = {
         file("model.safetensors", pack=with_notes), check_export, share=0.1,
     ),
     "the record of an export": Subject(
-        lambda: {"config": tiny_config(), "data": DATA},
+        lambda: {
+            "config": tiny_config(), "data": DATA, "sha256": hashlib.sha256(b"").hexdigest()
+        },
         file("checkpoint_1.json", pack=sealed), check_exported_record, share=0.5,
     ),
     "published.json": Subject(
