@@ -132,9 +132,15 @@ def _contrast(nodes: np.ndarray, end: int) -> np.ndarray:
     return weights / np.linalg.norm(weights)
 
 
-@cache
 def step_table(steps: int, room: int | None = None) -> StepTable:
     """The plan of ``steps`` steps, with zeros behind up to ``room`` of them. Read only."""
+    return _table(steps, room, str(jax.dtypes.canonicalize_dtype(float)))
+
+
+# In JAX's own precision, with arrays of their own for each: JAX 0.10 keeps the type that it gave
+# to a constant, and fails where the same array comes in another precision.
+@cache
+def _table(steps: int, room: int | None, dtype: str) -> StepTable:
     nodes = _nodes(steps)
     rows = np.zeros((3, steps + 1, DIFFERENCE + 1))
     for n in range(1, steps + 1):
@@ -149,7 +155,7 @@ def step_table(steps: int, room: int | None = None) -> StepTable:
     gap = total - _totals(nodes, ORDER)
     found = StepTable(nodes, predictor[:, 1:], corrector, contrast, total, gap)
     behind = 0 if room is None else room - steps
-    padded = [np.pad(a, [(0, behind)] + [(0, 0)] * (a.ndim - 1)) for a in found]
+    padded = [np.pad(a, [(0, behind)] + [(0, 0)] * (a.ndim - 1)).astype(dtype) for a in found]
     for a in padded:
         a.flags.writeable = False
     return StepTable(*padded)

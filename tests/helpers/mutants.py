@@ -269,7 +269,7 @@ CHANGES: list[tuple[str, ...]] = [
     ("solvers/multistep.py", "Planned.solve",
      "sum_data(jnp.var(parts, axis=0, ddof=1)) / len(parts)",
      "sum_data(jnp.var(parts, axis=0, ddof=1))"),
-    ("solvers/multistep.py", "step_table", "kept * predictor + (1 - kept) * corrector",
+    ("solvers/multistep.py", "_table", "kept * predictor + (1 - kept) * corrector",
      "kept * corrector + (1 - kept) * predictor"),
     ("solvers/multistep.py", "COVERING_FACTOR", "= 2.0", "= 0.5"),
     ("solvers/multistep.py", "_totals", "end = max(n, min(count - 1, steps)) + 1", "end = n + 1"),

@@ -26,8 +26,20 @@ def without_parts(integral_rates):
     return integral_rates, jnp.zeros((*integral_rates.shape, 0))
 
 
+def test_a_plan_may_be_used_in_both_precisions():
+    """JAX fails where an array that was a constant in one is an argument in the other."""
+
+    def run(plan):
+        return jax.jit(lambda plan: jnp.sum(plan.node))(plan)
+
+    constant = jax.jit(lambda: jnp.stack(step_table(7, 300)[:1]).sum())
+    with jax.enable_x64(True):
+        double = constant(), run(step_table(7, 300))
+    np.testing.assert_allclose((constant(), run(step_table(7, 300))), double, rtol=1e-6)
+
+
 @pytest.mark.parametrize("steps", [1, 2, 5, 40])
-def test_weights_integrate_what_they_interpolate(steps):
+def test_weights_integrate_what_they_interpolate(steps, x64):
     p = step_table(steps)
     assert p.node[0] == 0 and p.node[-1] == pytest.approx(1)
     for power in range(min(steps, DIFFERENCE) + 1):
