@@ -426,7 +426,7 @@ def test_what_is_not_defined_is_refused(name, method, words):
 def test_a_model_refuses_what_the_sampler_does(sde, options):
     """Numbers of the SDE are data of the program that samples."""
     model = ScoreModel(lambda x, t: x, SDES[sde], 1e-2, (2,))
-    method, words = PredictorCorrector(steps=15, **options), set()
+    method, words = PredictorCorrector(steps=10, **options), set()
     sampler = partial(pc_sample, method=method)
     for draw in (
         lambda: sampler(model.noise, model.sde, jax.random.key(0), (4, 2), eps=1e-2),
