@@ -1,4 +1,4 @@
-"""Conditions of a noise prediction: any pytree of arrays, each with one row for all or more.
+"""Conditions of a noise prediction: pytrees of arrays, a row for each example or one for all.
 
 A noise prediction under a condition is a function of (x, t) again.
 """

@@ -114,7 +114,7 @@ def test_the_second_order_loss_is_least_for_the_exact_prediction():
     @jax.jit
     @jax.grad
     def slopes_of(more):
-        """Of the loss of a prediction with another trace and the same values in these points."""
+        """Slopes of the loss of a prediction with another trace, whose values stay the same."""
         t, z = jnp.full(n, 0.3), jax.random.normal(jax.random.key(0), (n, 4))
         v = jax.random.rademacher(jax.random.key(1), (n, 4), float)
         x_t = sde.perturb(x, t, z)
