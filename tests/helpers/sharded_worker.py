@@ -16,7 +16,7 @@ import numpy as np
 from helpers import resume_worker as small
 from scoremle import devices, processes
 from scoremle.data import ImageSet
-from scoremle.experiment.training import Training
+from scoremle.experiment.training import FlowObjective, Training
 from scoremle.files import is_writer
 from scoremle.numerics import not_finite
 from scoremle.training import loop
@@ -85,8 +85,8 @@ def first_state(sharded):
 
     images = np.concatenate([small.batch(i) for i in range(8)])
     config = SimpleNamespace(seed=5, devices=SimpleNamespace(fsdp=sharded))
-    maker = type("Maker", (), {"init": staticmethod(params)})()
-    objective = SimpleNamespace(initialiser=maker, memory=())
+    objective = mock.Mock(FlowObjective, init=params, memory=())
+    objective.initialiser = objective
     return Training(
         config, ImageSet(images, images), objective, small.optimizer(), 0.9, small.SCHEDULE
     ).init_state()
