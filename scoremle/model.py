@@ -1102,26 +1102,19 @@ def draw_samples(
     return (data if model.pixels is None else model.pixels.decode(data)), all_finite(data)
 
 
+_compiled_draw = OfModels(draw_samples)
 Columns = dict[str, Array | np.ndarray]
-
-
-@OfModels
-def _draw(
-    model: ScoreModel, keys: Key[Array, " b"], condition: Condition, *, sampler: Sampler | None
-) -> tuple[Columns, Bool[Array, " b"]]:
-    x, finite = draw_samples(model, keys, condition, sampler=sampler)
-    return {"x": x}, finite
 
 
 def _draw_data(
     model: ScoreModel, keys: Key[Array, " b"], condition: Condition, *, sampler: Sampler | None
 ) -> tuple[Columns, Bool[Array, " b"]]:
     """Samples as data, and whether each was of finite numbers."""
-    columns, finite = within_memory(_draw)(model, keys, condition, sampler=sampler)
-    if model.bijector is None:
-        return columns, finite
-    x = _as_data(columns["x"], model.bijector)
-    return {"x": x}, finite & _fit_float32(x)
+    x, finite = within_memory(_compiled_draw)(model, keys, condition, sampler=sampler)
+    if model.bijector is not None:
+        x = _as_data(x, model.bijector)
+        finite &= _fit_float32(x)
+    return {"x": x}, finite
 
 
 def _draw_with_log_prob(
