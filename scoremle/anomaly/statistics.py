@@ -27,7 +27,7 @@ from scoremle.anomaly.normality import Density, FeatureTable, Normality, Ranks
 from scoremle.core.bijectors import in_all_digits
 from scoremle.core.keys import image_keys, key_of
 from scoremle.core.programs import OfModels
-from scoremle.core.times import log_snr_range
+from scoremle.core.times import log_snr_range, times_at
 from scoremle.devices import within_memory
 from scoremle.errors import UserError
 from scoremle.evaluation.baselines import png_bpd
@@ -176,7 +176,7 @@ def _path(model: ScoreModel, x: Data, keys: Keys, levels: Array) -> Float[Array,
     s is sigma/alpha, and steps are even in log s.
     """
     sde, s = model.sde, jnp.exp(-levels / 2)
-    times = jnp.clip(sde.time_of_log_snr(levels), model.eps, 1.0)
+    times = times_at(sde, model.eps, levels)
 
     def step(y: Data, ends: tuple[Array, Array]) -> tuple[Data, Data]:
         t, rise = jnp.full(len(x), ends[0], x.dtype), ends[1]

@@ -29,7 +29,7 @@ from scoremle.types import AnyArray, PRNGKey, Scalar, Times
 __all__ = [
     "TIME_SAMPLER", "AlphaSquared", "BinnedLogSNR", "TimeSampler", "UniformLogSNR",
     "UniformTime", "bin_of", "even_times", "evenly", "log_snr_edges", "log_snr_range",
-    "unit_draws",
+    "times_at", "unit_draws",
 ]  # fmt: skip
 
 # Bins of the log-SNR in which a density over it is learned and the bound's terms are counted: each
@@ -106,6 +106,17 @@ def even_times(sde: SDE, eps: Scalar, steps: int, dtype: DTypeLike | None = None
     low, high = log_snr_range(sde, eps)
     times = sde.time_of_log_snr(jnp.linspace(low, high, steps + 1, dtype=dtype))
     return times.at[0].set(1.0).at[-1].set(eps)
+
+
+def times_at(sde: SDE, eps: Scalar, lam: Times) -> Times:
+    """The times of these log-SNRs, of which rounding leaves none below ``eps`` or above 1.
+
+    Args:
+        sde: the noise at each time.
+        eps: the smallest time.
+        lam: between the log-SNR at t = 1 and that at t = ``eps``.
+    """
+    return jnp.clip(sde.time_of_log_snr(lam), eps, 1.0)
 
 
 def log_snr_edges(sde: SDE, eps: Scalar) -> Float[Array, " n"]:
@@ -188,7 +199,7 @@ class UniformLogSNR:
     def __call__(self, key: PRNGKey, n: int) -> tuple[Times, Times]:
         low, high = log_snr_range(self.sde, self.eps)
         u = unit_draws(key, n, self.stratified)
-        t = jnp.clip(self.sde.time_of_log_snr(low + (high - low) * u), self.eps, 1.0)
+        t = times_at(self.sde, self.eps, low + (high - low) * u)
         return t, self.sde.likelihood_weight(t) / (high - low)
 
 
@@ -243,7 +254,7 @@ class AlphaSquared(UniformLogSNR):
 
     def __call__(self, key: PRNGKey, n: int) -> tuple[Times, Times]:
         lam = self.log_snr(unit_draws(key, n, self.stratified))
-        t = jnp.clip(self.sde.time_of_log_snr(lam), self.eps, 1.0)
+        t = times_at(self.sde, self.eps, lam)
         first, last = self._ends
         return t, self.sde.likelihood_weight(t) * jnp.square(self.sde.alpha(t)) / (last - first)
 
@@ -317,5 +328,5 @@ class BinnedLogSNR:
         index = bin_of(below, u)
         width, share = jnp.diff(edges)[index], shares[index]
         lam = edges[index] + width * (u - below[index]) / share
-        t = jnp.clip(self.sde.time_of_log_snr(lam), self.eps, 1.0)
+        t = times_at(self.sde, self.eps, lam)
         return t, self.sde.likelihood_weight(t) * share / width

@@ -36,7 +36,7 @@ from scoremle.core.prediction import (
 )
 from scoremle.core.schedules import Discrete
 from scoremle.core.sde import SDE
-from scoremle.core.times import log_snr_range
+from scoremle.core.times import log_snr_range, times_at
 from scoremle.errors import UserError
 from scoremle.likelihood.skill import Errors, Node, certain, errors_of, without_one
 from scoremle.numerics import varies
@@ -157,7 +157,7 @@ class _Trial:
         self.log_snr = np.linspace(float(low), float(high), NODES)
 
     def times(self, log_snr: Float[np.ndarray, " k"]) -> Times:
-        return jnp.clip(self.sde.time_of_log_snr(jnp.asarray(log_snr)), self.eps, 1.0)
+        return times_at(self.sde, self.eps, jnp.asarray(log_snr))
 
     def labels(self, time_input: str | TimeInput, t: Times) -> Times:
         """The labels that the network gets at these times."""

@@ -25,7 +25,7 @@ from scoremle.core.keys import as_key, example_keys, normal, split
 from scoremle.core.prediction import check_model
 from scoremle.core.programs import OfModels
 from scoremle.core.sde import SDE
-from scoremle.core.times import log_snr_edges
+from scoremle.core.times import log_snr_edges, times_at
 from scoremle.likelihood.control_variate import Control, FittedGaussian, noise_features
 from scoremle.likelihood.elbo import MATCHINGS
 from scoremle.numerics import as_pytree, dims_of, sum_data
@@ -149,7 +149,7 @@ def _pair(
 ) -> tuple[Float[Array, "2 n"], Float[Array, "2 n p"], Float[Array, "2 n"]]:  # fmt: skip
     """Two draws at a log-SNR of each example, by a key each."""
     deviations = gaussian.deviations(x)
-    t = jnp.clip(sde.time_of_log_snr(lam), eps, 1.0)
+    t = times_at(sde, eps, lam)
 
     def draw(key: PRNGKey) -> Drawn:
         key_z, key_v = split(example_keys(key, len(x)))

@@ -31,7 +31,7 @@ from jaxtyping import Array, Float
 from scoremle.core.divergence import DivergenceEstimator, Exact, Hutchinson
 from scoremle.core.keys import fold_in, normal, per_example, split
 from scoremle.core.sde import SDE
-from scoremle.core.times import log_snr_range, unit_draws
+from scoremle.core.times import log_snr_range, times_at, unit_draws
 from scoremle.errors import needing
 from scoremle.likelihood.elbo import variance_of_mean
 from scoremle.numerics import dims_of, expand, predict, sum_data, within_forms
@@ -222,7 +222,7 @@ def profile_columns(
     def in_bin(number: Array) -> dict[str, Array]:
         key_t, key_rows, key_probes = split(fold_in(keys, number), 3)
         u = jax.vmap(lambda key: unit_draws(key, draws, True), out_axes=1)(key_t)
-        t = _times(sde, eps, low + width * (number + jnp.sort(u, axis=0))).astype(x.dtype)
+        t = times_at(sde, eps, low + width * (number + jnp.sort(u, axis=0))).astype(x.dtype)
         each = jnp.arange(draws), t, jnp.broadcast_to(key_rows, (draws, len(x)))
         where, square, trace = jax.lax.map(noised, each)
         middle, of_bits = low + width * (number + 0.5), width / jnp.log(2.0)
@@ -259,7 +259,7 @@ def square_and_trace(
     """
     exact, forms = dims_of(x) <= EXACT_DIMS, within_forms(noise)
     divergence: DivergenceEstimator = Exact() if exact else Hutchinson(probes)
-    t = jnp.full(len(x), _times(sde, eps, lam), x.dtype)
+    t = jnp.full(len(x), times_at(sde, eps, lam), x.dtype)
     x_t, sigma = expand(sde.alpha(t), x) * x, sde.sigma(t)
     drawn = divergence.draw(keys, x_t)
     prediction, traces, _ = divergence(lambda y: predict(forms, y, t), x_t, drawn)
@@ -285,15 +285,11 @@ def score_norms(
     """
 
     def norm(lam: Array) -> PerExample:
-        t = jnp.full(len(x), _times(sde, eps, lam), x.dtype)
+        t = jnp.full(len(x), times_at(sde, eps, lam), x.dtype)
         prediction = predict(noise, expand(sde.alpha(t), x) * x, t)
         return jnp.sqrt(sum_data(jnp.square(prediction))) * jnp.exp(lam / 2)
 
     return jax.lax.map(norm, levels).T
-
-
-def _times(sde: SDE, eps: Scalar, lam: Array) -> Times:
-    return jnp.clip(sde.time_of_log_snr(lam), eps, 1.0)
 
 
 def _mean(name: str, samples: Float[Array, "draws b *d"]) -> dict[str, Array]:
