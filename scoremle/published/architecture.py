@@ -9,6 +9,8 @@ Not seen in shapes: resolutions (only which levels have attention), activation, 
 of BigGAN blocks, scales of sums; of a dequantizer, the number of attention heads.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from scoremle.training.checkpoints import Damaged
@@ -16,20 +18,16 @@ from scoremle.training.checkpoints import Damaged
 ATTENTION = "attention at levels"
 
 
-def architecture(params: dict[str, Any]) -> dict[str, Any]:
-    """Fields ``model.*`` (bare names), num_channels, and the levels that have attention.
-
-    Args:
-        params: of a network, as a tree; shapes are enough.
-
-    Raises Damaged for what is not a DDPM++ or NCSN++.
-    """
+@contextmanager
+def _parameters_of(what: str) -> Iterator[None]:
+    """Turns whatever error other parameters than these cause into Damaged."""
     try:
-        return _architecture(params)
+        yield
     except (LookupError, ValueError, AttributeError, TypeError, ArithmeticError, StopIteration):
-        raise Damaged("its parameters are not those of a DDPM++ or NCSN++") from None
+        raise Damaged(f"its parameters are not those of a {what}") from None
 
 
+@_parameters_of("Flow++ dequantizer")
 def flow_architecture(params: dict[str, Any]) -> dict[str, Any]:
     """Fields ``deq.*`` (bare names) and image_size.
 
@@ -38,13 +36,6 @@ def flow_architecture(params: dict[str, Any]) -> dict[str, Any]:
 
     Raises Damaged for what is not a Flow++.
     """
-    try:
-        return _flow_architecture(params)
-    except (LookupError, ValueError, AttributeError, TypeError):
-        raise Damaged("its parameters are not those of a Flow++ dequantizer") from None
-
-
-def _flow_architecture(params: dict[str, Any]) -> dict[str, Any]:
     couplings = _numbered(params, "MixLogisticAttnCoupling")
     first = couplings[0]
     size, _, filters = first["pos_emb"].shape
@@ -62,7 +53,15 @@ def _flow_architecture(params: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _architecture(params: dict[str, Any]) -> dict[str, Any]:
+@_parameters_of("DDPM++ or NCSN++")
+def architecture(params: dict[str, Any]) -> dict[str, Any]:
+    """Fields ``model.*`` (bare names), num_channels, and the levels that have attention.
+
+    Args:
+        params: of a network, as a tree; shapes are enough.
+
+    Raises Damaged for what is not a DDPM++ or NCSN++.
+    """
     _, _, channels, nf = params["Conv_0"]["kernel"].shape
     biggan = "ResnetBlockBigGANpp_0" in params
     kind = "ResnetBlockBigGANpp" if biggan else "ResnetBlockDDPMpp"
