@@ -31,9 +31,9 @@ from scoremle.types import Data, NoiseFn, Scalar, Times
 
 __all__ = ["ProbabilityFlow"]
 
-# Any value gives the same likelihood; this one, about that of images scaled to [-1, 1], gives it
-# soon.
-DATA_VARIANCE = 0.5
+# v. Any value gives the same likelihood; this one, about that of images scaled to [-1, 1], gives
+# it soon.
+VARIANCE = 0.5
 # The clock c = asinh(lambda / WIDTH) is even where the field moves, and runs fast beyond.
 WIDTH = 3.0
 
@@ -45,12 +45,10 @@ class ProbabilityFlow:
     Args:
         noise: eps(x, t).
         sde: the SDE that it belongs to.
-        variance: of the data, for the scale of the coordinates.
     """
 
     noise: NoiseFn
     sde: SDE
-    variance: float = DATA_VARIANCE
 
     def log_rho(self, t: Times) -> Times:
         """Logarithm of the scale of the coordinates, x = rho u.
@@ -62,7 +60,7 @@ class ProbabilityFlow:
 
     def _rho(self, t: Times) -> Times:
         # alpha r, whose factors may be beyond the range of floats.
-        return jnp.sqrt(self.variance * self.sde.alpha(t) ** 2 + self.sde.sigma(t) ** 2)
+        return jnp.sqrt(VARIANCE * self.sde.alpha(t) ** 2 + self.sde.sigma(t) ** 2)
 
     def _at(self, clock: Times) -> tuple[Times, Times, Times]:
         """t, lambda, and d lambda/dc."""
@@ -80,7 +78,7 @@ class ProbabilityFlow:
         """
         t, lam, speed = self._at(clock)
         # s / r; s itself may be beyond the range of floats.
-        ratio = jax.lax.rsqrt(1 + self.variance * jnp.exp(lam))
+        ratio = jax.lax.rsqrt(1 + VARIANCE * jnp.exp(lam))
         x = expand(self._rho(t), u) * u
         excess = predict(self.noise, x, t) - expand(ratio, u) * u
         return expand(-speed * ratio / 2, u) * excess
@@ -113,7 +111,7 @@ class ProbabilityFlow:
         """
         _, lam, speed = self._at(clock)
         # Where lambda does not change, the velocity is zero and of no use.
-        factor = 2 * (1 + self.variance * jnp.exp(lam)) / (speed + (speed == 0))
+        factor = 2 * (1 + VARIANCE * jnp.exp(lam)) / (speed + (speed == 0))
         return expand(factor, u) * velocity - u
 
     def span(self, eps: Scalar, dtype: DTypeLike) -> tuple[Float[Array, ""], Float[Array, ""]]:
