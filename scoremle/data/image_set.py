@@ -26,9 +26,7 @@ STRIDE = 0x9E3779B1
 
 
 # Two epochs: a batch may straddle a boundary, and each order takes milliseconds to make.
-@lru_cache(maxsize=2)
-def _epoch_order(size: int, seed: int, epoch: int) -> np.ndarray:
-    return permutation(size, seed, epoch)
+_epoch_order = lru_cache(maxsize=2)(permutation)
 
 
 class BatchRows(NamedTuple):

@@ -86,12 +86,6 @@ class Measurements:
     def _of_pilot(self) -> ScoreModel:
         return under(self.model, self.experiment.evaluation.label)
 
-    @property
-    def _truncation_start(self) -> float:
-        """The time at which truncated normal noise, and the discrete decoder, begin."""
-        pixels = pixels_of(self.model)
-        return float(dequantize.truncation_start(self.model.sde, self.model.eps, pixels))
-
     @cached_property
     def choice(self) -> Choice | None:
         """The pilot's choice of the solver's steps; None where the evaluation states them."""
@@ -132,7 +126,8 @@ class Measurements:
         """The dequantizer of this name; any for a decoder, which needs none."""
         sde, pixels = self.model.sde, pixels_of(self.model)
         if name == "truncated_normal":
-            return dequantize.TruncatedNormal(sde, self._truncation_start, pixels)
+            start = float(dequantize.truncation_start(sde, self.model.eps, pixels))
+            return dequantize.TruncatedNormal(sde, start, pixels)
         if name == "variational":
             return self.experiment.flow.dequantizer(self.flow)
         return dequantize.Uniform()

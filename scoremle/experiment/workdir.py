@@ -369,7 +369,8 @@ class Workdir:
 
         Raises UserError if one of the files differs from the notes of a checkpoint.
         """
-        fields, facts = flat(self._read_config()), self.data_facts()
+        config = read_sealed(self.config_path, REMEDY) if self.config_path.exists() else {}
+        fields, facts = flat(config), self.data_facts()
         files = (
             (self.config_path, fields, record.CONFIG), (self.data_path, facts, record.DATA),
         )  # fmt: skip
@@ -381,9 +382,6 @@ class Workdir:
                         f" {value!r}: {REMEDY}"
                     )
         return fields, facts
-
-    def _read_config(self) -> dict[str, Any]:
-        return read_sealed(self.config_path, REMEDY) if self.config_path.exists() else {}
 
     def data_facts(self) -> dict[str, Any]:
         """Facts on the data set in data.json, if it is there. Raises UserError if altered."""
