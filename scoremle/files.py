@@ -376,7 +376,7 @@ def seal(content: Any) -> str:
 
 
 def write_sealed(path: str | Path, content: Mapping[str, Any]) -> None:
-    """A JSON object, and in it the seal of all else."""
+    """Writes a JSON object, and in it a seal: the hash of all else."""
     as_read = json.loads(json.dumps(content))
     write_json(path, {**as_read, SEAL: seal(as_read)})
 

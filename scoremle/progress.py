@@ -62,7 +62,7 @@ class Progress:
         return _LiveLine(self._label, transient=not self._unit) if notebook else None
 
     def start(self, done: float = 0) -> None:
-        """Begins, or begins again, with so much that is done already."""
+        """Begins, or begins again, where ``done`` units are done already."""
         self._moments.clear()
         self._began = self._printed = self._shown = time.monotonic()
         if self._bar:

@@ -54,7 +54,9 @@ def _first_rows(found: Tree, n: int) -> Tree:
 
 
 class OfModels:
-    """``function``, compiled. The attribute ``function`` is not.
+    """A compiled function: a program for each kind of arguments, which is made when first called.
+
+    Its attribute ``function`` is the function that was given, which is not compiled.
 
     Args:
         function: of models, arrays, and of anything else. It gives a tree of arrays.
@@ -70,9 +72,9 @@ class OfModels:
         return program(*given, **structure)
 
     def parted(self, *arguments: Any, **named: Any) -> tuple["_Program", tuple[Any], dict]:
-        """The program for such ``arguments`` and ``named`` ones, its arrays, and their structure.
+        """The program for ``arguments`` and ``named`` ones, and its own: arrays and a structure.
 
-        The structure holds no model.
+        The structure is all else that the arguments are made of. It holds no model.
         """
         structure, arrays, things = _parts((arguments, named))
         return self._program(things), (arrays,), {"structure": structure}
@@ -86,7 +88,7 @@ class OfModels:
 
 
 class Programs(OfModels):
-    """``function(rows, *others)``, compiled, whose rows are filled up.
+    """A compiled ``function(rows, *others)``, whose rows are filled up to those of a program.
 
     Args:
         function: of a tree of arrays, the first of which has a row for each example, as others may
@@ -129,10 +131,10 @@ class Programs(OfModels):
         return found
 
     def takes_any_rows(self, rows: Tree, *others: Any) -> bool:
-        """Whether it takes one row more than a program has.
+        """Whether the function takes one row more than its program has.
 
-        So nothing in the others, such as labels that a function closes over, has a row for each
-        example, and none has as many as a program by chance.
+        It does not where something beside the rows has a row for each example, such as labels
+        that a function closes over. One row more, since these may have as many as the program.
 
         Args:
             rows: as the function takes them.
@@ -153,10 +155,11 @@ class Programs(OfModels):
 
 
 class _Program:
-    """That with some things in it, for each structure.
+    """A compiled function with the things among its arguments; it takes the other parts of these.
 
-    ``failed`` are the ways in which it can't be had, also by the shapes of its arrays.
-    ``takes_any_rows`` is also by how many rows it has, and by the shapes of the others.
+    ``failed`` are the ways in which a call can't be made, by structure and shapes of arrays.
+    ``takes_any_rows`` is by structure, by how many rows the program has, and by the shapes of
+    the arguments beside the rows.
     """
 
     def __init__(self, function: Callable[..., Tree], held: list[Callable[[], Any]]) -> None:
@@ -184,19 +187,19 @@ class _Partial(NamedTuple):
 
 
 class _Bound(_Partial):
-    """A ``functools.partial``: its options are parts of a program by their values."""
+    """A ``functools.partial``, whose options are parts of a program by their values."""
 
 
 @dataclass(frozen=True)
 class _Option:
-    """A number among these, and of which type it is."""
+    """A number among these options, and its type: 1 equals 1.0, and their programs differ."""
 
     value: Any
     kind: type
 
 
 def _parts(tree: Tree) -> tuple[Structure, list[Any], list[Any]]:
-    """The structure of a tree, its arrays, and its things."""
+    """Takes a tree apart: its structure, its arrays, and its things."""
     leaves, treedef = jax.tree.flatten(_opened(tree))
     kinds = tuple(map(_kind, leaves))
     arrays, things = (
@@ -207,7 +210,7 @@ def _parts(tree: Tree) -> tuple[Structure, list[Any], list[Any]]:
 
 
 def _whole(structure: Structure, arrays: list[Any], things: list[Any]) -> Tree:
-    """The tree of these parts."""
+    """Puts a tree together of what ``_parts`` gave."""
     treedef, kinds = structure
     left = {ARRAY: iter(arrays), THING: iter(things)}
     return _closed(treedef.unflatten(next(left.get(kind, iter([kind]))) for kind in kinds))
@@ -256,7 +259,10 @@ def _identity(thing: Any) -> Any:
 
 
 def _held(thing: Any, ended: Callable[[], object]) -> Callable[[], Any]:
-    """Gives the thing as long as others keep it, and calls ``ended`` at its end."""
+    """A function that gives the thing, which it keeps alive only if that has no weak references.
+
+    ``ended`` is called when the thing ends.
+    """
     weak = weakref.WeakMethod if inspect.ismethod(thing) else weakref.ref
     try:
         return weak(thing, lambda _: ended())
@@ -278,7 +284,10 @@ def _is_hashable(value: Any) -> bool:
 
 
 def _size(array: Any) -> int:
-    """The rows of its program: as they are where there are none, and where devices share them."""
+    """The number of rows of the program that takes an array of some rows.
+
+    It is that of the array where this has none, and where several devices share it.
+    """
     n = len(array)
     on_host = isinstance(array, np.ndarray | jax.core.Tracer)
     if n == 0 or not (on_host or len(array.devices()) == 1):
@@ -290,7 +299,7 @@ def _size(array: Any) -> int:
 
 @partial(jax.jit, static_argnums=(1, 2))
 def _filled(rows: Tree, n: int, size: int) -> Tree:
-    """The arrays of ``n`` rows with ``size`` of them; others stay."""
+    """The rows with ``size`` in place of ``n``, by copies of the last; arrays of others stay."""
 
     def fill(leaf: Any) -> Any:
         if leaf.shape[:1] != (n,):

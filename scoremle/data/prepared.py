@@ -93,7 +93,7 @@ class Prepared:
 
     @cached_property
     def meta(self) -> dict[str, Any]:
-        """Its record. Raises UserError if that is damaged, or of another version."""
+        """The record in meta.json. Raises UserError if it is damaged, or of another version."""
         meta = files.read_sealed(files.inside(self.folder, META), self._remedy)
         if meta.get("format") not in (FORMAT, FEWER_LEVELS):
             raise UserError(

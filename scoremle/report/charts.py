@@ -203,7 +203,7 @@ def histogram(name: str, bpd: Float[np.ndarray, " n"], baselines: Mapping[str, f
 def profile_chart(
     number: int, name: str, found: Mapping[str, Sequence[float]], mean: float
 ) -> Chart:
-    """Bits that each noise level costs in a bound of this mean, as chart number so much."""
+    """Bits that each noise level costs in a bound that has this mean; charts are numbered."""
     edges, density = np.asarray(found["log_snr_edges"]), np.asarray(found["bits_per_dim"])
     centres, whole = (edges[:-1] + edges[1:]) / 2, float(np.sum(density * np.diff(edges)))
     back = (

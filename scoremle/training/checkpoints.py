@@ -254,7 +254,7 @@ class Checkpoints:
         return self.folder / f"checkpoint_{number}"
 
     def _own_path(self, number: int) -> Path:
-        """Its path, or that beside it while it is replaced."""
+        """The path of a checkpoint; that of the old one beside it, while it is replaced."""
         place = self._place(number)
         old, new = place.with_suffix(".old"), place.with_suffix(".new")
         replaced = not place.is_dir() and old.is_dir() and new.is_dir()

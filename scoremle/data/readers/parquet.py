@@ -27,7 +27,7 @@ def is_parquet(name: str) -> bool:
 
 
 def read_parquet(path: Path, options: Options) -> Reading:
-    """One file, or all those of a folder."""
+    """Reads a .parquet file, or all those of a folder."""
     _check_pyarrow(path)
     source = Source(path)
     return Reading(chunked(_reports(source, options), source), source.sha256)
