@@ -70,7 +70,7 @@ Scaling = Pixels | Bijector | None
 
 @dataclass(frozen=True)
 class Interpretation:
-    """A way to feed a network, and a meaning of its output."""
+    """A reading of a network: a way to feed it, and a meaning of its output."""
 
     prediction: str
     time_input: str | TimeInput
@@ -167,20 +167,22 @@ class _Trial:
         """The reading that the network was trained for, as it seems, its errors, and a line if it
         does not show its grid of grey levels."""
         declared, images = self.declared, isinstance(self.declared.scaling, Pixels)
-        found = self.as_fed(declared, declared.prediction == "edm")
+        found = self.as_fed(declared)
         best = _most_skilled(found, declared)
         if not images or best != declared or found[declared].worse.any():
             for way in (declared, *self.other_ways()):
-                for scaled in (False, True) if "edm" in self.likely else (False,):
-                    found |= self.as_fed(way, scaled)
+                found |= self.as_fed(replace(way, prediction="eps"))
+                if "edm" in self.likely:
+                    found |= self.as_fed(replace(way, prediction="edm"))
             best = _most_skilled(found, declared)
         reading, hidden = self.on_grid(best)
         return reading, found.get(reading, found[best]), hidden
 
     def as_fed(
-        self, way: Interpretation, scaled: bool, log_snr: Float[np.ndarray, " k"] | None = None
+        self, way: Interpretation, log_snr: Float[np.ndarray, " k"] | None = None
     ) -> dict[Interpretation, Errors]:
-        """Measures all meanings of the output of a network that is fed so; ``scaled``: by EDM."""
+        """Measures all meanings of the output of a network that is fed so: "edm" scales x, too."""
+        scaled = way.prediction == "edm"
         t = self.times(self.log_snr if log_snr is None else log_snr)
         alpha, sigma = self.sde.alpha(t), self.sde.sigma(t)
         scale = jnp.hypot(sigma, self.noise.sigma_data * alpha) if scaled else jnp.ones_like(alpha)
@@ -227,7 +229,7 @@ class _Trial:
         log_snr = np.linspace(least, min(most, least - 2 * math.log(FINEST)), NODES)
 
         def errors(reading: Interpretation) -> Float[np.ndarray, "k b"]:
-            return self.as_fed(reading, reading.prediction == "edm", log_snr)[reading].own
+            return self.as_fed(reading, log_snr)[reading].own
 
         own, hidden = errors(reading), []
         for near in _grids(pixels.levels):
@@ -252,7 +254,7 @@ class _Trial:
             return self.labels(reading.time_input, _within_steps(sde, t))
 
         way = replace(reading, time_input=moved)
-        same = errors.own == self.as_fed(way, reading.prediction == "edm")[way].own
+        same = errors.own == self.as_fed(way)[way].own
         return bool(same[::2].all() and not same[1::2].any())
 
     def differences(self, reading: Interpretation) -> Iterator[str]:
