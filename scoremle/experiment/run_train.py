@@ -155,7 +155,7 @@ def _run(
         preemption=place.preemption,
         writers=writers,
         on_eval=_on_eval(training, held),
-        on_snapshot=on_snapshot or (lambda state, step: None),
+        on_snapshot=on_snapshot,
         note={"dataset": training.data.name, "seed": config.seed, **note},
         limit=config.training.rollbacks if config.training.on_nan == "rollback" else 0,
     )

@@ -131,7 +131,7 @@ class Loop:
     snapshots: Checkpoints | None = None
     preemption: Checkpoints | None = None
     on_eval: OnEval | None = None
-    on_snapshot: OnSnapshot = lambda state, step: None
+    on_snapshot: OnSnapshot | None = None
     limit: int = 0
 
     # While it runs: at so many steps, the last of them since a row not fetched yet.
@@ -298,7 +298,8 @@ class Loop:
         if self.snapshots and "snapshot" in due:
             self._report(self.at, "writing a snapshot")
             self.saves.save(self.snapshots, self.at // self.schedule.snapshot_freq, copy, note)
-            self.on_snapshot(self.state, self.at)
+            if self.on_snapshot:
+                self.on_snapshot(self.state, self.at)
         if self.preemption and ("preemption" in due or self.ended):
             note = {**note, "rollbacks": self.rollbacks}
             if self.pending:
