@@ -100,9 +100,9 @@ def _quadrature(points: np.ndarray, low: float, high: float) -> np.ndarray:
     return scale * np.linalg.solve(np.vander(x, increasing=True).T, moments)
 
 
-def _step_weights(nodes: np.ndarray, end: int, first: int, count: int) -> np.ndarray:
-    """Weights of the step to node ``end`` from ``count`` nodes, beginning ``first`` before it."""
-    points = nodes[end::-1][first : first + count]
+def _step_weights(nodes: np.ndarray, end: int, first: int) -> np.ndarray:
+    """Weights of the step to node ``end`` from ``ORDER`` nodes, beginning ``first`` before it."""
+    points = nodes[end::-1][first : first + ORDER]
     weights = np.zeros(DIFFERENCE + 1)
     weights[first : first + len(points)] = _quadrature(points, nodes[end - 1], nodes[end])
     return weights
@@ -144,8 +144,8 @@ def _table(steps: int, room: int | None, dtype: str) -> StepTable:
     nodes = _nodes(steps)
     rows = np.zeros((3, steps + 1, DIFFERENCE + 1))
     for n in range(1, steps + 1):
-        rows[0, n] = _step_weights(nodes, n, 1, ORDER)
-        rows[1, n] = _step_weights(nodes, n, 0, ORDER)
+        rows[0, n] = _step_weights(nodes, n, 1)
+        rows[1, n] = _step_weights(nodes, n, 0)
         rows[2, n] = _contrast(nodes, n)
     predictor, corrector, contrast = rows
     # While the history is short, the predictor is of a lower order than the rest.
