@@ -62,7 +62,7 @@ def compress_images(
     images = pixels_of(model).checked(images, model.shape)
     check_count("steps", steps, 2, file.MOST_STEPS)
     chain = model.chain(steps)
-    layers = LatentLayers(model, chain, model.shape, min(LANES, len(images)))
+    layers = LatentLayers(model, chain, min(LANES, len(images)))
     coded, nats = compress(layers, images)
     there = ~np.isnan(nats)
     if not there.any():
@@ -119,7 +119,7 @@ def decompress_images(model: ScoreModel, path: str | Path) -> tuple[Images, list
         raise UserError(f"{path} was compressed by another model: {record['place']}{at}")
     chain = model.chain(record["steps"])
     try:
-        layers = LatentLayers(model, chain, model.shape, record["lanes"])
+        layers = LatentLayers(model, chain, record["lanes"])
         return decompress(layers, coded), record["names"]
     except UserError as error:
         here, there = _program(), record["program"]

@@ -16,8 +16,8 @@ from jaxtyping import Array, Float, Int
 
 from scoremle.errors import UserError
 from scoremle.likelihood.decoders import FAR, Decoder, DiscreteDecoder, InformedDecoder
-from scoremle.likelihood.image_model import ImageModel
 from scoremle.likelihood.steps import BySteps, ReverseChain
+from scoremle.model import ScoreModel
 from scoremle.numerics import as_pytree, expand, power_of_two
 from scoremle.types import Data
 from scoremle.xla import compiled
@@ -37,15 +37,14 @@ class LatentLayers:
     Args:
         model: a model of integer images.
         by: its chain.
-        shape: of an image.
         lanes: images that the network is given at once. Fewer are filled up with zeros, to a
             power of two, so that all go through a few programs.
 
     Raises UserError for a decoder that gives no probabilities of integers.
     """
 
-    def __init__(self, model: ImageModel, by: BySteps, shape: tuple[int, ...], lanes: int) -> None:
-        sde, self.shape, self.lanes = model.sde, shape, lanes
+    def __init__(self, model: ScoreModel, by: BySteps, lanes: int) -> None:
+        sde, self.shape, self.lanes = model.sde, model.shape, lanes
         self.times = jnp.asarray(by.times_of(model.sde.schedule), jnp.float32)
         self.points = np.asarray(by.points_of(model))
         points = jnp.asarray(self.points, jnp.float32)

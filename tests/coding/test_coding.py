@@ -49,7 +49,7 @@ def model_of(sde=None, scale=1.0, eps=1e-5):
 
 def layers_of(model, lanes=17, steps=STEPS, **changes):
     chain = chain_of(steps, model.sde, model.eps, PIXELS, model.origin.chain)
-    return LatentLayers(model, replace(chain, **changes), SHAPE, lanes)
+    return LatentLayers(model, replace(chain, **changes), lanes)
 
 
 # --- the stack ---------------------------------------------------------------------------------
