@@ -10,7 +10,7 @@ from scoremle.core.sde import SDE
 from scoremle.errors import UserError
 from scoremle.types import NoiseFn
 
-__all__ = ["ImageModel", "pixels_of"]
+__all__ = ["pixels_of"]
 
 
 @runtime_checkable
