@@ -257,7 +257,7 @@ CHANGES: list[tuple[str, ...]] = [
     ("solvers/probability_flow.py", "ProbabilityFlow.velocity", "expand(-speed * ratio / 2, u)",
      "expand(-speed * ratio, u)"),
     ("solvers/probability_flow.py", "ProbabilityFlow.velocity",
-     "jax.lax.rsqrt(1 + self.variance * jnp.exp(lam))", "jax.lax.rsqrt(1 + jnp.exp(lam))"),
+     "jax.lax.rsqrt(1 + VARIANCE * jnp.exp(lam))", "jax.lax.rsqrt(1 + jnp.exp(lam))"),
     ("solvers/multistep.py", "Planned.solve", "carry.scatter + shares[n] * noise",
      "carry.scatter + noise"),
     ("solvers/doubling.py", "Doubling.solve",
