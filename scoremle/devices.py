@@ -203,8 +203,8 @@ def part_axis(leaf: Any) -> int | None:
 
 def in_host_memory(leaf: Array) -> Array:
     """A copy of an array that is split over several processes: each has its part in its host."""
-    place = leaf.sharding.with_memory_kind("pinned_host")
-    return jax.block_until_ready(jax.device_put(leaf, place))
+    sharding = leaf.sharding.with_memory_kind("pinned_host")
+    return jax.block_until_ready(jax.device_put(leaf, sharding))
 
 
 def in_any_process(flags: np.ndarray) -> np.ndarray:
@@ -221,8 +221,8 @@ def replicated(devices: Devices = None) -> NamedSharding:
 
 def replicate(tree: Any, devices: Devices = None) -> Any:
     """The arrays of a tree, whole on each device."""
-    place = replicated(devices)
-    return put(tree, jax.tree.map(lambda _: place, tree))
+    sharding = replicated(devices)
+    return put(tree, jax.tree.map(lambda _: sharding, tree))
 
 
 def shardings(tree: Any, *, sharded: bool) -> Any:
@@ -266,14 +266,14 @@ def put(tree: Any, places: Any) -> Any:
     return jax.tree.map(_put, tree, places)
 
 
-def _put(leaf: Any, place: NamedSharding) -> Array:
+def _put(leaf: Any, sharding: NamedSharding) -> Array:
     if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
-        return jax.device_put(leaf, place)
+        return jax.device_put(leaf, sharding)
     if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        numbers = _put(jax.random.key_data(leaf), place)
+        numbers = _put(jax.random.key_data(leaf), sharding)
         return jax.random.wrap_key_data(numbers, impl=jax.random.key_impl(leaf))
     whole = np.asarray(leaf)
-    return jax.make_array_from_callback(whole.shape, place, lambda rows: whole[rows])
+    return jax.make_array_from_callback(whole.shape, sharding, lambda rows: whole[rows])
 
 
 def split_rows(tree: Any, devices: Devices = None, *, axis: int = 0) -> Any:

@@ -552,13 +552,13 @@ class ScoreModel:
         levels, rows = msma_levels(self.sde, self.eps, width), rows_of(condition, n)
         program = within_memory(_profile)
 
-        def work(_: int, place: Integer[np.ndarray, " size"]) -> Arrays:
-            under = jax.tree.map(lambda row: row[place], rows)
-            inputs = x[place], image_keys(key, numbers[place]), under
+        def work(_: int, indices: Integer[np.ndarray, " size"]) -> Arrays:
+            under = jax.tree.map(lambda row: row[indices], rows)
+            inputs = x[indices], image_keys(key, numbers[indices]), under
             found, finite = program(
                 model, *inputs, levels, bins=int(bins), draws=int(draws), dequantized=dequantized
             )
-            check_finite_values(finite, numbers[place], "the profile of example")
+            check_finite_values(finite, numbers[indices], "the profile of example")
             return to_numpy(found)
 
         size = min(batch_size, power_of_two(n))

@@ -168,7 +168,7 @@ class Detector:
         name = statistic or default
         check_choice("statistic", name, choices)
         data = _checked(model, normal, "normal")
-        numbers, first, place = np.unique(
+        numbers, first, inverse = np.unique(
             numbers_of(data), return_index=True, return_inverse=True
         )
         if len(first) < FEWEST:
@@ -178,7 +178,7 @@ class Detector:
             )
         # Equal examples count each, since they come again among new ones: without them the ranks
         # of new ones would not be equally likely.
-        order = np.sort(place)[permutation(len(data), seed, SPLIT)]
+        order = np.sort(inverse)[permutation(len(data), seed, SPLIT)]
         features = _features(model, name, data[first], numbers, seed, label)[order]
         half = len(data) // 2
         fitted = STATISTICS[name].fit(features[:half]) if model else Density.fit(features[:half])

@@ -85,8 +85,8 @@ def _likelihood(of: Examples) -> FeatureTable:
         scores = of.model.score(of.data, index=of.numbers, seed=of.seed, label=of.label)
         return scores.bpd[:, None]
 
-    def work(place: np.ndarray, keys: Keys) -> Array:
-        return -of.model.log_prob(of.data[place], keys).log_prob[:, None]
+    def work(indices: np.ndarray, keys: Keys) -> Array:
+        return -of.model.log_prob(of.data[indices], keys).log_prob[:, None]
 
     return _in_batches(work, of)
 
@@ -111,8 +111,8 @@ def _by_program(
     """The logarithm of what a program finds of examples without noise, at these log-SNR."""
     model, levels, program = of.model, levels_of(of.model), within_memory(program)
 
-    def work(place: np.ndarray, keys: Keys) -> Array:
-        x = _points(model, of.data[place])
+    def work(indices: np.ndarray, keys: Keys) -> Array:
+        x = _points(model, of.data[indices])
         found = program(model, x, keys, levels)
         return jnp.log(jnp.maximum(found, TINY))
 
@@ -122,10 +122,10 @@ def _by_program(
 def _in_batches(work: Callable[[np.ndarray, Keys], Array], of: Examples) -> FeatureTable:
     key = key_of(of.seed)
 
-    def checked(_: int, place: np.ndarray) -> dict[str, np.ndarray]:
-        found = np.asarray(work(place, image_keys(key, of.numbers[place])), np.float64)
+    def checked(_: int, indices: np.ndarray) -> dict[str, np.ndarray]:
+        found = np.asarray(work(indices, image_keys(key, of.numbers[indices])), np.float64)
         finite = np.asarray(np.isfinite(found).all(axis=1))
-        check_finite_values(finite, place, "the statistic of example")
+        check_finite_values(finite, indices, "the statistic of example")
         return {"features": found}
 
     n = len(of.numbers)

@@ -25,7 +25,7 @@ NETWORK = ("nf", "ch_mult", "num_res_blocks", "attn_resolutions")
 
 
 def card(
-    place: Workdir,
+    workdir: Workdir,
     experiment: Experiment,
     restored: Restored,
     measured: Sequence[Result],
@@ -36,7 +36,7 @@ def card(
     Of those ``measured``, those of other parameters and of other data sets are left out.
 
     Args:
-        place: the working directory.
+        workdir: the working directory.
         experiment: what was trained.
         restored: the checkpoint.
         measured: its results.
@@ -48,11 +48,11 @@ def card(
     data = in_markdown(experiment.data.name)
     of_it = (restored.number, restored.meta["step"])
     own = [result for result in measured
-           if (result.checkpoint, result.step) == of_it and place.has_measured(result.to_json())]
+           if (result.checkpoint, result.step) == of_it and workdir.has_measured(result.to_json())]
     return "\n".join([
         f"# {in_markdown(file.stem)}", "",
         f"A score model of {data}, trained and measured with scoremle.", "",
-        *_table(("", ""), _facts(place, experiment, restored)), "",
+        *_table(("", ""), _facts(workdir, experiment, restored)), "",
         "## Results", "", *_results(own), "",
         "## Limits", "", LIMITS, "",
         "## Use", "", "```sh", *(in_a_line(f"scoremle {words}") for words in use), "```", "",
@@ -60,12 +60,12 @@ def card(
 
 
 def _facts(
-    place: Workdir, experiment: Experiment, restored: Restored
+    workdir: Workdir, experiment: Experiment, restored: Restored
 ) -> Iterator[tuple[str, str]]:
     model, data, config = experiment.model, experiment.data, experiment.config
     training, of_model = config["training"], config["model"]
     yield "data", f"{data.name}: {by(model.shape)}, {data.levels} grey levels"
-    facts = place.data_facts()
+    facts = workdir.data_facts()
     for name in ("data_version", "train_sha256"):
         if name in facts:
             yield name, str(facts[name])

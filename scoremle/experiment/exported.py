@@ -47,14 +47,14 @@ def record_path(file: Path) -> Path:
     return file.with_name(f"{file.name}.json")
 
 
-def write_record(place: "Workdir", file: Path) -> Path:
+def write_record(workdir: "Workdir", file: Path) -> Path:
     """Writes the record beside a file of a working directory, and returns its path.
 
     Args:
-        place: the working directory.
+        workdir: the working directory.
         file: the exported one.
     """
-    write_sealed(record_path(file), _record(place) | {"sha256": sha256_of(file, MAX_MODEL)})
+    write_sealed(record_path(file), _record(workdir) | {"sha256": sha256_of(file, MAX_MODEL)})
     return record_path(file)
 
 
@@ -77,14 +77,14 @@ def read_record(file: Path) -> tuple[ConfigDict, dict[str, Any]] | None:
     return found
 
 
-def export_notes(place: "Workdir", step: int) -> dict[str, str]:
+def export_notes(workdir: "Workdir", step: int) -> dict[str, str]:
     """Notes of a .safetensors with the averaged parameters at a step.
 
     Args:
-        place: the working directory.
+        workdir: the working directory.
         step: of the training.
     """
-    return {"step": str(step), **{name: json.dumps(v) for name, v in _record(place).items()}}
+    return {"step": str(step), **{name: json.dumps(v) for name, v in _record(workdir).items()}}
 
 
 def is_export(path: Path) -> bool:
@@ -121,8 +121,8 @@ def as_tree(arrays: Mapping[str, np.ndarray], template: Any, path: Path) -> Any:
     return unflatten_dict({each: arrays[".".join(each)] for each in flatten_dict(template)})
 
 
-def _record(place: "Workdir") -> dict[str, Any]:
-    return {CONFIG: json.loads(place.config().to_json()), DATA: place.data_facts()}
+def _record(workdir: "Workdir") -> dict[str, Any]:
+    return {CONFIG: json.loads(workdir.config().to_json()), DATA: workdir.data_facts()}
 
 
 def _checked(content: Mapping[str, Any], where: Path) -> tuple[ConfigDict, dict[str, Any]]:

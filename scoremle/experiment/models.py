@@ -115,16 +115,16 @@ def _exported(path: Path) -> ScoreModel:
     return _trained(experiment, placed(params), step)
 
 
-def _of_workdir(place: Workdir, checkpoint: int | None) -> ScoreModel:
+def _of_workdir(workdir: Workdir, checkpoint: int | None) -> ScoreModel:
     """The model of this checkpoint, or the newest: the averaged parameters.
 
     One that was imported is as it was published.
     """
-    if place.imported:
-        return place.restore(None, checkpoint).tree.ema
+    if workdir.imported:
+        return workdir.restore(None, checkpoint).tree.ema
     # The number of levels replaces the data set, which need not be here.
-    experiment = build(place.config(), levels=place.levels())
-    state, meta, number = place.restore(experiment.training.template, checkpoint)
+    experiment = build(workdir.config(), levels=workdir.levels())
+    state, meta, number = workdir.restore(experiment.training.template, checkpoint)
     return _trained(experiment, state.ema, int(meta["step"]), number)
 
 

@@ -114,20 +114,20 @@ def _say_if_older(workdir: Workdir, restored: Restored) -> None:
         )
 
 
-def _restore_flow(experiment: Experiment, place: Workdir) -> Restored | None:
+def _restore_flow(experiment: Experiment, workdir: Workdir) -> Restored | None:
     """The flow dequantizer in this folder; None where the evaluation has none.
 
     The suite takes it where there is one. Raises UserError where one is needed and missing.
     """
-    evaluation, store = experiment.evaluation, place.snapshots
+    evaluation, store = experiment.evaluation, workdir.snapshots
     trained, variational = bool(store.numbers()), evaluation.dequantization == "variational"
     needed = evaluation.enable_bpd and not evaluation.bound_steps and variational
     if not (trained if evaluation.suite else needed):
         return None
     if not trained:
         raise UserError(f"no dequantizer in {store.folder}: train it with scoremle train-deq")
-    place.check(experiment, "evaluation of a flow")
-    return place.restore(experiment.flow_training.template, evaluation.deq_ckpt)
+    workdir.check(experiment, "evaluation of a flow")
+    return workdir.restore(experiment.flow_training.template, evaluation.deq_ckpt)
 
 
 @dataclass(frozen=True)

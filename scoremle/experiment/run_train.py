@@ -69,28 +69,28 @@ def run_train_deq(experiment: Experiment, workdir: Workdir, deq_folder: str) -> 
     workdir.check_seen_alike(experiment)
     workdir.check(experiment, "evaluation")
     restored = workdir.restore(experiment.training.template, experiment.evaluation.ckpt_id)
-    score, place = restored.tree.ema, Workdir(workdir.inside(deq_folder, writing=True))
+    score, flow_dir = restored.tree.ema, Workdir(workdir.inside(deq_folder, writing=True))
     of_score = {
         "score_checkpoint": restored.number,
         "score_step": int(restored.meta["step"]),
         "score_hash": tree_hash(score),
     }
-    with place.locked():
-        place.check_seen_alike(experiment)
-        place.check(experiment, "flow")
-        _check_score_model(place, of_score)
+    with flow_dir.locked():
+        flow_dir.check_seen_alike(experiment)
+        flow_dir.check(experiment, "flow")
+        _check_score_model(flow_dir, of_score)
         note = {**of_score, **record_of(experiment, "flow")}
-        writers = _writers(training, place, note)
-        state = _first_state(experiment, training, place)
-        place.describe(experiment)
-        write_sealed(place.inside(SCORE_MODEL), of_score)
+        writers = _writers(training, flow_dir, note)
+        state = _first_state(experiment, training, flow_dir)
+        flow_dir.describe(experiment)
+        write_sealed(flow_dir.inside(SCORE_MODEL), of_score)
         with as_fields("training"):
-            _run(training, place, state, writers, note, (score,))
+            _run(training, flow_dir, state, writers, note, (score,))
     words = ["eval", str(workdir.folder), f"--deq-folder={deq_folder}"]
     say(f"next: scoremle {shlex.join(words)} --config.eval.dequantizer")
 
 
-def _first_state(experiment: Experiment, training: Training, place: Workdir) -> TrainState:
+def _first_state(experiment: Experiment, training: Training, workdir: Workdir) -> TrainState:
     """The state to begin with, or its shapes where a checkpoint has it.
 
     Says what is trained on what, before a program is compiled.
@@ -101,8 +101,8 @@ def _first_state(experiment: Experiment, training: Training, place: Workdir) -> 
         f"{images.name}: {len(images.train):,} training images of {by(images.shape)};"
         f" {parameters:,} parameters; {experiment.model.sde}; {len(there)} {there[0].device_kind}"
     ))  # fmt: skip
-    found = place.snapshot_state(template)
-    if found or place.preemption.numbers():
+    found = workdir.snapshot_state(template)
+    if found or workdir.preemption.numbers():
         return found or template
     say("making the first parameters")
     return training.init_state()
@@ -114,24 +114,24 @@ class _ScoreModel(TypedDict):
     score_hash: str
 
 
-def _check_score_model(place: Workdir, note: dict[str, Any]) -> None:
+def _check_score_model(workdir: Workdir, note: dict[str, Any]) -> None:
     """Raises UserError if the flow that is there was begun for other parameters."""
-    path = place.inside(SCORE_MODEL)
-    if not place.begun or not path.exists():
+    path = workdir.inside(SCORE_MODEL)
+    if not workdir.begun or not path.exists():
         return
     old = read_sealed(path, "put its copy back, or move it away")
     check_record(old, _ScoreModel, path)
     if old != note:
         raise UserError(
-            f"{place.folder} is for checkpoint {old['score_checkpoint']} of the score model (step "
-            f"{old['score_step']}), and this is checkpoint {note['score_checkpoint']}: set "
-            f"--config.eval.ckpt_id={old['score_checkpoint']}, or another --deq_folder"
+            f"{workdir.folder} is for checkpoint {old['score_checkpoint']} of the score model"
+            f" (step {old['score_step']}), and this is checkpoint {note['score_checkpoint']}: set"
+            f" --config.eval.ckpt_id={old['score_checkpoint']}, or another --deq_folder"
         )
 
 
 def _run(
     training: Training,
-    place: Workdir,
+    workdir: Workdir,
     state: TrainState,
     writers: Sequence[Writer],
     note: Mapping[str, Any],
@@ -151,8 +151,8 @@ def _run(
         checked(step, None if remat else "model.remat=True"),
         lambda k: feed.batch_of(training.data.reordered(k)),
         training.schedule,
-        snapshots=place.snapshots,
-        preemption=place.preemption,
+        snapshots=workdir.snapshots,
+        preemption=workdir.preemption,
         writers=writers,
         on_eval=_on_eval(training, held),
         on_snapshot=on_snapshot,
@@ -162,21 +162,21 @@ def _run(
     trained = training_loop.run(state, places)
     pictures_too = ", pictures in samples/" * (on_snapshot is not None)
     say(
-        f"trained {int(trained.step)} steps: {place.folder}, numbers in metrics.jsonl"
+        f"trained {int(trained.step)} steps: {workdir.folder}, numbers in metrics.jsonl"
         f"{pictures_too}"
     )
 
 
-def _writers(training: Training, place: Workdir, note: Mapping[str, Any]) -> list[Writer]:
+def _writers(training: Training, workdir: Workdir, note: Mapping[str, Any]) -> list[Writer]:
     """Raises UserError if a library is missing that the config names."""
     if not is_writer():
         return []
     names = {*logged_by(training.config)}
     if importlib.util.find_spec("tensorboardX"):
         names.add("tensorboard")
-    run = Run(place.folder, training.data.name, note[CONFIG])
+    run = Run(workdir.folder, training.data.name, note[CONFIG])
     return [
-        JsonLines(place.inside(LOG_FILE)),
+        JsonLines(workdir.inside(LOG_FILE)),
         *(TRACKERS[name](run) for name in sorted(names)),
         Console(training.schedule.n_iters, math.log2(training.data.levels)),
     ]
@@ -199,7 +199,7 @@ def _on_eval(training: Training, held: tuple[Params, ...]) -> OnEval:
     return on_eval
 
 
-def _on_snapshot(experiment: Experiment, place: Workdir) -> OnSnapshot | None:
+def _on_snapshot(experiment: Experiment, workdir: Workdir) -> OnSnapshot | None:
     """Makes the function that draws the samples of a snapshot; None where none are drawn."""
     training, sampler = experiment.training, experiment.sampler
     if not training.config.training.snapshot_sampling:
@@ -213,7 +213,7 @@ def _on_snapshot(experiment: Experiment, place: Workdir) -> OnSnapshot | None:
         # The same key each time: one sees the same images become sharp.
         keys = example_keys(key_of(training.config.seed), SNAPSHOT_SAMPLES)
         samples = devices.to_numpy(draw(devices.replicate(state.ema), devices.shared(keys)))
-        path = place.inside(SAMPLES_FOLDER, writing=True) / f"step_{step}.png"
+        path = workdir.inside(SAMPLES_FOLDER, writing=True) / f"step_{step}.png"
         caption = f"samples of {training.data.name} at step {step:,}, averaged parameters"
         pictures.write_grid(path, samples, training.data.levels, caption=caption)
 

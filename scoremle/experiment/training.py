@@ -189,9 +189,9 @@ class Objective:
         """
         model = self.model.at(params)
         by_loss = replace(self, model=model).by_loss
-        place = model.sde, model.eps
+        sde_and_eps = model.sde, model.eps
         if memory is not None:
-            by_loss = replace(by_loss, times=memory.times(*place, self.training.stratified))
+            by_loss = replace(by_loss, times=memory.times(*sde_and_eps, self.training.stratified))
         noise = model.noise(params, split(key, 3)[2])
         if self.data.augment:
             x, changed = augmented(x, jax.random.fold_in(key, AUGMENTATION))
@@ -201,7 +201,7 @@ class Objective:
             noise, sde, model.pixels, x, key, second_order=self.training.second_order
         )
         losses = losses + self._of_codes(params)
-        learned = {} if memory is None else {MEMORY: memory.updated(*place, *drawn)}
+        learned = {} if memory is None else {MEMORY: memory.updated(*sde_and_eps, *drawn)}
         return jnp.mean(losses), {"loss_std": jnp.std(losses), **learned}
 
     def measure(self, params: Params, x: IntImages, key: PRNGKey) -> Numbers:

@@ -105,11 +105,11 @@ def _called(frozen: Frozen, method: Callable, like: Any, *arguments: Any) -> Any
     """The arrays of ``method(*arguments)``, of the shapes and types of ``like``."""
 
     def run(context: ExecutionContext, out: Any, *buffers: Any) -> None:
-        places = [torch.from_dlpack(buffer) for buffer in jax.tree.leaves(out)]
-        with _stream_of(context, places[0].device):
+        outputs = [torch.from_dlpack(buffer) for buffer in jax.tree.leaves(out)]
+        with _stream_of(context, outputs[0].device):
             found = method(*jax.tree.map(lambda a: frozen.given(torch.from_dlpack(a)), buffers))
-            for place, tensor in zip(places, jax.tree.leaves(found), strict=True):
-                place.copy_(tensor)
+            for output, tensor in zip(outputs, jax.tree.leaves(found), strict=True):
+                output.copy_(tensor)
 
     shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), like)
     return buffer_callback(run, shapes, vmap_method="sequential")(*arguments)

@@ -152,7 +152,7 @@ def _read(environment: Any, tensor: Any, places: Any) -> Any:
     from torchax.ops.jtorch import getitem
 
     each = places if isinstance(places, tuple) else (places,)
-    kinds = {place.dtype for place in each if isinstance(place, torch.Tensor)}
+    kinds = {one.dtype for one in each if isinstance(one, torch.Tensor)}
     if not kinds or torch.bool in kinds:
         return getitem(tensor, places)
     x, where = environment.t2j_iso((tensor, each))

@@ -128,7 +128,7 @@ class ByVDMLoss(ByLoss):
         t, density, z = draw(y, key, self.times)
 
         def losses(noise: NoiseFn, schedule: Schedule) -> PerExample:
-            noise, place = with_schedule((noise, sde), schedule)
-            return self.scale * loss_at(noise, place, y, t, density, z, weighting=self.weighting)
+            noise, under = with_schedule((noise, sde), schedule)
+            return self.scale * loss_at(noise, under, y, t, density, z, weighting=self.weighting)
 
         return with_least_variance(losses, noise, sde.schedule, t) / self.scale, t, density

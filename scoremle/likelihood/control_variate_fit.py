@@ -95,10 +95,10 @@ def fit_control(
     edges = log_snr_edges(sde, eps)
     groups = np.arange(max(PAIRS, len(x))) % len(x) % 2
     x = x[jnp.arange(len(groups)) % len(x)]
-    key_place, key_bins, key_last = jax.random.split(key, 3)
-    # Each bin is covered evenly, one place for each example.
-    place = (jnp.arange(len(x)) + jax.random.uniform(key_place, (len(edges) - 1, 1))) / len(x)
-    lam = edges[:-1, None] + jnp.diff(edges)[:, None] * place
+    key_within, key_bins, key_last = jax.random.split(key, 3)
+    # Each bin is covered evenly, a part of it for each example.
+    within = (jnp.arange(len(x)) + jax.random.uniform(key_within, (len(edges) - 1, 1))) / len(x)
+    lam = edges[:-1, None] + jnp.diff(edges)[:, None] * within
     model = as_pytree(noise), sde, gaussian, x, eps
     slopes, levels = list[Fit](), list[Fit]()
     with progress(label, len(lam), "bin") as advance:

@@ -127,10 +127,10 @@ def _predicted(
     noise, condition = parted(model.noise)
     rows = rows_of(condition, len(images))
 
-    def work(_: int, place: Integer[np.ndarray, " size"]) -> Arrays:
-        under = as_pytree(conditioned(noise, jax.tree.map(lambda row: row[place], rows)))
-        keys = image_keys(key, place)
-        error, v = _at_the_end(under, model.sde, model.eps, points, images[place], keys)
+    def work(_: int, indices: Integer[np.ndarray, " size"]) -> Arrays:
+        under = as_pytree(conditioned(noise, jax.tree.map(lambda row: row[indices], rows)))
+        keys = image_keys(key, indices)
+        error, v = _at_the_end(under, model.sde, model.eps, points, images[indices], keys)
         return {"error": np.asarray(error)} | ({} if v is None else {"v": np.asarray(v)})
 
     found = resumable_map(work, len(images), size=IMAGES_AT_ONCE)

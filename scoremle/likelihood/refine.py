@@ -92,22 +92,22 @@ def refined(
         allowed = max(tolerance, rounding)
         planned = Planned.of(steps, MOST)
         if solved.takes_any_rows(given, *model, planned):
-            place = np.resize(few, len(start)) if len(start) <= FEW else few
+            chosen = np.resize(few, len(start)) if len(start) <= FEW else few
             kept = np.arange(len(few))
         else:
-            place, kept = np.arange(len(start)), few
-        again = solved(_taken(given, place), *model, planned)
+            chosen, kept = np.arange(len(start)), few
+        again = solved(_taken(given, chosen), *model, planned)
         # Typical errors of a rough field, too, fall at least as fast as the steps grow.
         finer = replace(solver, typical=solver.typical * solver.steps / steps)
         if measured:
-            again = _measured(found, place, again, steps / before)
-        end, found = _with_rows((end, found), place, again, kept, finer)
+            again = _measured(found, chosen, again, steps / before)
+        end, found = _with_rows((end, found), chosen, again, kept, finer)
     return end, found
 
 
 @jax.jit
-def _taken(rows: Any, place: Int[Array, " r"]) -> Any:
-    return jax.tree.map(lambda leaf: leaf[place], rows)
+def _taken(rows: Any, chosen: Int[Array, " r"]) -> Any:
+    return jax.tree.map(lambda leaf: leaf[chosen], rows)
 
 
 def too_large(solver_error: Rows, probe_stderr: Rows, tolerance: float) -> Bool[np.ndarray, " n"]:
@@ -134,27 +134,27 @@ def solved(
 
 
 def _measured(
-    found: Likelihood, place: Int[np.ndarray, " r"], again: tuple[Any, Likelihood], finer: float
+    found: Likelihood, chosen: Int[np.ndarray, " r"], again: tuple[Any, Likelihood], finer: float
 ) -> tuple[Any, Likelihood]:
     """``again``, whose rows state at least what is left by what ``finer`` steps changed of them.
 
     The noise of the probes in the change does not count.
     """
     end, new = again
-    change = np.asarray(new.log_prob, float) - np.asarray(found.log_prob)[place]
-    noise = NOISE * np.hypot(np.asarray(found.probe_stderr)[place], new.probe_stderr)
+    change = np.asarray(new.log_prob, float) - np.asarray(found.log_prob)[chosen]
+    noise = NOISE * np.hypot(np.asarray(found.probe_stderr)[chosen], new.probe_stderr)
     left = np.sqrt(np.fmax(np.square(change) - np.square(noise), 0)) / (finer**LEAST_ORDER - 1)
     return end, replace(new, solver_error=jnp.asarray(np.maximum(new.solver_error, left)))
 
 
 def _with_rows(
     whole: tuple[Any, Likelihood],
-    place: Int[np.ndarray, " r"],
+    chosen: Int[np.ndarray, " r"],
     again: tuple[Any, Likelihood],
     kept: Int[np.ndarray, " k"],
     solver: Multistep,
 ) -> tuple[Any, Likelihood]:
-    """Takes the ``kept`` rows of ``again``, each to its ``place``; evaluations are added.
+    """Puts the ``kept`` of the ``chosen`` rows ``again`` into the whole; evaluations are added.
 
     By NumPy: JAX would compile a program for each operation, and each number of rows.
     """
@@ -162,7 +162,7 @@ def _with_rows(
 
     def put(old: Any, values: Any, axis: int = 0) -> Array:
         filled = np.array(old)
-        filled.swapaxes(0, axis)[place[kept]] = np.asarray(values).swapaxes(0, axis)[kept]
+        filled.swapaxes(0, axis)[chosen[kept]] = np.asarray(values).swapaxes(0, axis)[kept]
         return jnp.asarray(filled)
 
     values: dict[str, Any] = {
@@ -171,7 +171,7 @@ def _with_rows(
     }
     # The pilot measured no such rows: a factor below 1 is not for them.
     error = np.maximum(new.solver_error, stated(solver, new.solver_error))
-    evaluations = np.asarray(found.evaluations)[place] + np.asarray(new.evaluations)
+    evaluations = np.asarray(found.evaluations)[chosen] + np.asarray(new.evaluations)
     return put(end, new_end), replace(
         found,
         solver_error=put(found.solver_error, error),

@@ -264,9 +264,9 @@ def _measured(
     model, estimator = _with_steps_as_data((model, estimator))
     model, dequantizer = replicate((model, dequantizer), devices)
 
-    def work(number: int, place: Int[np.ndarray, " size"]) -> Arrays:
+    def work(number: int, indices: Int[np.ndarray, " size"]) -> Arrays:
         found = []
-        for some in np.split(place, range(at_once, len(place), at_once)):
+        for some in np.split(indices, range(at_once, len(indices), at_once)):
             keys = image_keys(jax.random.fold_in(key, number), index[some])
             batch = images[some], keys, jax.tree.map(itemgetter(some), rows)
             of_batch, began = split_rows(batch, devices), time.monotonic()

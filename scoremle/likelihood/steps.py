@@ -150,8 +150,8 @@ class ReverseChain:
         """log of the variance of q over that of p."""
         log_ratio = 2 * (jnp.log(self.sde.sigma(s)) - jnp.log(self.sde.sigma(t)))
         learned = self.variance == "learned"
-        place: Any = (cast(Data, v) + 1) / 2 if learned else FIXED[self.variance]
-        return place * expand(log_ratio, like)
+        share: Any = (cast(Data, v) + 1) / 2 if learned else FIXED[self.variance]
+        return share * expand(log_ratio, like)
 
     def decoder(self) -> InformedDecoder:
         """DDPM's, at the first time; a fixed variance is the least of the step that follows."""

@@ -128,11 +128,11 @@ def _names(parts: list[Part]) -> Iterator[str]:
     middle = _middle(parts, kinds)
     ddpm = any("NIN_0.W" in part for part, kind in zip(parts, kinds, strict=True) if kind == BLOCK)
     counts: Counter[str] = Counter()
-    for place, kind in enumerate(kinds):
+    for i, kind in enumerate(kinds):
         if kind == BLOCK:
             kind = "ResnetBlockDDPMpp" if ddpm else "ResnetBlockBigGANpp"
         elif kind == RESAMPLER:
-            kind = "Downsample" if place < middle else "Upsample"
+            kind = "Downsample" if i < middle else "Upsample"
         yield f"{kind}_{counts[kind]}"
         counts[kind] += 1
 

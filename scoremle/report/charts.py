@@ -164,13 +164,13 @@ def learning_rate(
     rate: Callable[[Float[np.ndarray, " n"]], Float[np.ndarray, " n"]], steps: int
 ) -> Chart:
     """The learning rate over the steps."""
-    place = np.linspace(0, steps, 200)
+    step = np.linspace(0, steps, 200)
 
     def draw(axes: Any) -> None:
-        axes.plot(place, rate(place), color=COLOURS[0])
+        axes.plot(step, rate(step), color=COLOURS[0])
         axes.set(xlabel="step", ylabel="learning rate", ylim=(0, None))
 
-    words = f"The learning rate over {steps:,} steps, {rate(place)[-1]:.2g} at last."
+    words = f"The learning rate over {steps:,} steps, {rate(step)[-1]:.2g} at last."
     caption = "What Adam multiplies its step with."
     return Chart("learning_rate", "Learning rate", caption, words, draw)
 

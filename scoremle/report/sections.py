@@ -77,7 +77,7 @@ def compare(page: Page, subjects: Sequence[Subject]) -> list[Chart]:
     chart = [charts.differences(gaps)] if gaps else []
     page.charts(chart)
     page.text("Each of them has a report of its own:")
-    page.code(*(shlex.join(["scoremle", "report", str(s.place.folder)]) for s in subjects))
+    page.code(*(shlex.join(["scoremle", "report", str(s.workdir.folder)]) for s in subjects))
     return chart
 
 
@@ -91,7 +91,7 @@ def _compared(result: Result | None, difference: str) -> tuple[str, ...]:
 
 def _results(page: Page, subject: Subject) -> list[Chart]:
     page.section("Results")
-    folder = subject.place.folder
+    folder = subject.workdir.folder
     if not subject.results:
         page.text(
             f"Nothing was evaluated yet: scoremle {shlex.join(['eval', str(folder)])}"
@@ -105,7 +105,7 @@ def _results(page: Page, subject: Subject) -> list[Chart]:
         " standard error is over images. The solver's error is the mean over images of the error"
         " of each. More images do not make it smaller.",
     )
-    levels = subject.place.data_facts().get("levels")
+    levels = subject.workdir.data_facts().get("levels")
     for each in subject.results:
         lines = [*_warnings(each, levels), *each.breakdown()]
         page.text(*(f"{each.kind_in_words}: {line}." for line in lines))
@@ -182,7 +182,7 @@ def _images(page: Page, subject: Subject) -> list[Chart]:
         chart = charts.histogram(result.kind_in_words, result.values, _baselines(subject, images))
     page.charts([chart])
     if not isinstance(images, str):
-        levels = subject.place.levels()
+        levels = subject.workdir.levels()
         order, count = np.argsort(result.values), min(ENDS, len(images) // 2)
         for title, chosen in (
             ("Likeliest", order[:count]), ("Unlikeliest", order[len(order) - count :][::-1])
@@ -194,10 +194,10 @@ def _images(page: Page, subject: Subject) -> list[Chart]:
 
 def _baselines(subject: Subject, images: UInt8[np.ndarray, "n h w c"]) -> dict[str, float]:
     """Means of simple densities on these images."""
-    found = {"uniform": float(np.log2(subject.place.levels()))}
+    found = {"uniform": float(np.log2(subject.workdir.levels()))}
     if images[0].size <= MOST_DIMS and not isinstance(subject.data, str):
         train = subject.data.train
-        histogram = baselines.histogram_bpd(train, images, subject.place.levels())
+        histogram = baselines.histogram_bpd(train, images, subject.workdir.levels())
         found["independent pixels"] = float(histogram.mean())
         found["Gaussian"] = float(baselines.gaussian_bpd(train, images).mean())
     return found
@@ -244,7 +244,7 @@ def _curves(subject: Subject) -> Iterator[Chart]:
     if "loss" in logged:
         yield charts.columns("loss", "Loss", log, {"loss": "training", "eval_loss": "test images"})
     if "eval_bpd_stderr" in logged:
-        yield charts.training_bpd(log, float(np.log2(subject.place.levels())))
+        yield charts.training_bpd(log, float(np.log2(subject.workdir.levels())))
     if "grad_norm" in logged:
         norm = {"grad_norm": "training"}
         yield charts.columns("grad_norm", "Norm of the gradient", log, norm, log=True)
@@ -283,9 +283,9 @@ def _again(subject: Subject) -> Iterator[str]:
     """The commands that measure each bits/dim, and make this page."""
     elsewhere = [f"--eval-folder={subject.eval_folder}"] * (subject.eval_folder != "eval")
     for result in subject.in_bits:
-        arguments = ["eval", str(subject.place.folder), *_flags(subject, result), *elsewhere]
+        arguments = ["eval", str(subject.workdir.folder), *_flags(subject, result), *elsewhere]
         yield f"scoremle {shlex.join(arguments)}"
-    yield f"scoremle {shlex.join(['report', str(subject.place.folder), *elsewhere])}"
+    yield f"scoremle {shlex.join(['report', str(subject.workdir.folder), *elsewhere])}"
 
 
 def _flags(subject: Subject, result: Result) -> Iterator[str]:
@@ -300,7 +300,7 @@ def _flags(subject: Subject, result: Result) -> Iterator[str]:
     }
     yield from (f"--config.eval.{name}={value}" for name, value in fields.items())
     eps = subject.config.training.smallest_time
-    if not (subject.place.imported or math.isclose(result.eps, eps, abs_tol=1e-12)):
+    if not (subject.workdir.imported or math.isclose(result.eps, eps, abs_tol=1e-12)):
         yield f"--config.training.smallest_time={result.eps}"
     yield from (f"--config.data.{name}={value}" for name, value in result.data_flags.items())
     yield from [f"--deq-folder={result.deq_folder}"] * bool(result.deq_folder)
@@ -309,7 +309,7 @@ def _flags(subject: Subject, result: Result) -> Iterator[str]:
 
 
 def _config(page: Page, subject: Subject) -> None:
-    if imported := subject.place.imported:
+    if imported := subject.workdir.imported:
         page.section("Config", "The model was imported: it is not trained by a config.")
         record = imported.record
         page.table(("what", "value"), (

@@ -64,23 +64,23 @@ def why_not_paired(first: Result | None, second: Result | None) -> str:
 class Subject:
     """A working directory, in whose ``eval_folder`` the results are."""
 
-    place: Workdir
+    workdir: Workdir
     eval_folder: str
 
     @cached_property
     def config(self) -> ConfigDict:
         """The resolved config. Raises UserError where there is none, or none that can be."""
-        found = self.place.config()
+        found = self.workdir.config()
         try:
             check_config(found)
         except UserError as error:
-            raise UserError(f"{self.place.config_path}: {error}") from None
+            raise UserError(f"{self.workdir.config_path}: {error}") from None
         return found
 
     @property
     def coded(self) -> Rates | None:
         """The rates of images that were compressed by its checkpoint; None if none were."""
-        path = self.place.inside(RATES_FILE)
+        path = self.workdir.inside(RATES_FILE)
         if not path.exists():
             return None
         record = read_json(path)
@@ -88,7 +88,7 @@ class Subject:
         known = {field.name: record[field.name] for field in fields(Rates) if field.name in record}
         rates = Rates(**known)
         # Of an imported model, which is one checkpoint, the file has no number.
-        numbers = [None] if self.place.imported else [each.checkpoint for each in self.results]
+        numbers = [None] if self.workdir.imported else [each.checkpoint for each in self.results]
         return rates if rates.checkpoint in numbers else None
 
     @cached_property
@@ -97,7 +97,7 @@ class Subject:
 
         Raises UserError for a line that is not a row of numbers.
         """
-        path = self.place.inside(LOG_FILE)
+        path = self.workdir.inside(LOG_FILE)
         return read_log(path) if path.exists() else []
 
     @cached_property
@@ -107,8 +107,8 @@ class Subject:
         Those on another data set are left out, unless there are no others. Raises UserError for
         one that lacks what the page shows.
         """
-        found = measured(self.place.folder, self.eval_folder)
-        found = [r for r in found if self.place.has_measured(r.to_json())] or found
+        found = measured(self.workdir.folder, self.eval_folder)
+        found = [r for r in found if self.workdir.has_measured(r.to_json())] or found
         return of_newest(found)
 
     @property
@@ -127,7 +127,7 @@ class Subject:
         """Verdicts on what must hold between the estimators of the main result's images."""
         main = self.main_result
         name = f"checks{main.name.removeprefix(main.kind)}" if main else ""
-        found = read_results(self.place.inside(self.eval_folder, RESULTS)).get(name)
+        found = read_results(self.workdir.inside(self.eval_folder, RESULTS)).get(name)
         return found if isinstance(found, list) else []
 
     @cached_property
@@ -150,16 +150,16 @@ class Subject:
 
     def sample_pictures(self) -> list[tuple[int, Path]]:
         """Steps and grids of samples that the training left, in order."""
-        named = [(path.stem.removeprefix("step_"), self.place.inside(SAMPLES_FOLDER, path.name))
-                 for path in self.place.inside(SAMPLES_FOLDER).glob("step_*.png")]  # fmt: skip
+        named = [(path.stem.removeprefix("step_"), self.workdir.inside(SAMPLES_FOLDER, path.name))
+                 for path in self.workdir.inside(SAMPLES_FOLDER).glob("step_*.png")]  # fmt: skip
         return sorted((int(step), path) for step, path in named if step.isdecimal())
 
     def final_samples(self) -> Path | None:
         """The grid of samples of the evaluated checkpoint; without results, the newest."""
-        names = (path.name for path in self.place.inside(self.eval_folder).glob("samples_*.png"))
+        names = (path.name for path in self.workdir.inside(self.eval_folder).glob("samples_*.png"))
         known = {int(match[1]): match[0] for match in map(SAMPLES.fullmatch, names) if match}
         number = self.results[0].checkpoint if self.results else max(known, default=None)
-        return self.place.inside(self.eval_folder, known[number]) if number in known else None
+        return self.workdir.inside(self.eval_folder, known[number]) if number in known else None
 
     def nearest_config(self) -> tuple[str, dict[str, tuple[Any, Any]]]:
         """The package's config that differs least, and the fields that differ: its value, ours."""
@@ -176,7 +176,7 @@ class Subject:
 
 def names_of(subjects: Sequence[Subject]) -> list[str]:
     """The shortest end of each one's path that no other has, in a line."""
-    paths = [subject.place.folder.resolve() for subject in subjects]
+    paths = [subject.workdir.folder.resolve() for subject in subjects]
 
     def name(path: Path) -> str:
         ends = (path.parts[-n:] for n in range(1, len(path.parts)))

@@ -419,8 +419,8 @@ def _check_sums(path: Path, named: list[tuple[str, Any]], record: dict[str, Any]
 
 def _as_wanted(leaf: Any) -> Any:
     """Placeholder of an array with the template's sharding, or else of one of numpy."""
-    if place := getattr(leaf, "sharding", None):
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
+    if sharding := getattr(leaf, "sharding", None):
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
     return np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape)  # it takes no memory
 
 

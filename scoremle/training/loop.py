@@ -159,7 +159,7 @@ class Loop:
         """
         places = places or devices.shardings(state, sharded=False)
         template = jax.tree.map(
-            lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+            lambda leaf, at: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=at),
             state, places,
         )  # fmt: skip
         self.state = state

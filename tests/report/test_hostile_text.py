@@ -101,7 +101,7 @@ def poison(path, text, use):
 # What a report reads of each record.
 RECORDS = {
     "config.json": lambda folder: Subject(Workdir(folder), "eval").config,
-    "data.json": lambda folder: Subject(Workdir(folder), "eval").place.levels(),
+    "data.json": lambda folder: Subject(Workdir(folder), "eval").workdir.levels(),
     "eval/results.json": lambda folder: attrgetter("results", "checks")(
         Subject(Workdir(folder), "eval")
     ),

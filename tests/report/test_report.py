@@ -361,7 +361,7 @@ def test_samples_are_those_of_the_checkpoint_of_the_page(tmp_path):
     (tmp_path / "eval" / "samples_ckpt_2.png").touch()
     assert subject.final_samples().name == "samples_ckpt_2.png"
     (tmp_path / "eval" / "results.json").unlink()
-    assert Subject(subject.place, "eval").final_samples().name == "samples_ckpt_10.png"
+    assert Subject(subject.workdir, "eval").final_samples().name == "samples_ckpt_10.png"
 
 
 def test_a_histogram_names_lines_that_it_has():
@@ -415,7 +415,7 @@ def test_six_grids_of_a_training_are_shown_the_first_and_the_last_among_them(
 def test_densities_of_more_than_1024_pixels_are_not_fitted(side, known, monkeypatch, unchecked):
     for name in ("histogram_bpd", "gaussian_bpd"):
         monkeypatch.setattr(sections.baselines, name, lambda *_: np.full(2, 3.0))
-    subject = Mock(place=Mock(levels=lambda: 16))
+    subject = Mock(workdir=Mock(levels=lambda: 16))
     images = np.zeros((2, side, 32, 1), np.uint8)
     found = sections._baselines(subject, images)
     densities = {"uniform": 4.0, "independent pixels": 3.0, "Gaussian": 3.0}
@@ -435,7 +435,7 @@ def test_densities_of_more_than_1024_pixels_are_not_fitted(side, known, monkeypa
 def test_a_curve_is_drawn_of_what_was_logged(row, drawn, unchecked):
     optim = Mock(lr=0.5, warmup=4)
     subject = Mock(log=[{"step": 2} | row], config=Mock(optim=optim))
-    subject.place.levels = lambda: 256
+    subject.workdir.levels = lambda: 256
     found = [*sections._curves(subject)]
     assert [chart.name for chart in found] == [*drawn, "learning_rate"]
     assert found[-1].alt.endswith("0.25 at last.")

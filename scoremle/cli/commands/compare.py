@@ -148,10 +148,10 @@ def _in_order_of(a: ComparedMeasurement, b: ComparedMeasurement) -> ComparedMeas
     """B in the order of A, where both have the same names of files, each once."""
     if not isinstance(a.images, list) or not isinstance(b.images, list):
         return b
-    place = {name: i for i, name in enumerate(b.images)}
-    if len(place) != len(b.images) or sorted(a.images) != sorted(b.images):
+    index = {name: i for i, name in enumerate(b.images)}
+    if len(index) != len(b.images) or sorted(a.images) != sorted(b.images):
         return b
-    order = [place[name] for name in a.images]
+    order = [index[name] for name in a.images]
     png = [b.png[i] for i in order] if b.png else b.png
     return b._replace(bpd=b.bpd[order], images=a.images, png=png)
 
@@ -237,9 +237,9 @@ def _rows(text: str) -> list[dict[str, str]]:
     """The cells of the known columns alone: a stranger's table may have very many others."""
     rows = csv.reader(io.StringIO(text, newline=""))
     header = next(rows, [])
-    place = {name: header.index(name) for name in COLUMNS if name in header}
+    index = {name: header.index(name) for name in COLUMNS if name in header}
     return [
-        {name: row[i] if i < len(row) else "" for name, i in place.items()} for row in rows if row
+        {name: row[i] if i < len(row) else "" for name, i in index.items()} for row in rows if row
     ]
 
 

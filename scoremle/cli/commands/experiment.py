@@ -61,12 +61,13 @@ def run(options: Any) -> dict[str, Any] | None:
             from scoremle.experiment.build import build
             from scoremle.experiment.workdir import Workdir
 
-        place = Workdir(Path(options.workdir))
-        if place.imported and not evaluates:
+        workdir = Workdir(Path(options.workdir))
+        if workdir.imported and not evaluates:
             raise UserError(
-                f"{place.folder} holds a model that was imported: it can't be trained on here"
+                f"{workdir.folder} holds a model that was imported: it can't be trained on here"
             )
-        return MODES[options.mode](build(options.config, imported=place.imported), place, options)
+        experiment = build(options.config, imported=workdir.imported)
+        return MODES[options.mode](experiment, workdir, options)
 
 
 @contextmanager
@@ -97,7 +98,7 @@ def _facts(options: Any) -> dict[str, Any]:
     return {**versions, "mode": options.mode, **fields}
 
 
-def _train(experiment: Any, place: Any, options: Any) -> None:
+def _train(experiment: Any, workdir: Any, options: Any) -> None:
     """Trains a model. Ctrl-C saves and stops; the same command resumes.
 
         scoremle train digits runs/digits
@@ -105,10 +106,10 @@ def _train(experiment: Any, place: Any, options: Any) -> None:
     """
     from scoremle.experiment.run_train import run_train
 
-    run_train(experiment, place)
+    run_train(experiment, workdir)
 
 
-def _eval(experiment: Any, place: Any, options: Any) -> dict[str, Any]:
+def _eval(experiment: Any, workdir: Any, options: Any) -> dict[str, Any]:
     """Measures bits/dim of a whole test set: the exact likelihood, or the bound.
 
         scoremle eval runs/digits
@@ -117,13 +118,13 @@ def _eval(experiment: Any, place: Any, options: Any) -> dict[str, Any]:
     from scoremle.experiment.run_eval import PARTS, run_eval
     from scoremle.files import is_writer
 
-    folder = place.folder / options.eval_folder
+    folder = workdir.folder / options.eval_folder
     if is_writer():
         checks.takes_files(folder, folder / PARTS)
-    return run_eval(experiment, place, options.eval_folder, options.deq_folder)
+    return run_eval(experiment, workdir, options.eval_folder, options.deq_folder)
 
 
-def _train_deq(experiment: Any, place: Any, options: Any) -> None:
+def _train_deq(experiment: Any, workdir: Any, options: Any) -> None:
     """Trains a flow dequantizer for the newest checkpoint of a model. Then
     scoremle eval WORKDIR --config.eval.dequantizer measures with it.
 
@@ -132,7 +133,7 @@ def _train_deq(experiment: Any, place: Any, options: Any) -> None:
     """
     from scoremle.experiment.run_train import run_train_deq
 
-    run_train_deq(experiment, place, options.deq_folder)
+    run_train_deq(experiment, workdir, options.deq_folder)
 
 
 MODES = {"train": _train, "eval": _eval, "train_deq": _train_deq}

@@ -59,36 +59,37 @@ def run(options: Any) -> None:
     import numpy as np
     from flax.traverse_util import flatten_dict
 
-    from scoremle.experiment import build, card, exported, results, workdir
+    from scoremle.experiment import build, card, exported, results
+    from scoremle.experiment.workdir import Workdir
     from scoremle.published import safetensors, state_dict
 
-    place, path = workdir.Workdir(options.workdir), options.path
-    experiment = build.build(place.config(), levels=place.levels())
+    workdir, path = Workdir(options.workdir), options.path
+    experiment = build.build(workdir.config(), levels=workdir.levels())
     if path.suffix != ".safetensors" and experiment.config["model"]["name"] != "ncsnpp":
         raise UserError(
-            f"{path}: score_flow's format has no such network as that of {place.folder}; name a"
+            f"{path}: score_flow's format has no such network as that of {workdir.folder}; name a"
             " .safetensors"
         )
-    restored = place.restore(experiment.training.template, options.checkpoint)
+    restored = workdir.restore(experiment.training.template, options.checkpoint)
     number, step, state = restored.number, restored.meta["step"], restored.tree
     trained = {"params": state.params, "ema": state.ema}
-    scoremle.numerics.check_finite(trained, place.snapshots.path(number))
+    scoremle.numerics.check_finite(trained, workdir.snapshots.path(number))
     with writing_files(path):
         beside = ""
         if path.suffix == ".safetensors":
             arrays = {name: np.asarray(a) for name, a in flatten_dict(state.ema, sep=".").items()}
-            safetensors.write(path, arrays, exported.export_notes(place, step))
+            safetensors.write(path, arrays, exported.export_notes(workdir, step))
         else:
             rng = restored.meta.get("rng") or [0, experiment.seed]
             lr, ema_rate = experiment.config["optim"]["lr"], experiment.training.ema_rate
             tree = scoremle.published.published_tree(state, lr=lr, ema_rate=ema_rate, rng=rng)
             state_dict.write(path, tree)
             if not is_stream(path):
-                beside = f"; what it is, to {exported.write_record(place, path)}"
+                beside = f"; what it is, to {exported.write_record(workdir, path)}"
         say(f"checkpoint {number}, step {step}: written to {path}{beside}")
         if options.card:
-            found = results.measured(place.folder, "eval")
-            text = card.card(place, experiment, restored, found, path)
+            found = results.measured(workdir.folder, "eval")
+            text = card.card(workdir, experiment, restored, found, path)
             of_card = path.with_name(f"{path.name}.md")
             scoremle.files.write_bytes(of_card, text.encode())
             say(f"its card: {of_card}")

@@ -73,23 +73,23 @@ def run(options: Any) -> None:
             " is; for a working directory export the whole state: scoremle export WORKDIR"
             " checkpoint_1"
         )
-    place = Workdir(options.workdir or options.out or Path("runs") / (options.name or path.name))
+    workdir = Workdir(options.workdir or options.out or Path("runs") / (options.name or path.name))
     if not path.exists():
         from scoremle.zoo import hub  # with a network of diffusers
 
         path = hub.download(str(path))
     if family := family_of(path):
-        _import_model(path, family, place, options.dataset)
+        _import_model(path, family, workdir, options.dataset)
     elif options.dataset:
         raise UserError("--dataset is for other families: here the folder's name gives it")
     else:
-        _import_checkpoint(path, options.name, place)
+        _import_checkpoint(path, options.name, workdir)
 
 
 # Models of other families ------------------------------------------------------------------------
 
 
-def _import_model(path: Path, family: str, place: "Workdir", dataset: str) -> None:
+def _import_model(path: Path, family: str, workdir: "Workdir", dataset: str) -> None:
     """Makes the working directory. ``dataset``: a name or a path; "" if it is not known."""
     import jax
 
@@ -103,22 +103,22 @@ def _import_model(path: Path, family: str, place: "Workdir", dataset: str) -> No
     if not model.origin.classes and model.coder is None:
         inputs = (jax.ShapeDtypeStruct((1, *of), "float32") for of in (model.shape, ()))
         jax.eval_shape(model.noise, *inputs)
-    config, imported = _config_of(model, dataset), Imported(place.folder)
-    with place.locked(IMPORTING):
+    config, imported = _config_of(model, dataset), Imported(workdir.folder)
+    with workdir.locked(IMPORTING):
         # Without the config, which comes last, the others can be made anew.
-        place.check_vacant(but=imported.names)
+        workdir.check_vacant(but=imported.names)
         imported.write(family, path)
         facts = {"name": config.data.dataset, "levels": pixels_of(model).levels}
-        write_sealed(place.data_path, facts)
-        write_sealed(place.config_path, config.to_dict())
+        write_sealed(workdir.data_path, facts)
+        write_sealed(workdir.config_path, config.to_dict())
     say(f"{path}", f"  family      {FAMILIES[family].title}", f"  model       {model}")
     if not (model.sde.schedule.per_dimension or model.sde.schedule.per_example):
         low, high = (float(model.sde.log_snr(t)) for t in (1.0, model.eps))
         say(f"  log-SNR     {high:.2f} to {low:.2f}")
-    say(f"  bits/dim    {model.default_estimator.title}", f"  written to  {place.folder}")
-    own, label = ["eval", str(place.folder)], ["--config.eval.label=all"]
+    say(f"  bits/dim    {model.default_estimator.title}", f"  written to  {workdir.folder}")
+    own, label = ["eval", str(workdir.folder)], ["--config.eval.label=all"]
     if not config.data.dataset:
-        own, label = ["score", str(place.folder), "IMAGES"], ["--label=all"]
+        own, label = ["score", str(workdir.folder), "IMAGES"], ["--label=all"]
     own += label if model.origin.classes else []
     say(f"next: scoremle {shlex.join(own)}")
 
@@ -150,7 +150,7 @@ def _config_of(model: "scoremle.ScoreModel", dataset: str) -> ConfigDict:
 # Checkpoints of score_flow and score_sde ---------------------------------------------------------
 
 
-def _import_checkpoint(path: Path, name: str | None, place: "Workdir") -> None:
+def _import_checkpoint(path: Path, name: str | None, workdir: "Workdir") -> None:
     """Converts a checkpoint and its flow dequantizers."""
     from scoremle.experiment import exported
     from scoremle.experiment.record import record_of
@@ -171,24 +171,24 @@ def _import_checkpoint(path: Path, name: str | None, place: "Workdir") -> None:
         state = scoremle.published.train_state(found, template, file)
         return [store, number, state, {**note, "step": found.step}]
 
-    score = to_save(place.snapshots, number, file, found, experiment.training.template)
+    score = to_save(workdir.snapshots, number, file, found, experiment.training.template)
     score[-1] = record_of(experiment, "training") | score[-1]
-    store, flows = PublishedCheckpoints(place.folder / FLOW_FOLDER / SNAPSHOTS, keep=None), []
+    store, flows = PublishedCheckpoints(workdir.folder / FLOW_FOLDER / SNAPSHOTS, keep=None), []
     for count, flow in sorted(checkpoint_files(path / FLOW_FOLDER / SNAPSHOTS).items()):
         of_flow, _ = _read(flow, "dequantizer")
         template = init_state(of_flow.params, experiment.training.optimizer)
         flows.append(to_save(store, count, flow, of_flow, template))
-    with place.locked(IMPORTING), Saving() as saves:  # in a thread, which no signal interrupts
+    with workdir.locked(IMPORTING), Saving() as saves:  # in a thread, which no signal interrupts
         # With the same records an import was stopped here, before its last checkpoint.
-        stopped = place.config_path.exists() and not place.begun
-        place.check_vacant(experiment, but=[FLOW_FOLDER, SNAPSHOTS] if stopped else [])
-        place.describe(experiment)
+        stopped = workdir.config_path.exists() and not workdir.begun
+        workdir.check_vacant(experiment, but=[FLOW_FOLDER, SNAPSHOTS] if stopped else [])
+        workdir.describe(experiment)
         # The score model comes last: without it, the others can be made anew.
         for checkpoint in (*flows, score):
             saves.save(*checkpoint)
     for store, number, *_ in (score, *flows):
         say(f"  written to  {store.path(number)}")
-    say(f"next: scoremle {shlex.join(['eval', str(place.folder)])}")
+    say(f"next: scoremle {shlex.join(['eval', str(workdir.folder)])}")
 
 
 def _newest(path: Path) -> tuple[int, Path]:

@@ -58,10 +58,10 @@ def run(model: Any, options: Any) -> dict[str, Any]:
     values, known = {name: column[:, finite] for name, column in values.items()}, known[finite]
     mean, columns = Mean.of(values, "log_prob"), _of_points(values)
     rows = {i: {"point": str(i), "note": f"not scored: it {why}"} for i, why in reasons.items()}
-    for place, i in enumerate(known.tolist()):
+    for k, i in enumerate(known.tolist()):
         # As many digits as the error warrants.
-        digits = decimals(float(columns["error"][place]))
-        numbers = {name: f"{column[place]:.{digits}f}" for name, column in columns.items()}
+        digits = decimals(float(columns["error"][k]))
+        numbers = {name: f"{column[k]:.{digits}f}" for name, column in columns.items()}
         rows[i] = {"point": str(i), **numbers, "estimator": estimator}
     header = ["point", *columns, "estimator", "note"]
     scoremle.files.write_rows(options.out, header, [rows[i] for i in sorted(rows)])
@@ -123,9 +123,9 @@ def _values(
     """Columns [passes n], and what they are. A point's randomness belongs to its number."""
     key, traces = key_of(options.seed), set()
 
-    def work(number: int, place: Int[np.ndarray, " size"]) -> Arrays:
-        keys = image_keys(jax.random.fold_in(key, number), numbers[place])
-        found = model.log_prob(points[place], keys)
+    def work(number: int, indices: Int[np.ndarray, " size"]) -> Arrays:
+        keys = image_keys(jax.random.fold_in(key, number), numbers[indices])
+        found = model.log_prob(points[indices], keys)
         traces.add(found.trace)
         columns = {"probe_stderr": found.probe_stderr, "solver_error": found.solver_error}
         columns |= {"log_prob": found.log_prob, "nfe": found.evaluations}
