@@ -41,11 +41,11 @@ def check_devices() -> None:
             f"JAX finds no device (JAX_PLATFORMS is {names!r}): {text}; unset JAX_PLATFORMS, or"
             " install JAX for that platform"
         ) from None
-    there = _address_space()
-    if there and there.free < LEAST_ROOM and jax.default_backend() == "cpu":
+    room = _address_space()
+    if room and room.free < LEAST_ROOM and jax.default_backend() == "cpu":
         raise UserError(
-            f"the address space has a limit of {in_gib(there.whole)} (ulimit -v), and of the"
-            f" {in_gib(there.free)} that are left XLA needs {in_gib(LEAST_ROOM)} to compile: it"
+            f"the address space has a limit of {in_gib(room.whole)} (ulimit -v), and of the"
+            f" {in_gib(room.free)} that are left XLA needs {in_gib(LEAST_ROOM)} to compile: it"
             " would end the process without a word; raise the limit, or limit a container instead"
         )
 
@@ -105,10 +105,10 @@ def _address_space() -> Memory | None:
 
 def check_room(tree: Any) -> None:
     """Raises UserError where the arrays of a tree, which a file may only map, don't fit memory."""
-    size, there = sum(leaf.nbytes for leaf in jax.tree.leaves(tree)), memory()
-    if there and size > there.free:
+    size, room = sum(leaf.nbytes for leaf in jax.tree.leaves(tree)), memory()
+    if room and size > room.free:
         raise UserError(
-            f"its arrays take {in_gib(size)} of memory, of which {in_gib(there.free)} are free"
+            f"its arrays take {in_gib(size)} of memory, of which {in_gib(room.free)} are free"
         )
 
 
@@ -164,9 +164,9 @@ def within_memory(program: Any) -> Callable[..., Any]:
             needed = NEEDED.setdefault(one, {})
             if shapes not in needed:
                 needed[shapes] = needs(one.lower(*arguments, **static))
-            wanted, there = needed[shapes], memory()
-            if there and wanted and wanted.work > there.free:
-                text = f"{in_gib(wanted.work)} are needed, {in_gib(there.free)} are free"
+            wanted, room = needed[shapes], memory()
+            if room and wanted and wanted.work > room.free:
+                text = f"{in_gib(wanted.work)} are needed, {in_gib(room.free)} are free"
                 raise MemoryError(text)
             known.add((one, shapes))
         return one(*arguments, **static)

@@ -87,12 +87,12 @@ def handle_of(path: Any, flags: int) -> int:
 
 def _is_hollow(handle: int, size: int) -> bool:
     """Whether so little of a file is on disk, and the rest holes, that it may be a bomb."""
-    there, place = 0, 0
+    held, end = 0, 0
     try:
-        while there * MAX_RATIO < size:
-            start = os.lseek(handle, place, os.SEEK_DATA)
-            place = os.lseek(handle, start, os.SEEK_HOLE)
-            there += place - start
+        while held * MAX_RATIO < size:
+            start = os.lseek(handle, end, os.SEEK_DATA)
+            end = os.lseek(handle, start, os.SEEK_HOLE)
+            held += end - start
     except OSError as error:  # no more of it, or a file system that has no holes
         return error.errno == errno.ENXIO
     finally:

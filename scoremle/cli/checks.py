@@ -135,15 +135,15 @@ def different(read: Iterable[str | Path | None], *written: Path | None) -> None:
 def takes_files(*folders: Path) -> None:
     """Raises UserError for a folder, there already or not, in which no file can be made."""
     for folder in folders:
-        if there := _refusing(folder.absolute()):
-            raise UserError(f"{there} can't be written to: let this user write there")
+        if refusing := _refusing(folder.absolute()):
+            raise UserError(f"{refusing} can't be written to: let this user write there")
 
 
 def _refusing(folder: Path) -> Path | None:
     """The folder, or the nearest above it that is there, if no file can be made in that."""
-    there = next(place for place in (folder, *folder.parents) if place.exists())
+    nearest = next(place for place in (folder, *folder.parents) if place.exists())
     try:
-        tempfile.TemporaryFile(dir=there).close()
+        tempfile.TemporaryFile(dir=nearest).close()
     except OSError:  # in some, such as /proc, nobody may
-        return there
+        return nearest
     return None

@@ -64,8 +64,8 @@ def compress_images(
     chain = model.chain(steps)
     layers = LatentLayers(model, chain, min(LANES, len(images)))
     coded, nats = compress(layers, images)
-    there = ~np.isnan(nats)
-    if not there.any():
+    exact = ~np.isnan(nats)
+    if not exact.any():
         raise UserError(
             "no image comes back as it was: the network's numbers are not finite, or change from"
             " one call to the next; look at the model"
@@ -87,17 +87,17 @@ def compress_images(
     size = file.write_coded(path, record, coded)
     stated = scored.values["bpd"][0]
     drawn = nats / (model.dims * math.log(2))
-    count = int(there.sum())
-    difference = (drawn - stated)[there]
+    count = int(exact.sum())
+    difference = (drawn - stated)[exact]
     return Rates(
         images=len(images),
         steps=steps,
         net=(32 * len(coded.words) - coded.initial) / (model.dims * count),
         gross=8 * size / images.size,
-        drawn=float(drawn[there].mean()),
-        stated=float(stated[there].mean()),
+        drawn=float(drawn[exact].mean()),
+        stated=float(stated[exact].mean()),
         stderr=standard_error(difference.var(ddof=1), count) if count > 1 else None,
-        plain=1 - float(there.mean()),
+        plain=1 - float(exact.mean()),
         size=size,
         checkpoint=checkpoint,
     )

@@ -124,9 +124,9 @@ class BetweenSteps:
         both = jnp.concatenate([before, before + 1]).astype(int)
         twice, *given = jax.tree.map(lambda a: jnp.concatenate([a, a]), (x, *condition))
         output = output_of(self.network, twice, both, *given)
-        here, there = jnp.split(output, 2)
+        below, above = jnp.split(output, 2)
         share = expand(label - before, x)
-        return (1 - share) * here + share * there
+        return (1 - share) * below + share * above
 
     @property
     def way(self) -> str:

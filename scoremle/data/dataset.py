@@ -135,8 +135,8 @@ class Dataset:
         """The one with these options that was prepared before."""
         given = {name: getattr(options, name) for name in ("levels", *ANY_SIZE)}
         wanted = {"format": format_of(options), **given}.items()
-        there = map(Prepared, filter(is_prepared, sorted(cache_folder().glob(f"{self.name}-*"))))
-        found = [made for made in there if wanted <= (made.meta | made.meta["options"]).items()]
+        known = map(Prepared, filter(is_prepared, sorted(cache_folder().glob(f"{self.name}-*"))))
+        found = [made for made in known if wanted <= (made.meta | made.meta["options"]).items()]
         if len(found) > 1:
             listing = ", ".join(str(prepared.folder) for prepared in found)
             raise UserError(

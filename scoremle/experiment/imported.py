@@ -90,11 +90,11 @@ class Imported:
 
     def check(self) -> None:
         """Raises UserError if a file is missing, not as it was copied, or not among these."""
-        there = {
+        names = {
             str(path.relative_to(self.files)) for path in self.files.rglob("[!.]*")
             if path.is_file()
         }  # fmt: skip
-        if others := sorted(there - {*self.record["files"]}):
+        if others := sorted(names - {*self.record["files"]}):
             raise UserError(f"{self.files / others[0]} was not imported: remove it")
         for name, expected in self.record["files"].items():
             file = files.inside(self.folder, FOLDER, name)

@@ -139,15 +139,15 @@ def score_on_ray(
     ray = ray_data()
     done = table.column(INDEX)
     left = [(piece, _within(piece, done)) for piece in pieces]
-    left = [(piece, there) for piece, there in left if len(there) != piece.count]
+    left = [(piece, written) for piece, written in left if len(written) != piece.count]
     if not left:
         return
-    with _running(ray, address, workers) as (there, gpus), _in_a_line(ray):
+    with _running(ray, address, workers) as (number, gpus), _in_a_line(ray):
         items = ray.data.from_items(left, override_num_blocks=len(left))
         read = items.map_batches(_read, fn_args=images, batch_size=1, num_cpus=1)
         rows = read.map_batches(
             _Work, fn_constructor_args=(scorer, table), batch_size=batch_size,
-            batch_format="numpy", compute=ray.data.ActorPoolStrategy(size=there),
+            batch_format="numpy", compute=ray.data.ActorPoolStrategy(size=number),
             num_cpus=1, num_gpus=gpus,
         )  # fmt: skip
         seen, total = len(done), sum(math.inf if p.count is None else p.count for p in pieces)
@@ -167,8 +167,8 @@ def _within(piece: Piece, done: UInt64[np.ndarray, " n"]) -> UInt64[np.ndarray, 
 def _read(batch: Batch, kind: ImageKind, fit: str) -> Iterator[Batch]:
     """Reads the images of pieces that are not there yet."""
     nothing = np.zeros(kind.shape, np.uint8 if kind.levels <= 256 else np.uint16)
-    for piece, there in batch["item"]:
-        if images := dict(piece_images(piece, kind, fit, set(there.tolist()))):
+    for piece, written in batch["item"]:
+        if images := dict(piece_images(piece, kind, fit, set(written.tolist()))):
             reports = images.values()
             yield {
                 INDEX: np.asarray([*images], np.uint64),
@@ -234,9 +234,9 @@ def _running(ray: Any, address: str, wanted: int | None) -> Iterator[tuple[int, 
             what = f"the cluster {address} can't be reached" if address else "Ray can't begin"
             raise UserError(f"{what}: {first_line(error, named=True)}") from error
     try:
-        there = ray.cluster_resources()
-        gpus = int(there.get("GPU", 0))
-        yield _workers(wanted, gpus, int(there.get("CPU", 0))), int(gpus > 0)
+        resources = ray.cluster_resources()
+        gpus = int(resources.get("GPU", 0))
+        yield _workers(wanted, gpus, int(resources.get("CPU", 0))), int(gpus > 0)
     finally:
         ray.shutdown()
 

@@ -90,7 +90,7 @@ def run_eval(
                 add_results(path, found)
             quality |= found
     together("results")  # the first process alone has written them
-    there = read_results(path)
+    whole = read_results(path)
     if results:
         say(*results_table(results).splitlines())
     if quality:
@@ -100,7 +100,7 @@ def run_eval(
     if results:
         elsewhere = [f"--eval-folder={eval_folder}"] * (eval_folder != "eval")
         say(f"next: scoremle {shlex.join(['report', str(workdir.folder), *elsewhere])}")
-    return {found.name: there[found.name] for found in results} | quality
+    return {found.name: whole[found.name] for found in results} | quality
 
 
 def _say_if_older(workdir: Workdir, restored: Restored) -> None:

@@ -95,11 +95,11 @@ def _first_state(experiment: Experiment, training: Training, workdir: Workdir) -
 
     Says what is trained on what, before a program is compiled.
     """
-    images, there, template = training.data, jax.devices(), training.template
+    images, template, kind = training.data, training.template, jax.devices()[0].device_kind
     parameters = sum(leaf.size for leaf in jax.tree.leaves(template.params))
     say(*tables.wrapped(
         f"{images.name}: {len(images.train):,} training images of {by(images.shape)};"
-        f" {parameters:,} parameters; {experiment.model.sde}; {len(there)} {there[0].device_kind}"
+        f" {parameters:,} parameters; {experiment.model.sde}; {jax.device_count()} {kind}"
     ))  # fmt: skip
     found = workdir.snapshot_state(template)
     if found or workdir.preemption.numbers():

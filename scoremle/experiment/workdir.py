@@ -131,8 +131,9 @@ class Workdir:
         Args:
             experiment: what runs.
         """
-        there = {store.folder.name: store.numbers() for store in (self.snapshots, self.preemption)}
-        check_agreed({**data_facts(experiment), **there})
+        stores = self.snapshots, self.preemption
+        numbers = {store.folder.name: store.numbers() for store in stores}
+        check_agreed({**data_facts(experiment), **numbers})
 
     @property
     def config_path(self) -> Path:
@@ -431,18 +432,18 @@ def chosen_checkpoints(
     if wait and end is not None:
         first = end if begin is None else begin
         return (_await(store, number) for number in range(first, end + 1))
-    there = store.numbers()
-    if not there:
+    numbers = store.numbers()
+    if not numbers:
         raise UserError(f"no checkpoint in {store.folder}: train first")
     if begin is None and end is None:
         return [None]
-    last = there[-1] if end is None else end
+    last = numbers[-1] if end is None else end
     first = last if begin is None else begin
-    if chosen := [number for number in there if first <= number <= last]:
+    if chosen := [number for number in numbers if first <= number <= last]:
         return chosen
     wanted = first if None in (begin, end) else f"{first} to {last}"
     raise UserError(
-        f"no checkpoint {wanted} in {store.folder}, only {', '.join(map(str, there))}; "
+        f"no checkpoint {wanted} in {store.folder}, only {', '.join(map(str, numbers))}; "
         "set --config.eval.begin_ckpt and end_ckpt, or neither for the newest"
     )
 

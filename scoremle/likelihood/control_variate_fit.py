@@ -210,9 +210,9 @@ def _better(
     coefficients ``without``; else these."""
     left = 0.0
     for group in (0, 1):
-        there = groups == group
-        others = _regression(x[~there], y[~there])
-        left += np.square(y[there] - x[there] @ others).sum() / len(y)
+        held_out = groups == group
+        others = _regression(x[~held_out], y[~held_out])
+        left += np.square(y[held_out] - x[held_out] @ others).sum() / len(y)
     if left < (bare := np.square(y - x @ without).mean()):
         return Fit(_regression(x, y), left)
     return Fit(without, bare)

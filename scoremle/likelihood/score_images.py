@@ -310,8 +310,8 @@ def _finite(values: PassValues) -> Bool[np.ndarray, " n"]:
 
 def _mean_so_far(rows: Arrays, done: Bool[np.ndarray, "passes n"]) -> str:
     """The mean over images and its error, from the passes that there are of each."""
-    name, there = _column(rows), done.any(axis=0)
-    images = rows[name][:, there].mean(axis=0, dtype=np.float64, where=done[:, there])
+    name, known = _column(rows), done.any(axis=0)
+    images = rows[name][:, known].mean(axis=0, dtype=np.float64, where=done[:, known])
     error = f" +- {images.std(ddof=1) / np.sqrt(len(images)):.4f}" if len(images) > 1 else ""
     return f"{name} {images.mean():.4f}{error}"
 

@@ -144,9 +144,9 @@ def checked(program: Program, lighter: str | None = None) -> Step:
 
 
 def _check(program: Program, state: TrainState, batch: Any, lighter: str | None) -> None:
-    there, wanted = devices.memory(), needs(program.lower(state, batch))
+    room, wanted = devices.memory(), needs(program.lower(state, batch))
     copy = bytes_of_copy(state)
-    if there is None or wanted is None or wanted.work + copy <= there.free:
+    if room is None or wanted is None or wanted.work + copy <= room.free:
         return
     size = len(jax.tree.leaves(batch)[0])
     copied = f" and {in_gib(copy)} of its copy, to be saved" if copy else ""
@@ -154,11 +154,11 @@ def _check(program: Program, state: TrainState, batch: Any, lighter: str | None)
         f"a step of batch_size={size} needs {in_gib(wanted.work)} beside"
         f" {in_gib(wanted.given)} of state{copied}, and"
     )
-    fits = _fitting(program, state, batch, there.free - copy, wanted)
+    fits = _fitting(program, state, batch, room.free - copy, wanted)
     remedy = _remedy(program, size, fits) + (f"; {lighter} needs less" if lighter else "")
-    if wanted.given + copy + wanted.work > there.whole:
-        raise UserError(f"{words} the device has {in_gib(there.whole)}: {remedy}")
-    logger.warning("%s %s are free now: %s", words, in_gib(there.free), remedy)
+    if wanted.given + copy + wanted.work > room.whole:
+        raise UserError(f"{words} the device has {in_gib(room.whole)}: {remedy}")
+    logger.warning("%s %s are free now: %s", words, in_gib(room.free), remedy)
 
 
 def _fitting(program: Program, state: TrainState, batch: Any, room: int, wanted: Needs) -> int:

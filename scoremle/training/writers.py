@@ -312,8 +312,8 @@ class MLflow(KnownRun):
         return self._id
 
     def _new(self) -> str:
-        there = self._client.get_experiment_by_name(PROJECT)
-        experiment = there.experiment_id if there else self._client.create_experiment(PROJECT)
+        known = self._client.get_experiment_by_name(PROJECT)
+        experiment = known.experiment_id if known else self._client.create_experiment(PROJECT)
         new = self._client.create_run(experiment, run_name=self._run.name).info.run_id
         for name, value in self._run.config.items():
             self._client.log_param(new, name, value)

@@ -229,8 +229,8 @@ def refuse_latents(place: str, parts: Mapping[str, Any]) -> None:
         place: where it is from.
         parts: of the pipeline.
     """
-    there = {name for name, part in parts.items() if part not in ([None, None], (None, None))}
-    if latent := {"vae", "vqvae", "text_encoder", "transformer"} & there:
+    present = {name for name, part in parts.items() if part not in ([None, None], (None, None))}
+    if latent := {"vae", "vqvae", "text_encoder", "transformer"} & present:
         raise UserError(
             f"{place} is a {parts.get('_class_name', 'pipeline')} with a {sorted(latent)[0]}:"
             " it is a model of latents, and has no likelihood of images"

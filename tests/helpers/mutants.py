@@ -133,7 +133,7 @@ CHANGES: list[tuple[str, ...]] = [
      "faults/test_strangers.py"),
     ("files.py", "inside", "not writing and ", "", "faults/test_strangers.py"),
     ("files.py", "_is_blob", "(model, model.parent)", "(model,)", "faults/test_strangers.py"),
-    ("files.py", "_is_hollow", "there * MAX_RATIO < size", "there * MAX_RATIO < 0",
+    ("files.py", "_is_hollow", "held * MAX_RATIO < size", "held * MAX_RATIO < 0",
      "faults/test_strangers.py"),
     ("numerics.py", "compensated_add", "return (new, new - total - term)",
      "return (new, term - (new - total))"),

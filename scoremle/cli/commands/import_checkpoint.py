@@ -198,8 +198,8 @@ def _newest(path: Path) -> tuple[int, Path]:
         number = path.name.removeprefix("checkpoint_").removesuffix(".pth")
         return int(number) if number.isdecimal() else 0, path
     for folder in (path / SNAPSHOTS, path):
-        if there := scoremle.published.checkpoint_files(folder):
-            return max(there.items())
+        if files := scoremle.published.checkpoint_files(folder):
+            return max(files.items())
     if (path / CONFIG_RECORD).exists():
         raise UserError(
             f"{path} is a working directory already: scoremle score, eval and sample take it as it"

@@ -46,8 +46,8 @@ def run(options: Any) -> dict[str, Any]:
     from scoremle.experiment.plan import Plan
 
     experiment, images, notes = _experiment(options.config)
-    there = scoremle.devices.memory()
-    if not (memory := options.memory or (there and there.whole)):
+    room = scoremle.devices.memory()
+    if not (memory := options.memory or (room and room.whole)):
         raise UserError("the memory of this device is not known: give it, --memory=24GB")
     say("compiling and timing: a training step, and the network with and without its derivative")
     found = Plan(experiment, memory, options.devices).costs(images)
@@ -62,8 +62,8 @@ def _experiment(config: Any) -> tuple[Any, int, list[str]]:
 
     try:
         experiment = build(config)
-        there = len(getattr(experiment.data, config.eval.dataset))
-        return experiment, min(config.eval.num_images or there, there), []
+        images = len(getattr(experiment.data, config.eval.dataset))
+        return experiment, min(config.eval.num_images or images, images), []
     except UserError as error:
         missing = str(error)
     experiment = build(config, levels=config.data.levels or 256)  # raises what is not of the data
