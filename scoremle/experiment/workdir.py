@@ -268,13 +268,7 @@ class Workdir:
             raise UserError(f"{self.folder} is a prepared data set: name another --workdir")
         if not self.begun:  # what could be mixed up are results alone
             self._check_own_records()
-            from scoremle.experiment.results import RESULTS  # not for a model that is loaded
-
-            if what == "training" and (left := next(self.folder.glob(f"*/{RESULTS}"), None)):
-                raise UserError(
-                    f"{left.parent} has results of a training whose checkpoints are gone: move it"
-                    " away, or use another --workdir"
-                )
+            self._check_no_results(what)
             return
         differs = {n: v for n, v in self._stated().items() if _field(experiment, n) != v}
         if flags := [f"{n}={v}" for n, v in differs.items() if of_the_network(n)]:
@@ -282,6 +276,27 @@ class Workdir:
                 f"{self.folder} holds a model of {', '.join(flags)}, as its name says, and the "
                 f"config says otherwise: set --config.{' --config.'.join(flags)}"
             )
+        self._check_record(experiment, what)
+        if what in ("training", "flow"):
+            self._check_numbers(experiment.config, "deq" if what == "flow" else "training")
+        for name, value in differs.items() if what == "training" else ():
+            logger.warning(
+                "%s was trained with %s=%s, as its name says, and continues with %s",
+                self.folder, name, value, _field(experiment, name),
+            )  # fmt: skip
+
+    def _check_no_results(self, what: str) -> None:
+        """Raises UserError if a training would begin beside the results of an earlier one."""
+        from scoremle.experiment.results import RESULTS  # not for a model that is loaded
+
+        if what == "training" and (left := next(self.folder.glob(f"*/{RESULTS}"), None)):
+            raise UserError(
+                f"{left.parent} has results of a training whose checkpoints are gone: move it"
+                " away, or use another --workdir"
+            )
+
+    def _check_record(self, experiment: Recorded, what: str) -> None:
+        """Raises UserError if fields or facts that matter differ from those of the record."""
         matters, of_data = record.KINDS[what]
         path, meta = next(self._notes(), (self.folder, {}))
         fields, facts = self._compared([(path, meta)])
@@ -300,13 +315,6 @@ class Workdir:
                 f"{self.folder} holds another experiment: {in_short(changes, DIFFERENCES_SHOWN)}; "
                 "use another --workdir, or the config it was begun with"
             )
-        if what in ("training", "flow"):
-            self._check_numbers(experiment.config, "deq" if what == "flow" else "training")
-        for name, value in differs.items() if what == "training" else ():
-            logger.warning(
-                "%s was trained with %s=%s, as its name says, and continues with %s",
-                self.folder, name, value, _field(experiment, name),
-            )  # fmt: skip
 
     def _check_own_records(self) -> None:
         """Raises UserError for a file of somebody's own where a record is to be written."""
