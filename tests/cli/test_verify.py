@@ -193,6 +193,15 @@ def test_places_of_an_earlier_version_are_readable(places, capsys):
     assert (code, lines) == (0, []) and ", 0 damaged" in total and " 4 readable" in total
 
 
+def test_a_number_is_no_name_of_a_checkpoint(places, capsys):
+    """Folders of classes have such names."""
+    (places / "7").mkdir()
+    (places / "7" / "1.txt").write_text("another's")
+    (places / "12").write_text("another's")
+    code, lines, _, _ = verify(places, capsys)
+    assert (code, lines) == (0, [])
+
+
 @pytest.mark.parametrize(
     ("make", "words"),
     [(lambda p: None, "folder or file"), (lambda p: p.mkdir(), "holds nothing that")],

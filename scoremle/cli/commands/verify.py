@@ -7,6 +7,7 @@ and what to do. The exit code is 2 if a file is damaged, else 0.
 """
 
 import os
+import re
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -80,6 +81,7 @@ def _linked(link: Path, folder: Path, matters: bool) -> Iterator[str]:
 
 # Kinds -------------------------------------------------------------------------------------------
 
+CHECKPOINT = re.compile(r"checkpoint_\d+")
 UNREADABLE = "it can't be read"
 COPY = "put a copy back"
 RECORD = "put its copy back, or move it away and run the training's command, which writes it anew"
@@ -131,14 +133,14 @@ def _kinds() -> tuple[Kind, ...]:
     from scoremle.training.writers import read_log
 
     def is_checkpoint(path: Path) -> bool:
-        return path.name.removeprefix("checkpoint_").isdecimal() and path.is_dir()
+        return CHECKPOINT.fullmatch(path.name) is not None and path.is_dir()
 
     def checkpoint(path: Path) -> None:
         Checkpoints(path.parent, keep=None).verify(int(path.name.removeprefix("checkpoint_")))
 
     def is_published(path: Path) -> bool:
-        number = path.name.removeprefix("checkpoint_").removesuffix(".pth")
-        return number.isdecimal() and not path.is_dir()
+        name = path.name.removesuffix(".pth")
+        return CHECKPOINT.fullmatch(name) is not None and not path.is_dir()
 
     def is_workdir(path: Path) -> bool:
         with suppress(UserError):  # a link in the place of a folder, which is named for itself
