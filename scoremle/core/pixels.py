@@ -132,10 +132,13 @@ class Pixels:
         """The reals from ``low`` to ``high`` that published training has for the integers."""
         return np.linspace(self.low, self.high, self.levels)
 
+    @property
+    def dtype(self) -> np.dtype:
+        """The type of images: uint8 for up to 256 levels, and uint16 for more."""
+        return np.dtype(np.uint8 if self.levels <= 256 else np.uint16)
+
     def decode(self, y: Data) -> IntImages:
         """Reals to the integers of their bins; what lies outside goes to the end bins.
-
-        uint8 for up to 256 levels, and uint16 for more.
 
         Args:
             y: [b *d] reals.
@@ -147,8 +150,7 @@ class Pixels:
         bins = (reals - self.low) / (self.high - self.low) * self.levels
         # The lower edge of a bin (u = 0) belongs to it, though rounding may put it below.
         k = jnp.floor(bins + ROUNDING * self.levels)
-        dtype = jnp.uint8 if self.levels <= 256 else jnp.uint16
-        return jnp.clip(k, 0, self.levels - 1).astype(dtype)
+        return jnp.clip(k, 0, self.levels - 1).astype(self.dtype)
 
     def _check_integers(self, x: IntImages) -> None:
         if _here(x) and np.size(x):
@@ -175,10 +177,9 @@ class Pixels:
         images = np.asarray(as_array(images, "images"))
         if images.ndim == 3 and (*images.shape[1:], 1) == shape:
             images = images[..., None]
-        dtype = np.uint8 if self.levels <= 256 else np.uint16
-        if images.dtype != dtype or images.shape[1:] != shape:
+        if images.dtype != self.dtype or images.shape[1:] != shape:
             raise UserError(
-                f"images must be {dtype.__name__} of shape (n, {', '.join(map(str, shape))}), "
+                f"images must be {self.dtype} of shape (n, {', '.join(map(str, shape))}), "
                 f"not {images.dtype} of shape {images.shape}{_remedy(images, shape, self.levels)}"
             )
         if images.size and images.max() >= self.levels:

@@ -16,6 +16,7 @@ from jaxtyping import UInt64
 from scoremle.core.arguments import as_index, check_count, check_kind, check_seed
 from scoremle.errors import UserError
 from scoremle.experiment.models import load
+from scoremle.likelihood.image_model import pixels_of
 from scoremle.likelihood.images import Estimator
 from scoremle.likelihood.scores import INDEX, SCORE_COLUMNS
 from scoremle.model import BATCH_SIZE, ScoreModel
@@ -89,7 +90,7 @@ class Scorer:
         condition = _stacked(batch[CONDITION]) if CONDITION in batch else None
         images = _stacked(batch[IMAGE])
         if not len(images):  # a block of nothing need not have their shape
-            images = np.zeros((0, *self.model.shape), np.uint8)
+            images = np.zeros((0, *self.model.shape), pixels_of(self.model).dtype)
         scores = self.model.score(images, condition=condition, index=index, **self._options)
         names = {NAME: np.asarray(batch[NAME])} if NAME in batch else {}
         return {INDEX: index, **names, **{name: getattr(scores, name) for name in SCORE_COLUMNS}}

@@ -68,8 +68,15 @@ def test_a_name_is_an_index_and_comes_back(scorer):
     assert found["name"].tolist() == names
 
 
-def test_nothing(scorer):
-    found = scorer({"image": np.zeros((0,)), "index": np.zeros(0)})
+def of_many_levels():
+    return scoremle.ScoreModel(
+        lambda x, t: x, scoremle.VP(), 1e-3, (1, 2, 1), scoremle.Pixels(1000)
+    )
+
+
+@pytest.mark.parametrize("model", ["digits", of_many_levels])
+def test_nothing(model):
+    found = scoremle.Scorer(model)({"image": np.zeros((0,)), "index": np.zeros(0)})
     assert all(len(column) == 0 for column in found.values())
 
 
