@@ -28,6 +28,7 @@ from scoremle import (
     UserError,
     devices,
 )
+from scoremle.core.codes import Coder
 from scoremle.core.condition import Conditioned
 from scoremle.core.dequantize import TruncatedNormal, truncation_start
 from scoremle.core.keys import image_keys
@@ -195,6 +196,26 @@ def test_rows_that_are_solved_again_keep_their_codes():
         for row in (slice(i, i + 1) for i in range(3)):
             alone = model.under(codes[row]).log_prob(x[row], keys[row])
             np.testing.assert_allclose(found.log_prob[row], alone.log_prob, atol=1e-3)
+
+
+def noise_of_a_normal(sde, x, t, code):
+    """Of data N(0.3, 0.4^2 I)."""
+    alpha, sigma = sde.alpha(t), sde.sigma(t)
+    return sigma * (x - 0.3 * alpha) / (0.16 * alpha**2 + sigma**2)
+
+
+def by_codes(shape, pixels=None):
+    """A model whose network reads the noise from the schedule of each example's code, and 40."""
+    sde = SDE("vp", CodedPolynomial(first_polynomial(4, 2, KEY), -9.0, 11.0, shape), 1.0)
+    noise = jax.tree_util.Partial(noise_of_a_normal, sde)
+    coder = Coder(lambda y: jnp.sin(y.reshape(len(y), 2) @ jnp.arange(8.0).reshape(2, 4)), 4, 2)
+    model = ScoreModel(noise, sde, 0.0, shape, pixels, coder=coder)
+    return model, coder.drawn(jax.random.split(KEY, 40))
+
+
+def test_an_encoder_may_be_a_function():
+    model, _ = by_codes((2,))
+    assert model.sample(3, KEY).shape == (3, 2)
 
 
 def test_latents_and_back():

@@ -19,6 +19,7 @@ from jaxtyping import Array, Float
 
 from scoremle.core.keys import per_example
 from scoremle.core.pytree import frozen_pytree, static
+from scoremle.numerics import as_pytree
 from scoremle.types import Data, Keys, PRNGKey
 
 __all__ = ["Coder"]
@@ -78,6 +79,9 @@ class Coder:
     encoder: Callable[[Data], Logits]
     bits: int = static()
     on: int = static()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "encoder", as_pytree(self.encoder, "encoder"))
 
     @property
     def nats(self) -> float:
