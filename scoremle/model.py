@@ -41,7 +41,7 @@ from scoremle.core.pixels import Pixels
 from scoremle.core.prediction import check_model
 from scoremle.core.programs import OfModels, Programs
 from scoremle.core.pytree import frozen_pytree, known, static
-from scoremle.core.sde import SDE, with_schedule
+from scoremle.core.sde import SDE, of_examples, with_schedule
 from scoremle.core.times import evenly, log_snr_range
 from scoremle.devices import replicate, round_up, split_rows, to_numpy, within_memory
 from scoremle.errors import UserError, by
@@ -858,13 +858,16 @@ class ScoreModel:
                     "log_prob=True is for the default sampler, the ODE: other samples do not come"
                     " with a density; draw them without it, and call the model's log_prob"
                 )
-            draw = partial(_draw_with_log_prob, model, self.divergence, self._chosen_solver)
+            draw: Any = partial(
+                _draw_with_log_prob, divergence=self.divergence, solver=self._chosen_solver
+            )
         else:
-            draw = partial(_draw_data, model, sampler=sampler)
+            draw = partial(_draw_data, sampler=sampler)
 
         def work(_: int, place: Integer[np.ndarray, " size"]) -> Arrays:
             given = jax.tree.map(lambda row: row[place], rows)
-            found, finite = draw(*split_rows((image_keys(key, place), given), devices))
+            inputs = split_rows((image_keys(key, place), given), devices)
+            found, finite = draw(of_examples(model, place), *inputs)
             check_finite_values(finite, place, "sample")
             return {name: np.asarray(column) for name, column in found.items()}
 
@@ -1118,12 +1121,9 @@ def _draw_data(
 
 
 def _draw_with_log_prob(
-    model: ScoreModel,
-    divergence: DivergenceEstimator | None,
-    solver: Any,
-    keys: Key[Array, " b"],
-    condition: Condition,
-) -> tuple[Columns, Bool[Array, " b"]]:
+    model: ScoreModel, keys: Key[Array, " b"], condition: Condition, *,
+    divergence: DivergenceEstimator | None, solver: Any,
+) -> tuple[Columns, Bool[Array, " b"]]:  # fmt: skip
     """The columns of ``Samples``, and whether each sample was of finite numbers."""
     z, found = ode_decode(
         model.noise, model.sde, model.sde.prior_sample(keys, (len(keys), *model.shape)),

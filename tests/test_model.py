@@ -37,6 +37,7 @@ from scoremle.core.pytree import pytree
 from scoremle.likelihood.decoders import DiscreteDecoder
 from scoremle.likelihood.images import ByElbo, ByOde
 from scoremle.likelihood.published_rk45 import PublishedRK45
+from scoremle.likelihood.score_images import score_images
 from scoremle.sampling.ode import euler_sample, ode_draw, ode_encode, ode_sample
 from scoremle.training.checksums import model_hash
 
@@ -216,6 +217,32 @@ def by_codes(shape, pixels=None):
 def test_an_encoder_may_be_a_function():
     model, _ = by_codes((2,))
     assert model.sample(3, KEY).shape == (3, 2)
+
+
+def test_a_pilot_and_batches_take_the_codes_of_their_examples():
+    model, codes = by_codes((2,))
+    under, x = model.under(codes), jnp.asarray(np.random.default_rng(0).normal(0.3, 0.4, (40, 2)))
+    found = under.log_prob(x, KEY, tolerance=0.01)
+    truth = norm.logpdf(np.asarray(x), 0.3, np.hypot(0.4, np.exp(-5.5))).sum(axis=1)
+    np.testing.assert_allclose(found.log_prob, truth, atol=0.05)  # of the prior at log-SNR -9
+    assert under.within(0.01, x)[1].met
+    whole, parts = (under.sample(40, KEY, log_prob=True, batch_size=n) for n in (40, 16))
+    np.testing.assert_allclose(parts.x, whole.x, atol=1e-5)
+    np.testing.assert_allclose(parts.log_prob, whole.log_prob, atol=1e-3)
+
+
+@pytest.mark.long
+def test_images_in_batches_have_their_own_codes():
+    """So have those of a pilot, and of the differences by which a mean is corrected."""
+    model, codes = by_codes((1, 2, 1), Pixels(8))
+    under, images = model.under(codes), np.full((40, 1, 2, 1), 5, np.uint8)
+    found = under.score(images, batch_size=16)
+    alone = model.under(codes[33:34]).score(images[:1], index=[33])
+    np.testing.assert_allclose(found.bpd[33], alone.bpd[0], atol=1e-5)
+    assert under.score(images, tolerance=0.01).choice.met
+    apart = replace(under, noise=under.noise.noise)
+    changes = score_images(apart, ByOde(), images, condition=codes).differences(8, 16, False, 5)
+    assert np.isfinite(changes["bpd"]).all() and changes["bpd"].shape == (1, 5)
 
 
 def test_latents_and_back():

@@ -7,6 +7,7 @@ own course, by coefficients that a small network makes of the code.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -71,6 +72,11 @@ class Polynomial(_SharedEnds):
         for each in reversed(powers):
             partial, whole = partial * t + each, whole + each
         return self.log_snr_max + (self.log_snr_min - self.log_snr_max) * (t * partial / whole)
+
+    def taken(self, place: Any) -> "Polynomial":
+        if len(self.a) == 1:
+            return self
+        return replace(self, a=self.a[place], b=self.b[place], c=self.c[place])
 
 
 @frozen_pytree(eq=False)

@@ -83,6 +83,10 @@ class Schedule(abc.ABC):
         """The schedule of the images that ``code`` describes. UserError if all share one."""
         raise UserError(f"{type(self).__name__} is the same for all images: it takes no code")
 
+    def taken(self, place: Any) -> "Schedule":
+        """The schedule of the examples at ``place``, where each has its own; else itself."""
+        return self
+
     def describe(self) -> dict[str, Any]:
         """Describes the schedule in values of JSON."""
         return describe(self)

@@ -34,7 +34,10 @@ from scoremle.errors import UserError
 from scoremle.numerics import expand, floating, sum_data
 from scoremle.types import Data, Keys, PerExample, Scalar, Times
 
-__all__ = ["SDE", "VE", "VP", "LinearVE", "SubVP", "check_eps", "check_time", "with_schedule"]
+__all__ = [
+    "SDE", "VE", "VP", "LinearVE", "SubVP", "check_eps", "check_time", "of_examples",
+    "with_schedule",
+]  # fmt: skip
 
 
 # In place of t = 0, where factors of f and g^2 may be zero or infinite and only their product is
@@ -219,6 +222,22 @@ def with_schedule(tree: Any, schedule: schedules.Schedule) -> Any:
         return dataclasses.replace(node, schedule=schedule) if isinstance(node, SDE) else node
 
     return jax.tree.map(moved, tree, is_leaf=lambda node: isinstance(node, SDE))
+
+
+def of_examples(tree: Any, place: Any) -> Any:
+    """A tree of which each SDE has the schedules of some examples, where each has its own.
+
+    Args:
+        tree: any pytree.
+        place: indices of the examples, or a slice.
+    """
+
+    def taken(node: Any) -> Any:
+        if not (isinstance(node, SDE) and node.schedule.per_example):
+            return node
+        return dataclasses.replace(node, schedule=node.schedule.taken(place))
+
+    return jax.tree.map(taken, tree, is_leaf=lambda node: isinstance(node, SDE))
 
 
 def check_sde(sde: Any) -> None:

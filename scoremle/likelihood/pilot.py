@@ -32,7 +32,7 @@ from scoremle.core.divergence import DivergenceEstimator, Exact, Hutchinson
 from scoremle.core.keys import example_keys, key_of
 from scoremle.core.prediction import check_model
 from scoremle.core.pytree import known
-from scoremle.core.sde import SDE
+from scoremle.core.sde import SDE, of_examples
 from scoremle.errors import UserError
 from scoremle.likelihood.levels import StepLevels, choose_levels
 from scoremle.likelihood.record import HIDDEN
@@ -395,7 +395,7 @@ def choose_within(
     x = as_data(x)
     if not len(x):
         raise UserError("a tolerance needs examples")
-    few = x[:EXAMPLES]
+    few, (noise, sde) = x[:EXAMPLES], of_examples((noise, sde), slice(EXAMPLES))
     rows = jax.tree.map(lambda row: row[: len(few)], rows_of(condition, len(x)))
     pilot = Pilot.of_reals(
         conditioned(noise, rows), sde, few, key_of(seed), eps=eps,

@@ -27,6 +27,7 @@ from scoremle.core.dequantize import Dequantizer, Uniform
 from scoremle.core.divergence import DivergenceEstimator, Hutchinson
 from scoremle.core.keys import image_keys, key_of
 from scoremle.core.programs import OfModels
+from scoremle.core.sde import of_examples
 from scoremle.devices import replicate, round_up, split_rows, to_numpy, within_memory
 from scoremle.errors import UserError
 from scoremle.likelihood.image_model import ImageModel
@@ -151,13 +152,12 @@ def score_images(
     if batch_size is not None:
         check_count("batch_size", batch_size)
     run = partial(
-        _measured, model, dequantizer=dequantizer, devices=devices,
-        batch_size=batch_size, label=label,
-    )  # fmt: skip
+        _measured, dequantizer=dequantizer, devices=devices, batch_size=batch_size, label=label
+    )
     rows = rows_of(condition, len(images))
     index = np.arange(len(images)) if index is None else index
     values, seconds = run(
-        estimator, images, index, rows, passes=passes, seed=seed, parts=parts, share=share
+        model, estimator, images, index, rows, passes=passes, seed=seed, parts=parts, share=share
     )
     finite, column = _finite(values), _column(values)
     count = int(finite.sum())
@@ -169,7 +169,8 @@ def score_images(
         chosen, words = np.flatnonzero(finite)[order[:size]], f"steps {coarse} to {fine}"
         folder = parts and parts / f"{words}, {'halved' if halved else 'alone'}"
         found, _ = run(
-            OdeDifference(estimator, coarse, fine, halved), images[chosen], np.arange(size),
+            of_examples(model, chosen), OdeDifference(estimator, coarse, fine, halved),
+            images[chosen], np.arange(size),
             jax.tree.map(lambda row: row[chosen], rows), seed=int(seed) ^ DIFFERENCES,
             parts=folder, label=label and f"{label} {words}",
         )  # fmt: skip
@@ -226,7 +227,7 @@ def choose_for_images(
     """
     if not len(images):
         raise UserError("there are no images to choose the solver's steps on")
-    few = np.asarray(images[:PILOT_IMAGES])
+    few, model = np.asarray(images[:PILOT_IMAGES]), of_examples(model, slice(PILOT_IMAGES))
     rows = jax.tree.map(lambda row: row[:PILOT_IMAGES], rows_of(condition, len(images)))
 
     def solve(room: int, steps: int, *, held: bool) -> Solved:
@@ -270,7 +271,8 @@ def _measured(
             keys = image_keys(jax.random.fold_in(key, number), index[some])
             batch = images[some], keys, jax.tree.map(itemgetter(some), rows)
             of_batch, began = split_rows(batch, devices), time.monotonic()
-            values = to_numpy(program(estimator, model, dequantizer, *of_batch))
+            of_some = of_examples(model, some)
+            values = to_numpy(program(estimator, of_some, dequantizer, *of_batch))
             pace = np.full(len(some), (time.monotonic() - began) / len(some))
             found.append({"seconds": pace, **values})
         return {name: np.concatenate([each[name] for each in found]) for name in found[0]}
