@@ -230,7 +230,8 @@ class ScoreModel:
 
     def _facts(self) -> dict[str, str]:
         """Facts of the model by name: shape, SDE, grey levels, network, data set and step."""
-        network = getattr(self.noise, "network", self.noise)
+        noise, _ = parted(self.noise)
+        network = getattr(noise, "network", noise)
         count = sum(np.size(leaf) for leaf in jax.tree.leaves(network))
         facts = {"shape": by(self.shape), "SDE": repr(self.sde)}
         facts |= {"grey levels": f"{self.pixels.levels} levels"} if self.pixels else {}

@@ -231,6 +231,13 @@ def test_a_pilot_and_batches_take_the_codes_of_their_examples():
     np.testing.assert_allclose(parts.log_prob, whole.log_prob, atol=1e-3)
 
 
+def test_a_representation_is_short_and_counts_the_network_alone():
+    model, codes = by_codes((2,))
+    assert "schedule=Polynomial(-9.0, 11.0)" in repr(model.under(codes))  # without its 240 numbers
+    network = replace(model, noise=lambda x, t, given: x)
+    assert repr(network.condition_on(np.ones((3, 2)))) == repr(network)
+
+
 @pytest.mark.long
 def test_images_in_batches_have_their_own_codes():
     """So have those of a pilot, and of the differences by which a mean is corrected."""

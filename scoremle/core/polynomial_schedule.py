@@ -64,6 +64,9 @@ class Polynomial(_SharedEnds):
     log_snr_min: Scalar
     log_snr_max: Scalar
 
+    def __repr__(self) -> str:
+        return f"Polynomial({self.log_snr_min}, {self.log_snr_max})"
+
     def log_snr(self, t: Times) -> Times:
         a, b, c = self.a, self.b, self.c
         powers = c * c, b * c, (b * b + 2 * a * c) / 3, a * b / 2, a * a / 5
