@@ -76,7 +76,8 @@ class Frozen:
     def given(self, tensor: Tensor) -> Tensor:
         """The tensor on the module's device; integers are those that tables are read with."""
         tensor = tensor.to(self.device)
-        return tensor if tensor.is_floating_point() else tensor.long()
+        whole = not (tensor.is_floating_point() or tensor.dtype == torch.bool)
+        return tensor.long() if whole else tensor
 
     def quietly(self, *inputs: Tensor) -> Tensor:
         """The output without gradients. Raises UserError if the module prints, or for NaN."""

@@ -35,19 +35,23 @@ LabelKind = Literal["whole", "steps", "numbers"]
 TOLERANCE = 1e-4
 # How far a form may be from differences of the values, and the steps of these, as a share of x.
 SLOPE_TOLERANCE, STEPS = 0.1, (1e-2, 1e-3, 1e-4, 1e-1)
+# Numbers that a condition may have, each of which is another to a module.
+KINDS: dict[Any, str] = {
+    jnp.floating: "reals", jnp.integer: "whole numbers", jnp.bool_: "truth values",
+}  # fmt: skip
 
 
 @frozen_pytree
 class _AsThere:
     """Calls a network of float32 images [b c h w] with images [b h w c]; vectors stay.
 
-    ``way``: how it came to JAX, in words. ``takes``: of each example of a condition, whether it is
-    of reals, and the shape of a row.
+    ``way``: how it came to JAX, in words. ``takes``: of each example of a condition, the kind of
+    its numbers, and the shape of a row.
     """
 
     network: Callable[..., Data]
     way: str = static()
-    takes: tuple[tuple[bool, tuple[int, ...]], ...] = static(default=())
+    takes: tuple[tuple[str, tuple[int, ...]], ...] = static(default=())
 
     def __call__(self, x: Data, label: Labels, *condition: Array) -> Data:
         found = tuple(_kind_of(_in_float32(each)) for each in condition)
@@ -86,11 +90,11 @@ def network_of(
     frozen = Frozen(module)
     shown = np.moveaxis(x, -1, 1) if x.ndim == 4 else x
     inputs = [np.ascontiguousarray(_in_float32(a)) for a in (shown, label, *condition)]
+    takes = tuple(map(_kind_of, inputs[2:]))
     if labels != "whole":
         check = _check_between_steps if labels == "steps" else _check_digits
         check(frozen, *(frozen.given(torch.from_numpy(a)) for a in inputs))
     truth = _Truth(frozen, inputs)
-    takes = tuple(map(_kind_of, inputs[2:]))
     on_gpu_alone = frozen.device.type != "cpu" and jax.default_backend() == "cpu"
     why = "JAX has no GPU here" * (by is None and on_gpu_alone)
     if by != "torch" and not why:
@@ -230,20 +234,23 @@ def _by_example(a: np.ndarray) -> np.ndarray:
 
 
 def _in_float32(a: Any) -> Any:
-    """Reals in float32; integers as they are. Raises UserError for what is not an array."""
+    """Reals in float32; others as they are. Raises UserError for what is not an array."""
     if not hasattr(a, "dtype"):
         raise UserError(f"a module takes one array as its condition, not a {type(a).__name__}")
     return a.astype(np.float32) if jnp.issubdtype(a.dtype, jnp.floating) else a
 
 
-def _kind_of(condition: Any) -> tuple[bool, tuple[int, ...]]:
-    """Whether a condition is of reals, and the shape of its rows."""
-    return bool(jnp.issubdtype(condition.dtype, jnp.floating)), tuple(condition.shape[1:])
+def _kind_of(condition: Any) -> tuple[str, tuple[int, ...]]:
+    """The kind of a condition's numbers, in words, and the shape of its rows."""
+    dtype = condition.dtype
+    found = (words for kind, words in KINDS.items() if jnp.issubdtype(dtype, kind))
+    if not (words := next(found, "")):
+        raise UserError(f"a module takes {', '.join(KINDS.values())}, and no {dtype}")
+    return words, tuple(condition.shape[1:])
 
 
-def _in_words(kinds: Sequence[tuple[bool, tuple[int, ...]]]) -> str:
-    words = [f"{'reals' if real else 'whole numbers'} of shape {('n', *shape)}"
-             for real, shape in kinds]  # fmt: skip
+def _in_words(kinds: Sequence[tuple[str, tuple[int, ...]]]) -> str:
+    words = [f"{kind} of shape {('n', *shape)}" for kind, shape in kinds]
     return f"a condition of {', '.join(words)}".replace("'", "") if words else "no condition"
 
 

@@ -755,6 +755,29 @@ def test_a_module_may_write_into_its_inputs():
     np.testing.assert_array_equal(found.log_prob, expected.log_prob)
 
 
+class Masked(MLP):
+    """The whole output where a mask is true, and otherwise half of it, twice."""
+
+    def forward(self, x, label, mask):
+        y = super().forward(x, label)
+        return torch.where(mask, y, y / 2) * (1 + ~mask)
+
+
+@by_both(quick="torch")
+def test_a_mask_is_of_truth_values(by):
+    """As whole numbers they would be inverted to -1 and -2, and choose nothing."""
+    mask = np.array([[True, False, True, True, False, False]])
+    masked, plain = mlp_model(by, made(Masked), condition=mask), mlp_model(by)
+    x, t = jnp.asarray(data((6,)), float), jnp.full(2, 0.5)
+    under = masked.condition_on(mask).noise
+    expected = plain.noise(x, t)  # halved and doubled again
+    np.testing.assert_allclose(under(x, t), expected, rtol=1e-5)
+    slopes = [jax.grad(lambda x, f=f: f(x, t).sum())(x) for f in (under, plain.noise)]
+    np.testing.assert_allclose(*slopes, rtol=1e-5)
+    with pytest.raises(UserError, match="truth values"):
+        masked.log_prob(x, KEY, condition=mask.astype(int))
+
+
 class OfClass(nn.Module):
     """The noise prediction of N(mean of a class, I), whose means are read from a table."""
 
@@ -905,6 +928,7 @@ class ForEach(PerDimension):
         (made(MLP), {"schedule": 3}, "not a int"),
         (made(MLP), {"schedule": ForEach()}, "all dimensions"),
         (made(MLP), {"shape": (2, 3)}, "shape must"),
+        (made(MLP), {"condition": [1j]}, "complex128"),
         (made(Odd), {"by": "torchax"}, "be translated"),
     ],
 )  # fmt: skip
