@@ -747,7 +747,8 @@ class ScoreModel:
             condition: what the noise prediction takes, a row for each example or one for all.
 
         Raises UserError for fewer than four examples or than 128 numbers in all of them, for data
-        of another shape, type or range than the model's, and where it is traced.
+        of another shape, type or range than the model's, for a network whose arguments or output
+        are not those of a noise prediction, and where it is traced.
 
         Example:
             >>> sde = scoremle.VP()

@@ -34,12 +34,13 @@ from scoremle.core.prediction import (
     noise_fn,
     time_input_of,
 )
+from scoremle.core.pytree import frozen_pytree
 from scoremle.core.schedules import Discrete
 from scoremle.core.sde import SDE
 from scoremle.core.times import log_snr_range, times_at
 from scoremle.errors import UserError
 from scoremle.likelihood.skill import Errors, Node, certain, errors_of, without_one
-from scoremle.numerics import varies
+from scoremle.numerics import output_of, varies
 from scoremle.types import Data, IntImages, NoiseFn, Times
 
 __all__ = ["check_declaration", "fewest"]
@@ -116,8 +117,8 @@ def check_declaration(
             they are.
         condition: what the noise prediction takes, a row for each example.
 
-    Raises UserError for fewer than ``fewest`` examples, and for a schedule that has a log-SNR for
-    each dimension.
+    Raises UserError for fewer than ``fewest`` examples, for a network whose arguments or output
+    are not those of a noise prediction, and for a schedule that has a log-SNR for each dimension.
     """
     dims = math.prod(data.shape[1:])
     if len(data) < fewest(dims):
@@ -315,13 +316,23 @@ class _Trial:
                 yield f"{f'below log-SNR {high:.1f}' if stop < NODES else 'everywhere'} {words}"
 
 
+@frozen_pytree
+class _FirstHalf:
+    """A network without the variance of its steps, which are the second half of its channels."""
+
+    network: Callable[..., Data]
+
+    def __call__(self, x: Data, *others: Any) -> Data:
+        return output_of(self.network, x, *others, channels=2)[..., : x.shape[-1]]
+
+
 def _record_of(noise: NoiseFn, sde: SDE) -> tuple[NetworkNoise, bool]:
     """A network with its declaration, and whether it is known apart from its noise prediction."""
     if isinstance(noise, Conditioned):
         inner, known = _record_of(noise.noise, sde)
         return replace(inner, network=Conditioned(inner.network, noise.condition)), known
     if isinstance(noise, RangedNoise):
-        return noise.noise, True
+        return replace(noise.noise, network=_FirstHalf(noise.network)), True
     if isinstance(noise, NetworkNoise):
         return noise, True
     return noise_fn(noise, sde, time_input="time"), False

@@ -29,7 +29,7 @@ from scipy.special import stdtrit
 from scoremle.core.keys import example_keys, fold_in, key_of, normal
 from scoremle.core.prediction import PREDICTIONS
 from scoremle.core.programs import OfModels
-from scoremle.numerics import mean_square
+from scoremle.numerics import mean_square, output_of
 from scoremle.types import AnyArray, Data, NoiseFn, PerExample, Scalar
 
 # How sure is certain, and by how much an error then exceeds the Gaussian's.
@@ -92,6 +92,8 @@ def errors_of(
         others: examples for the Gaussian.
         nodes: where.
         sigma_data: the standard deviation of data that the scales of "edm" are made for.
+
+    Raises UserError as ``output_of``.
     """
     found, gaussian = _errors(network, measured, others, _axes(others), nodes, sigma_data)
     return {name: Errors(*map(_numbers, (*pair, gaussian))) for name, pair in found.items()}
@@ -124,7 +126,7 @@ def _errors(
         number, (alpha, sigma, label, scale) = numbered
         z = normal(fold_in(keys, number), measured)
         x = alpha * measured + sigma * z
-        output = network(x / scale, jnp.full(len(x), label))[..., : x.shape[-1]]
+        output = output_of(network, x / scale, jnp.full(len(x), label))
 
         def by_edm(output: Data, x: Data, alpha: Array, sigma: Array) -> Data:
             return (sigma * x / scale - sigma_data * alpha * output) / scale

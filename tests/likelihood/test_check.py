@@ -197,6 +197,30 @@ def test_conditions_and_variances_are_seen_through():
         assert found[:1] == [V], found
 
 
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        (lambda x, label: x[..., 0], "gives shape"),
+        (lambda x, label: x[:, :1, :1], "gives shape"),  # which would be broadcast
+        (lambda x, label: jnp.repeat(x, 2, axis=-1), "gives shape"),
+        (lambda x, label: (x, x), "a tuple"),
+        (lambda x, label: x.astype(int), "gives int32"),
+        (lambda x, label, condition: x, "2 arguments"),
+    ],
+)
+def test_what_is_no_noise_prediction_is_named(wrong, words):
+    for noise in (wrong, noise_fn(wrong, SDE_, time_input="step")):
+        model = ScoreModel(noise, SDE_, 1 / STEPS, (SIZE, SIZE, 1), PIXELS)
+        with pytest.raises(UserError, match=words):
+            model.check(IMAGES)
+
+
+def test_a_range_of_variances_that_is_not_there_is_named():
+    ranged = RangedNoise(noise_fn(network(), SDE_, time_input="step"))
+    with pytest.raises(UserError, match="8, 8, 2"):
+        ScoreModel(ranged, SDE_, 1 / STEPS, (SIZE, SIZE, 1), PIXELS).check(IMAGES)
+
+
 def as_vectors(network, x, label):
     return network(x.reshape(-1, SIZE, SIZE, 1), label).reshape(x.shape)
 
