@@ -70,9 +70,10 @@ def called(place: str, *arguments: Any) -> Any:
     path = Path(name)
     with mistakes(path), imports_from(path.parent):
         module = run_file(path)
-        if not hasattr(module, function):
+        found = getattr(module, function, None)
+        if not callable(found):
             raise UserError(f"{path} has no function {function}")
-        return getattr(module, function)(*arguments)
+        return found(*arguments)
 
 
 @contextmanager

@@ -92,6 +92,7 @@ def test_the_model_that_ships_finds_digits_likely():
     ("place", "words"),
     [
         ("{file}:other", "no function other"),
+        ("{file}:scoremle", "no function scoremle"),
         ("{file}:broken", "line 13, .*ZeroDivisionError"),
         ("{file}:leaves", "line 19, .*SystemExit"),
         ("{file}:number", "a ScoreModel"),
