@@ -31,7 +31,7 @@ from scoremle.core.schedules import (
 from scoremle.core.sde import SDE
 from scoremle.errors import UserError, needing
 from scoremle.model import ScoreModel
-from scoremle.numerics import expand
+from scoremle.numerics import check_finite, expand
 from scoremle.types import Data, Labels
 
 if TYPE_CHECKING:
@@ -222,7 +222,8 @@ def from_diffusers(pipeline: Any) -> ScoreModel:
     Args:
         pipeline: of diffusers.
 
-    Raises UserError for a pipeline that ``scoremle.load`` would refuse as a folder.
+    Raises UserError for a pipeline that ``scoremle.load`` would refuse as a folder, and for a
+    network of another class.
     """
     from scoremle.zoo import diffusers  # Flax is slow to import
 
@@ -232,10 +233,15 @@ def from_diffusers(pipeline: Any) -> ScoreModel:
         if not hasattr(getattr(pipeline, part, None), "config"):
             raise UserError(f"{name} has no {part} of diffusers: a pipeline of it is wanted")
     unet = getattr(pipeline.unet, "_orig_mod", pipeline.unet)  # what torch.compile was given
-    weights = {name: a.float().cpu().numpy() for name, a in unet.state_dict().items()}
-    return diffusers.assembled(
-        dict(unet.config), dict(pipeline.scheduler.config), lambda: weights, name
-    )
+    state = unet.state_dict()
+    if any(tensor.is_meta for tensor in state.values()):
+        raise UserError(f"the unet of {name} is on the device meta, without numbers: load them")
+    weights = {name: a.float().cpu().numpy() for name, a in state.items()}
+    # A class of one's own may compute something else of the same parameters.
+    config = dict(unet.config) | {"_class_name": type(unet).__name__}
+    model = diffusers.assembled(config, dict(pipeline.scheduler.config), lambda: weights, name)
+    check_finite(model.noise, name)
+    return model
 
 
 def _with_torch(module: "nn.Module") -> Any:

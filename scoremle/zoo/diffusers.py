@@ -49,6 +49,10 @@ VARIANCES = {
 }
 # Fields by which the noise or the time input is another, with the value at which it is not.
 NEUTRAL = {"snr_shift_scale": 1, "timestep_type": "discrete", "use_flow_sigmas": False}
+# For networks of EDM, flow matching or score_sde, by diffusers.
+OTHER_NOISE = (
+    "give the network to from_edm, from_velocity or from_module of scoremle.interop.torch"
+)
 # Cut of an SNR of zero: the least that float32 distinguishes from no signal.
 LEAST_LOG_SNR = -20.0
 SCHEDULER = "scheduler_config.json"
@@ -175,6 +179,11 @@ def _declared(
         raise UserError(f"{place}: {out} channels out of {channels} are not noise")
     if of_noise.ranged and out == channels:
         raise UserError(f"{place}: variance_type is learned_range, and the network predicts none")
+    if network.time_embedding_type == "fourier":
+        raise UserError(
+            f"{place}: time_embedding_type is 'fourier', of sigmas, and its scheduler counts steps"
+            f" from 0: {OTHER_NOISE}"
+        )
     if network.sample_size is None:
         raise UserError(f"{place}: the network's config has no sample_size")
     return network, schedule_of(of_noise), of_noise
@@ -183,7 +192,9 @@ def _declared(
 def _check_noise(scheduler: Mapping[str, Any], place: str) -> None:
     """Raises UserError for a scheduler without betas, and for one that does more than they say."""
     if "beta_schedule" not in scheduler and scheduler.get("trained_betas") is None:
-        raise UserError(f"{place}: its scheduler has no betas, which define the noise")
+        raise UserError(
+            f"{place}: its scheduler has no betas, which define the noise: {OTHER_NOISE}"
+        )
     for name, value in NEUTRAL.items():
         if scheduler.get(name, value) != value:
             raise UserError(f"{place}: its scheduler has {name} {scheduler[name]!r}, not {value}")

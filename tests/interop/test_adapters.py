@@ -226,15 +226,19 @@ def test_denoisers_of_azula(kind):
     assert np.isfinite(model.log_prob(jnp.asarray(data(), float), KEY).log_prob).all()
 
 
+UNET = {
+    "sample_size": 4, "in_channels": 1, "out_channels": 1, "layers_per_block": 1,
+    "norm_num_groups": 4, "block_out_channels": (8, 16),
+    "down_block_types": ("DownBlock2D", "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", "UpBlock2D"),
+}  # fmt: skip
+
+
 @pytest.mark.long
 def test_a_live_pipeline_is_its_folder(tmp_path):
     diffusers = pytest.importorskip("diffusers")
     torch.manual_seed(0)
-    unet = diffusers.UNet2DModel(
-        sample_size=4, in_channels=1, out_channels=1, layers_per_block=1, norm_num_groups=4,
-        block_out_channels=(8, 16), down_block_types=("DownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "UpBlock2D"),
-    )  # fmt: skip
+    unet = diffusers.UNet2DModel(**UNET)
     pipeline = diffusers.DDPMPipeline(
         unet, diffusers.DDPMScheduler(beta_schedule="squaredcos_cap_v2", prediction_type="sample")
     )
@@ -250,6 +254,26 @@ def test_a_live_pipeline_is_its_folder(tmp_path):
     other = diffusers.ScoreSdeVePipeline(unet, diffusers.ScoreSdeVeScheduler())
     with pytest.raises(UserError, match="no betas"):
         from_diffusers(other)
+
+
+def test_a_live_network_must_have_its_numbers_and_its_own_class():
+    diffusers = pytest.importorskip("diffusers")
+
+    class Doubled(diffusers.UNet2DModel):
+        """Gives twice the output, by the same parameters."""
+
+    def unfinished(unet):
+        next(unet.parameters()).data[0] = math.nan
+        return unet
+
+    for unet, words in (
+        (diffusers.UNet2DModel(**UNET).to("meta"), "without numbers"),
+        (unfinished(diffusers.UNet2DModel(**UNET)), "not all finite"),
+        (Doubled(**UNET), "a Doubled"),
+        (diffusers.UNet1DModel(), "a UNet1DModel"),
+    ):
+        with pytest.raises(UserError, match=words):
+            from_diffusers(diffusers.DDPMPipeline(unet, diffusers.DDPMScheduler()))
 
 
 class Latent:

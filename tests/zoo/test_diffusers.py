@@ -216,6 +216,7 @@ def test_a_part_that_is_left_out_makes_no_latent_model(absent):
         ("unet/config.json", {"_class_name": "UNet2DConditionModel"}, "a UNet2DModel"),
         ("unet/config.json", {"out_channels": 3}, "are not noise"),
         ("unet/config.json", {"sample_size": None}, "no sample_size"),
+        ("unet/config.json", {"time_embedding_type": "fourier"}, "of sigmas"),
     ],
 )
 def test_what_can_not_be_served_is_one_line(folder, tmp_path, name, fields, words):
@@ -251,7 +252,7 @@ def test_a_scheduler_without_betas_is_refused(folder, tmp_path):
     place = edited(folder, tmp_path, SCHEDULER)
     of_ipndm = {"num_train_timesteps": 1000, "trained_betas": None}
     (place / SCHEDULER).write_text(json.dumps(of_ipndm))
-    with pytest.raises(UserError, match="no betas"):
+    with pytest.raises(UserError, match=r"no betas.*from_velocity"):
         scoremle.load(place)
 
 
