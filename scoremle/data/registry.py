@@ -143,14 +143,16 @@ def load(
         train, test = (prepared.images(split) for split in ("train", "test"))
     if num_channels and num_channels != train.shape[3]:
         raise UserError(f"num_channels is {num_channels}, but {name} has {train.shape[3]}")
-    if image_size and train.shape[1:3] != (image_size, image_size):
-        say(f"{name}: images of {by(train.shape[1:3])} are padded with zeros to"
-            f" {image_size}x{image_size} (image_size); bits/dim are of the padded images,"
-            " whose border costs next to nothing")  # fmt: skip
+    own = train.shape[1:3]
+    if image_size:
+        train, test = pad_to(train, image_size), pad_to(test, image_size)
+    if train.shape[1:3] != own:
+        say(f"{name}: images of {by(own)} are padded with zeros to {by(train.shape[1:3])}"
+            " (image_size); bits/dim are of the padded images, whose border costs next to nothing")
     return ImageSet(
         name=dataset.name,
-        train=pad_to(train, image_size) if image_size else train,
-        test=pad_to(test, image_size) if image_size else test,
+        train=train,
+        test=test,
         levels=prepared.meta["levels"],
         batch_size=batch_size,
         seed=seed,

@@ -284,6 +284,12 @@ def test_padding_is_stated_where_there_is_some(size, line, capsys):
     assert re.match(line, told) and bool(told) == bool(line)
 
 
+def test_no_padding_is_stated_of_images_that_are_larger(capsys):
+    with pytest.raises(UserError, match="image_size is 4"):
+        data.load("digits", image_size=4)
+    assert "padded" not in "".join(capsys.readouterr())
+
+
 def test_digits_are_split_for_good():
     digits = load("digits", image_size=8)
     assert digits.shape == (8, 8, 1)
