@@ -315,6 +315,9 @@ def test_mistakes_are_one_line(imported, images, golden, tmp_path, capsys):
     assert "of the two" in err
     err = one_line(capsys, "import", images.parent, tmp_path / "a", "--dataset=digits")
     assert "other families" in err
+    for nowhere, words in (("cifar1", "did you mean cifar10"), ("nowhere/", "no folder or file")):
+        err = one_line(capsys, "import", file, tmp_path / "a", f"--dataset={nowhere}")
+        assert words in err and not (tmp_path / "a").exists()
     assert "trained on" in one_line(capsys, "train", workdir)
     assert "no checkpoint 3" in one_line(
         capsys, "sample", workdir, "--checkpoint=3", "-o", tmp_path / "x.npy"

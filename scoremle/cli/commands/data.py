@@ -106,7 +106,7 @@ def _show(options: Any) -> dict[str, Any]:
     """
     from scoremle.evaluation.pictures import write_grid
 
-    name = _found(options)[0].name
+    name = data_named(options.name, options.path)[0].name
     path = options.picture or Path(f"{name}.png")
     checks.writable("--picture=", path, force=None)
     prepared, facts = _listed(options)
@@ -131,7 +131,7 @@ def _listed(options: Any) -> tuple["scoremle.data.Prepared", dict[str, Any]]:
 
 def _prepared(options: Any) -> "scoremle.data.Prepared":
     """Finds the data set, or makes it."""
-    dataset, path = _found(options)
+    dataset, path = data_named(options.name, options.path)
     how = scoremle.data.Options(
         options.size, options.channels, options.fit, options.levels,
         options.test_fraction, options.skip_bad,
@@ -150,9 +150,8 @@ def _prepared(options: Any) -> "scoremle.data.Prepared":
     return scoremle.data.Prepared(options.into)
 
 
-def _found(options: Any) -> tuple["scoremle.data.Dataset", str]:
+def data_named(name: str, path: str = "") -> tuple["scoremle.data.Dataset", str]:
     """The data set that is meant, and its path; an own path is a set of images."""
-    name, path = options.name, options.path
     if name.lower() not in scoremle.data.DATASETS and (Path(name).exists() or os.sep in name):
         name, path = name_of(Path(name)), name
     try:

@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 
 import scoremle
 from scoremle.cli import checks
-from scoremle.cli.commands.data import name_of
+from scoremle.cli.commands.data import data_named
 from scoremle.cli.commands.sample import SMALLEST_TIME
 from scoremle.cli.parser import Parser
 from scoremle.errors import UserError
@@ -98,12 +98,13 @@ def _import_model(path: Path, family: str, workdir: "Workdir", dataset: str) -> 
     from scoremle.likelihood.image_model import pixels_of
     from scoremle.zoo.families import FAMILIES
 
+    data = data_named(dataset) if dataset else None
     model = scoremle.load(path)
     # No command has another condition than a class, or the code of an image.
     if not model.origin.classes and model.coder is None:
         inputs = (jax.ShapeDtypeStruct((1, *of), "float32") for of in (model.shape, ()))
         jax.eval_shape(model.noise, *inputs)
-    config, imported = _config_of(model, dataset), Imported(workdir.folder)
+    config, imported = _config_of(model, data), Imported(workdir.folder)
     with workdir.locked(IMPORTING):
         # Without the config, which comes last, the others can be made anew.
         workdir.check_vacant(but=imported.names)
@@ -123,18 +124,23 @@ def _import_model(path: Path, family: str, workdir: "Workdir", dataset: str) -> 
     say(f"next: scoremle {shlex.join(own)}")
 
 
-def _config_of(model: "scoremle.ScoreModel", dataset: str) -> ConfigDict:
-    """The config of its evaluation. Raises UserError for images that are not square."""
+def _config_of(
+    model: "scoremle.ScoreModel", data: tuple["scoremle.data.Dataset", str] | None
+) -> ConfigDict:
+    """The config of its evaluation. Raises UserError for images that are not square.
+
+    ``data``: a data set and its path; None if they are not known.
+    """
     from scoremle.experiment.networks import IMPORTED
 
     height, width, channels = model.shape
     if height != width:
         raise UserError(f"a working directory is of square images, not of {height}x{width}")
-    config, path = defaults.get_config(), Path(dataset)
-    if dataset and path.exists():
-        config.data.dataset, config.data.path = name_of(path), str(path.absolute())
-    else:
-        config.data.dataset = dataset.lower()
+    config = defaults.get_config()
+    config.data.dataset = ""
+    if data:
+        dataset, path = data
+        config.data.dataset, config.data.path = dataset.name, path and str(Path(path).absolute())
     config.data.image_size, config.data.num_channels = height, channels
     config.data.random_flip = False
     config.data.uniform_dequantization = True  # levels are in the middle of their bins
