@@ -22,6 +22,7 @@ cheaper for it (docs/math.md). A network that reads t from a table takes whole s
 """
 
 import math
+import sys
 from collections.abc import Callable
 from dataclasses import field, replace
 from typing import Any, Literal
@@ -267,7 +268,7 @@ def check_model(noise: NoiseFn, sde: SDE, eps: Scalar) -> None:
 
 
 def check_network(noise: NoiseFn, sde: SDE) -> None:
-    """Raises UserError for noise that is not a function, no SDE, and a network for another SDE.
+    """Raises UserError for noise that is no function of JAX, no SDE, and noise for another SDE.
 
     Args:
         noise: the noise prediction; what is not of ``noise_fn`` has no SDE to compare.
@@ -277,6 +278,13 @@ def check_network(noise: NoiseFn, sde: SDE) -> None:
     check_sde(sde)
     while isinstance(noise, Conditioned | RangedNoise):
         noise = noise.noise
+    network = noise.network if isinstance(noise, NetworkNoise) else noise
+    torch = sys.modules.get("torch")
+    if torch and isinstance(getattr(network, "func", network), torch.nn.Module):
+        raise UserError(
+            "noise must be a function of JAX, not a PyTorch module: give the module to"
+            " scoremle.interop.torch.from_module"
+        )
     if not isinstance(noise, NetworkNoise) or noise.sde is sde or not known((noise.sde, sde)):
         return
     shared = not any(s.schedule.per_dimension or s.schedule.per_example for s in (noise.sde, sde))

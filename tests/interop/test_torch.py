@@ -731,6 +731,13 @@ def test_a_module_of_whole_steps_is_named_with_the_remedy(caplog):
         of_table("raw", by="torch")
 
 
+def test_a_bare_module_is_no_noise_prediction():
+    module = torch.nn.Identity()
+    for noise in (module, scoremle.noise_fn(module, SDE)):
+        with pytest.raises(UserError, match="a PyTorch module"):
+            scoremle.ScoreModel(noise, SDE, 1e-3, (2,))
+
+
 def test_a_module_that_fails_at_whole_steps_too_is_left_to_the_other_checks(caplog):
     label = torch.full((2,), 3.0)
     with pytest.raises(UserError, match="sizes of tensors"):
