@@ -231,6 +231,12 @@ def test_a_pilot_and_batches_take_the_codes_of_their_examples():
     np.testing.assert_allclose(parts.log_prob, whole.log_prob, atol=1e-3)
 
 
+def test_a_profile_of_an_snr_for_each_dimension_names_what_there_is_instead():
+    model, codes = by_codes((2,))
+    with pytest.raises(UserError, match="log_prob, elbo"):
+        model.under(codes).profile(np.zeros((40, 2), np.float32))
+
+
 def test_a_representation_is_short_and_counts_the_network_alone():
     model, codes = by_codes((2,))
     assert "schedule=Polynomial(-9.0, 11.0)" in repr(model.under(codes))  # without its 240 numbers

@@ -144,14 +144,14 @@ class PerDimension(Schedule):
         """Raises UserError, unless a schedule states where its dimensions meet."""
         raise UserError(
             f"{type(self).__name__} has a log-SNR for each dimension, where one for all is needed:"
-            " use what goes by t, such as UniformTime"
+            " use what goes by t: log_prob, elbo, and times by UniformTime"
         )
 
     def time_of_log_snr(self, lam: Times) -> Times:
         """Raises UserError: there is no such time for all dimensions."""
         raise UserError(
             f"{type(self).__name__} has a log-SNR for each dimension, and no one time belongs to"
-            " them: use what goes by t, such as UniformTime"
+            " them: use what goes by t: log_prob, elbo, and times by UniformTime"
         )
 
 
