@@ -15,6 +15,7 @@ from jaxtyping import Integer, UInt32
 from scoremle.coding import blocks
 from scoremle.coding.layers import LatentLayers
 from scoremle.coding.stack import BitStack
+from scoremle.core.pixels import Pixels
 from scoremle.errors import UserError
 from scoremle.progress import progress
 
@@ -130,7 +131,7 @@ def decompress(layers: LatentLayers, coded: Coded) -> Images:
             done += block.images
             advance(done)
     images = np.concatenate(found[::-1]).reshape(-1, *layers.shape)
-    return images.astype(np.uint8 if len(layers.points) <= 256 else np.uint16)
+    return images.astype(Pixels(len(layers.points)).dtype)
 
 
 def _decoded(layers: LatentLayers, stack: BitStack, images: int) -> blocks.Levels | None:

@@ -19,6 +19,7 @@ import numpy as np
 from jaxtyping import UInt64
 
 from scoremle.bounded import MAX_FILE
+from scoremle.core.pixels import Pixels
 from scoremle.data.pieces import MOST_ROWS, ImageKind, Piece, piece_images
 from scoremle.errors import UserError, first_line, needing
 from scoremle.files import inside, opened, read_sealed, write_atomically, write_sealed
@@ -166,7 +167,7 @@ def _within(piece: Piece, done: UInt64[np.ndarray, " n"]) -> UInt64[np.ndarray, 
 
 def _read(batch: Batch, kind: ImageKind, fit: str) -> Iterator[Batch]:
     """Reads the images of pieces that are not there yet."""
-    nothing = np.zeros(kind.shape, np.uint8 if kind.levels <= 256 else np.uint16)
+    nothing = np.zeros(kind.shape, Pixels(kind.levels).dtype)
     for piece, written in batch["item"]:
         if images := dict(piece_images(piece, kind, fit, set(written.tolist()))):
             reports = images.values()

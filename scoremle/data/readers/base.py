@@ -15,6 +15,7 @@ from jaxtyping import UInt8
 
 from scoremle.bounded import LARGEST_SIDE
 from scoremle.core.arguments import check_count
+from scoremle.core.pixels import Pixels
 from scoremle.errors import UserError
 
 __all__ = ["ImageReport", "in_levels"]
@@ -131,5 +132,4 @@ def in_levels(pixels: UInt8[np.ndarray, "*n h w c"], levels: int, own: int = 256
     """
     if levels == own:
         return pixels
-    dtype = np.uint8 if levels <= 256 else np.uint16
-    return (pixels.astype(np.uint32) * levels // own).astype(dtype)
+    return (pixels.astype(np.uint32) * levels // own).astype(Pixels(levels).dtype)
