@@ -200,7 +200,7 @@ def test_rows_that_are_solved_again_keep_their_codes():
 
 
 def noise_of_a_normal(sde, x, t, code):
-    """Of data N(0.3, 0.4^2 I)."""
+    """The noise prediction of data N(0.3, 0.4^2 I), which no code changes."""
     alpha, sigma = sde.alpha(t), sde.sigma(t)
     return sigma * (x - 0.3 * alpha) / (0.16 * alpha**2 + sigma**2)
 
