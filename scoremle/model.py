@@ -866,11 +866,11 @@ class ScoreModel:
         else:
             draw = partial(_draw_data, sampler=sampler)
 
-        def work(_: int, place: Integer[np.ndarray, " size"]) -> Arrays:
-            given = jax.tree.map(lambda row: row[place], rows)
-            inputs = split_rows((image_keys(key, place), given), devices)
-            found, finite = draw(of_examples(model, place), *inputs)
-            check_finite_values(finite, place, "sample")
+        def work(_: int, indices: Integer[np.ndarray, " size"]) -> Arrays:
+            given = jax.tree.map(lambda row: row[indices], rows)
+            inputs = split_rows((image_keys(key, indices), given), devices)
+            found, finite = draw(of_examples(model, indices), *inputs)
+            check_finite_values(finite, indices, "sample")
             return {name: np.asarray(column) for name, column in found.items()}
 
         size = round_up(min(batch_size, n), devices)

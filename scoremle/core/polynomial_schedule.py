@@ -76,10 +76,10 @@ class Polynomial(_SharedEnds):
             partial, whole = partial * t + each, whole + each
         return self.log_snr_max + (self.log_snr_min - self.log_snr_max) * (t * partial / whole)
 
-    def taken(self, place: Any) -> "Polynomial":
-        if len(self.a) == 1:
+    def taken(self, indices: Any) -> "Polynomial":
+        if len(self.a) == 1:  # one code for all
             return self
-        return replace(self, a=self.a[place], b=self.b[place], c=self.c[place])
+        return replace(self, a=self.a[indices], b=self.b[indices], c=self.c[indices])
 
 
 @frozen_pytree(eq=False)

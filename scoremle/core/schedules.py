@@ -83,8 +83,8 @@ class Schedule(abc.ABC):
         """The schedule of the images that ``code`` describes. UserError if all share one."""
         raise UserError(f"{type(self).__name__} is the same for all images: it takes no code")
 
-    def taken(self, place: Any) -> "Schedule":
-        """The schedule of the examples at ``place``, where each has its own; else itself."""
+    def taken(self, indices: Any) -> "Schedule":
+        """The schedule of the examples at ``indices``, where each has its own; else itself."""
         return self
 
     def describe(self) -> dict[str, Any]:

@@ -218,26 +218,29 @@ def with_schedule(tree: Any, schedule: schedules.Schedule) -> Any:
         schedule: for all of them.
     """
 
-    def moved(node: Any) -> Any:
-        return dataclasses.replace(node, schedule=schedule) if isinstance(node, SDE) else node
-
-    return jax.tree.map(moved, tree, is_leaf=lambda node: isinstance(node, SDE))
+    return _rescheduled(tree, lambda _: schedule)
 
 
-def of_examples(tree: Any, place: Any) -> Any:
+def of_examples(tree: Any, indices: Any) -> Any:
     """A tree of which each SDE has the schedules of some examples, where each has its own.
 
     Args:
         tree: any pytree.
-        place: indices of the examples, or a slice.
+        indices: of the examples, or a slice.
     """
 
-    def taken(node: Any) -> Any:
-        if not (isinstance(node, SDE) and node.schedule.per_example):
-            return node
-        return dataclasses.replace(node, schedule=node.schedule.taken(place))
+    return _rescheduled(tree, lambda schedule: schedule.taken(indices))
 
-    return jax.tree.map(taken, tree, is_leaf=lambda node: isinstance(node, SDE))
+
+def _rescheduled(tree: Any, change: Callable[[schedules.Schedule], schedules.Schedule]) -> Any:
+    """A tree whose SDEs have other schedules, by ``change``; an SDE that keeps its own stays."""
+
+    def changed(node: Any) -> Any:
+        if not isinstance(node, SDE) or (new := change(node.schedule)) is node.schedule:
+            return node
+        return dataclasses.replace(node, schedule=new)
+
+    return jax.tree.map(changed, tree, is_leaf=lambda node: isinstance(node, SDE))
 
 
 def check_sde(sde: Any) -> None:
