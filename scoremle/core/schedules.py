@@ -30,6 +30,8 @@ __all__ = [
     "LinearSigma", "PerDimension", "Schedule",
 ]  # fmt: skip
 
+BY_T = "use what goes by t: log_prob, elbo, and times by UniformTime"
+
 
 def rate(function: Callable[[Times], Array], t: ArrayLike) -> Array:
     """The derivative of ``function`` in t, elementwise."""
@@ -144,14 +146,14 @@ class PerDimension(Schedule):
         """Raises UserError, unless a schedule states where its dimensions meet."""
         raise UserError(
             f"{type(self).__name__} has a log-SNR for each dimension, where one for all is needed:"
-            " use what goes by t: log_prob, elbo, and times by UniformTime"
+            f" {BY_T}"
         )
 
     def time_of_log_snr(self, lam: Times) -> Times:
         """Raises UserError: there is no such time for all dimensions."""
         raise UserError(
             f"{type(self).__name__} has a log-SNR for each dimension, and no one time belongs to"
-            " them: use what goes by t: log_prob, elbo, and times by UniformTime"
+            f" them: {BY_T}"
         )
 
 
