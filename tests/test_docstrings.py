@@ -33,7 +33,7 @@ from scoremle.quality.features import Reference
 from scoremle.training.step import make_optimizer
 from scoremle.weights.flows import FlowModel
 from scoremle.zoo.adm import ADM
-from scoremle.zoo.diffusers import Scheduler
+from scoremle.zoo.diffusers import Scheduler, SigmaScheduler
 from scoremle.zoo.unet2d import UNet2D
 
 IMPORTED = {"scoremle": scoremle, "jax": jax, "jnp": jnp, "np": np, "dataclasses": dataclasses}
@@ -184,6 +184,7 @@ DEFAULTS = {
         "rescale_betas_zero_snr": False, "clip_sample": True, "clip_sample_range": 1.0,
         "thresholding": False,
     },
+    SigmaScheduler: {"sigma_min": 0.01, "sigma_max": 1348.0, "sampling_eps": 1e-5},
 }  # fmt: skip
 
 

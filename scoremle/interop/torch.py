@@ -238,8 +238,11 @@ def from_diffusers(pipeline: Any) -> ScoreModel:
         raise UserError(f"the unet of {name} is on the device meta, without numbers: load them")
     weights = {name: a.float().cpu().numpy() for name, a in state.items()}
     # A class of one's own may compute something else of the same parameters.
-    config = dict(unet.config) | {"_class_name": type(unet).__name__}
-    model = diffusers.assembled(config, dict(pipeline.scheduler.config), lambda: weights, name)
+    config, scheduler = (
+        dict(part.config) | {"_class_name": type(part).__name__}
+        for part in (unet, pipeline.scheduler)
+    )
+    model = diffusers.assembled(config, scheduler, lambda: weights, name)
     check_finite(model.noise, name)
     return model
 

@@ -3,9 +3,13 @@
     model_index.json, unet/config.json, unet/diffusion_pytorch_model.safetensors (or .bin),
     scheduler/scheduler_config.json; or all of these flat in one folder
 
-The scheduler's config gives the betas, hence the log-SNR at each step, and the meaning of the
-output. The network takes the number of the step. Likelihoods start at the first step, the last
-log-SNR that it was trained at. Pixels k are encoded as 2k/255 - 1.
+The scheduler's config gives the noise and the meaning of the output:
+
+    betas (DDPM and its kin)     log-SNRs of steps; the network takes the number of the step
+    sigmas (ScoreSdeVeScheduler) the VE SDE of score_sde; the network takes sigma, gives the score
+
+Likelihoods start at the first step, the last log-SNR that the network was trained at; of sigmas at
+``sampling_eps``. Pixels k are encoded as 2k/255 - 1; of sigmas as k/255.
 
 Latent models (Stable Diffusion and its kin) are refused: theirs is a density of latents, and no
 number of it can be compared with another model's.
@@ -14,15 +18,16 @@ number of it can be compared with another model's.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jax.tree_util import Partial
 
 from scoremle.core.betas import betas, with_no_signal_at_the_end
+from scoremle.core.pixels import Pixels
 from scoremle.core.prediction import RangedNoise, noise_fn
 from scoremle.core.schedules import Discrete
-from scoremle.core.sde import SDE
+from scoremle.core.sde import SDE, VE
 from scoremle.devices import placed
 from scoremle.errors import UserError
 from scoremle.files import inside, read_json
@@ -31,7 +36,7 @@ from scoremle.model import ScoreModel
 from scoremle.nn.applied import Applied
 from scoremle.published import pytorch, safetensors
 from scoremle.records import check_record
-from scoremle.zoo.families import PIPELINE_INDEX, published_model
+from scoremle.zoo.families import PIPELINE_INDEX, PIXELS, published_model
 from scoremle.zoo.unet2d import UNet2D, unet2d_params
 
 __all__ = ["assembled", "refuse_latents"]
@@ -49,7 +54,7 @@ VARIANCES = {
 }
 # Fields by which the noise or the time input is another, with the value at which it is not.
 NEUTRAL = {"snr_shift_scale": 1, "timestep_type": "discrete", "use_flow_sigmas": False}
-# For networks of EDM, flow matching or score_sde, by diffusers.
+# For networks of EDM or flow matching, by diffusers.
 OTHER_NOISE = (
     "give the network to from_edm, from_velocity or from_module of scoremle.interop.torch"
 )
@@ -85,11 +90,40 @@ class Scheduler:
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> "Scheduler":
-        """The fields of a config, which has others, too; one that it lacks has its default."""
-        given = {f.name: config[f.name] for f in fields(cls) if f.name in config}
+        """The scheduler of a config; a field that it lacks has its default."""
+        given = _known(cls, config)
         if not given.get("predict_epsilon", True):
             given.setdefault("prediction_type", "sample")
         return cls(**given)
+
+
+@dataclass(frozen=True)
+class SigmaScheduler:
+    """Fields of a ScoreSdeVeScheduler's config that set the noise."""
+
+    sigma_min: float = 0.01
+    sigma_max: float = 1348.0
+    sampling_eps: float = 1e-5
+
+
+def _known(form: type[Any], config: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a form that a config has, which has others, too."""
+    return {f.name: config[f.name] for f in fields(form) if f.name in config}
+
+
+class _Convention(NamedTuple):
+    """The noise that a network was trained with, its output, and its two inputs.
+
+    ``ranged``: half of its output is a learned range of variances.
+    """
+
+    sde: SDE
+    eps: float
+    prediction: str
+    time_input: str
+    ranged: bool = False
+    chain: BySteps | None = None
+    pixels: Pixels = PIXELS
 
 
 def load(path: Path) -> ScoreModel:
@@ -114,7 +148,8 @@ def _configs(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     if not (config := _there(path, network, "config.json")):
         raise UserError(f"{path / network} has no config.json: a diffusers folder needs it")
     scheduler = read_json(_scheduler(path))
-    check_record(scheduler, Scheduler, _scheduler(path))
+    form = SigmaScheduler if _of_sigmas(scheduler) else Scheduler
+    check_record(scheduler, form, _scheduler(path))
     return read_json(config), scheduler
 
 
@@ -147,46 +182,71 @@ def assembled(
         weights: gives the tensors by name.
         place: where it is from.
     """
-    network, schedule, of_noise = _declared(config, scheduler, place)
-    sde, channels = SDE("vp", schedule, 1.0), network.in_channels
+    network, convention = _declared(config, scheduler, place)
+    channels = network.in_channels
     size: Any = network.sample_size  # which is there, by now
     height, width = size if isinstance(size, tuple) else (size, size)
     params = placed(unet2d_params(weights(), network))
     noise = noise_fn(
-        Partial(Applied(network, None if of_noise.ranged else channels), params), sde,
-        prediction=PREDICTION_TYPES[of_noise.prediction_type], time_input="step",
+        Partial(Applied(network, None if convention.ranged else channels), params), convention.sde,
+        prediction=convention.prediction, time_input=convention.time_input,
     )  # fmt: skip
     return published_model(
-        RangedNoise(noise) if of_noise.ranged else noise, sde, schedule.eps,
-        (height, width, channels), chain=_steps(of_noise),
+        RangedNoise(noise) if convention.ranged else noise, convention.sde, convention.eps,
+        (height, width, channels), chain=convention.chain, pixels=convention.pixels,
         classes=0 if network.class_embed_type else network.num_class_embeds or 0,
     )  # fmt: skip
 
 
 def _declared(
     config: Mapping[str, Any], scheduler: Mapping[str, Any], place: str
-) -> tuple[UNet2D, Discrete, Scheduler]:
-    """The network, its schedule, and the scheduler's fields. UserError for other ones."""
-    _check_noise(scheduler, place)
-    network, of_noise = UNet2D.from_config(config), Scheduler.of(scheduler)
-    if of_noise.prediction_type not in PREDICTION_TYPES:
-        raise UserError(
-            f"{place}: prediction_type {of_noise.prediction_type!r} is not one of"
-            f" {[*PREDICTION_TYPES]}"
-        )
+) -> tuple[UNet2D, _Convention]:
+    """The network and its convention. UserError for what can't be served."""
+    network = UNet2D.from_config(config)
+    sigmas = _of_sigmas(scheduler)
+    convention = _by_sigmas(scheduler) if sigmas else _by_betas(scheduler, place)
     channels, out = network.in_channels, network.out_channels
     if out not in (channels, 2 * channels):
         raise UserError(f"{place}: {out} channels out of {channels} are not noise")
-    if of_noise.ranged and out == channels:
+    if convention.ranged and out == channels:
         raise UserError(f"{place}: variance_type is learned_range, and the network predicts none")
-    if network.time_embedding_type == "fourier":
+    if (network.time_embedding_type == "fourier") != sigmas:
         raise UserError(
-            f"{place}: time_embedding_type is 'fourier', of sigmas, and its scheduler counts steps"
-            f" from 0: {OTHER_NOISE}"
+            f"{place}: time_embedding_type is {network.time_embedding_type!r}, and its scheduler"
+            f" gives {'sigmas' if sigmas else 'the numbers of steps'}: {OTHER_NOISE}"
         )
     if network.sample_size is None:
         raise UserError(f"{place}: the network's config has no sample_size")
-    return network, schedule_of(of_noise), of_noise
+    return network, convention
+
+
+def _of_sigmas(scheduler: Mapping[str, Any]) -> bool:
+    """Whether the scheduler is that of score_sde's VE SDE."""
+    return scheduler.get("_class_name") == "ScoreSdeVeScheduler"
+
+
+def _by_sigmas(scheduler: Mapping[str, Any]) -> _Convention:
+    """The score of images in [0, 1] by the VE SDE, as score_sde trains it."""
+    given = SigmaScheduler(**_known(SigmaScheduler, scheduler))
+    sde = VE(given.sigma_min, given.sigma_max)
+    pixels = Pixels.of_points(256, 0, 1)
+    return _Convention(sde, given.sampling_eps, "score", "sigma", pixels=pixels)
+
+
+def _by_betas(scheduler: Mapping[str, Any], place: str) -> _Convention:
+    """The convention of a chain of steps. UserError for a scheduler that has none."""
+    _check_noise(scheduler, place)
+    given = Scheduler.of(scheduler)
+    if given.prediction_type not in PREDICTION_TYPES:
+        raise UserError(
+            f"{place}: prediction_type {given.prediction_type!r} is not one of"
+            f" {[*PREDICTION_TYPES]}"
+        )
+    schedule = schedule_of(given)
+    return _Convention(
+        SDE("vp", schedule, 1.0), schedule.eps, PREDICTION_TYPES[given.prediction_type], "step",
+        given.ranged, _steps(given),
+    )  # fmt: skip
 
 
 def _check_noise(scheduler: Mapping[str, Any], place: str) -> None:

@@ -6,6 +6,8 @@ What the parts of each mean; lambda is the log-SNR, from the smallest time to th
     ------------------  ------------------  ----------------------  ---------------------------
     diffusers           eps, x_0 or v       number of the step      9.2 .. -10.1 linear,
                                                                     10.1 .. -19.8 cosine
+    score_sde's VE by   score               sigma                   9.2 .. -14.4, or less far
+    diffusers
     improved-, guided-  eps or x_0, and v   number of the step,     the same; 4000 cosine steps
     diffusion           of variances        perhaps times 1000 / T  11.5 .. -22.6
     EDM                 F                   log(sigma) / 4          12.4 .. -8.8
@@ -15,8 +17,8 @@ What the parts of each mean; lambda is the log-SNR, from the smallest time to th
     i-DODE              v, or u/sqrt(2)     log-SNR                 13.3 .. -5
     MuLAN               v or eps            mean log-SNR, a code    13.3 .. -5, by the code
 
-Level k of a pixel has the value 2k/255 - 1 (`PIXELS`), but for the last three (2k + 1)/256 - 1. A
-class is a number.
+Level k of a pixel has the value 2k/255 - 1 (`PIXELS`), but for score_sde's VE k/255, and for the
+last three (2k + 1)/256 - 1. A class is a number.
 """
 
 import importlib

@@ -10,6 +10,7 @@ import pytest
 from helpers.marks import some
 
 import scoremle
+from scoremle.core.prediction import score_of
 from scoremle.errors import UserError
 from scoremle.interop.torch import (
     from_azula,
@@ -251,9 +252,23 @@ def test_a_live_pipeline_is_its_folder(tmp_path):
     pipeline.unet = torch.compile(unet)
     for ours, other in zip(*map(jax.tree.leaves, (from_diffusers(pipeline), live)), strict=True):
         np.testing.assert_array_equal(ours, other)
-    other = diffusers.ScoreSdeVePipeline(unet, diffusers.ScoreSdeVeScheduler())
+    other = diffusers.DDPMPipeline(unet, diffusers.FlowMatchEulerDiscreteScheduler())
     with pytest.raises(UserError, match="no betas"):
         from_diffusers(other)
+
+
+def test_a_live_pipeline_of_sigmas_gives_their_score():
+    diffusers = pytest.importorskip("diffusers")
+    torch.manual_seed(1)
+    unet = diffusers.UNet2DModel(**UNET, time_embedding_type="fourier").eval()
+    pipeline = diffusers.ScoreSdeVePipeline(unet, diffusers.ScoreSdeVeScheduler(sigma_max=9.0))
+    model, x = from_diffusers(pipeline), np.float32(data(3, 16).reshape(3, 4, 4, 1))
+    sigma = np.array([0.02, 0.5, 8.0], np.float32)
+    t = np.log(sigma / 0.01) / np.log(900)
+    with torch.no_grad():
+        theirs = unet(torch.tensor(x).movedim(-1, 1), torch.tensor(sigma)).sample.movedim(1, -1)
+    found = jax.jit(score_of(model.noise, model.sde))(x, jnp.asarray(t))
+    np.testing.assert_allclose(found, theirs, rtol=2e-3, atol=1e-3)
 
 
 def test_a_live_network_must_have_its_numbers_and_its_own_class():

@@ -9,6 +9,7 @@ import pytest
 
 import scoremle
 from scoremle.core.divergence import Exact
+from scoremle.core.prediction import score_of
 from scoremle.errors import UserError
 from scoremle.published import safetensors
 from scoremle.solvers.multistep import Multistep
@@ -16,7 +17,7 @@ from scoremle.zoo import diffusers as family
 
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
-from helpers.torch_flow import assert_log_prob, vp_log_prob  # noqa: E402
+from helpers.torch_flow import assert_log_prob, flow_log_prob, vp_log_prob  # noqa: E402
 
 FIELDS = {
     "sample_size": 4, "in_channels": 1, "out_channels": 1, "layers_per_block": 1,
@@ -40,6 +41,12 @@ def pipeline(**scheduler):
     torch.manual_seed(0)
     network = diffusers.UNet2DModel(**FIELDS).eval()
     return diffusers.DDPMPipeline(network, diffusers.DDPMScheduler(**scheduler))
+
+
+def score_sde_pipeline(**scheduler):
+    torch.manual_seed(3)
+    network = diffusers.UNet2DModel(**FIELDS, time_embedding_type="fourier").eval()
+    return diffusers.ScoreSdeVePipeline(network, diffusers.ScoreSdeVeScheduler(**scheduler))
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +84,22 @@ def test_the_noise_prediction_at_their_steps(tmp_path, kind):
     }[kind]
     found = jax.jit(model.noise)(jnp.asarray(x), t)
     np.testing.assert_allclose(found, expected, rtol=2e-3, atol=2e-4 * np.abs(expected).max())
+
+
+def test_the_score_at_their_sigmas(tmp_path):
+    """The output is the score, at the sigmas of the scheduler, of images from 0 to 1."""
+    pipe = score_sde_pipeline(sigma_max=30.0, sampling_eps=1e-3, num_train_timesteps=5)
+    pipe.save_pretrained(tmp_path)
+    model = scoremle.load(tmp_path)
+    t, sigma = pipe.scheduler.timesteps.numpy(), pipe.scheduler.sigmas.numpy()
+    np.testing.assert_allclose(model.sde.sigma(t), sigma, rtol=1e-5)
+    np.testing.assert_array_equal(model.sde.alpha(t), 1)
+    assert model.eps == pytest.approx(t[-1]) and model.sde.prior_std == sigma.max()
+    x = np.random.default_rng(0).normal(size=(5, 4, 4, 1)).astype(np.float32)
+    found = jax.jit(score_of(model.noise, model.sde))(jnp.asarray(x), jnp.asarray(t))
+    np.testing.assert_allclose(found, theirs(pipe.unet, x, sigma), rtol=1e-3, atol=1e-4)
+    levels = model.pixels.encode(np.arange(256), 0.5)
+    np.testing.assert_allclose(levels, np.arange(256) / 255, atol=1e-6)
 
 
 def test_a_learned_range_is_found_too(tmp_path):
@@ -165,6 +188,25 @@ def test_log_p_is_that_of_the_torch_module_in_float64(tmp_path):
     assert_log_prob(found, vp_log_prob(eps, x[0], kept), dims=x.size)
 
 
+@pytest.mark.long
+def test_log_p_by_sigmas_is_that_of_the_torch_module_in_float64(tmp_path):
+    score_sde_pipeline(sigma_min=0.1, sigma_max=1.0).save_pretrained(tmp_path)
+    model = scoremle.load(tmp_path)
+    network = diffusers.UNet2DModel.from_pretrained(tmp_path / "unet").double().eval()
+    x = np.random.default_rng(1).uniform(size=(1, 4, 4, 1))
+
+    def eps(x, log_sigma):
+        sigma = np.exp(log_sigma)
+        return -sigma * network(x, torch.as_tensor([sigma])).sample
+
+    # The embedding of log sigma oscillates some 40 times on the way: both need many steps.
+    log_s = np.linspace(np.log(0.1 * 10**model.eps), 0, 101)
+    found = model.log_prob(
+        jnp.asarray(x, jnp.float32), jax.random.key(0), divergence=Exact(), solver=Multistep(512)
+    )
+    assert_log_prob(found, flow_log_prob(eps, x[0], log_s, 1.0), dims=x.size)
+
+
 def test_the_grid_of_images_and_how_they_are_scored(folder):
     model = scoremle.load(folder)
     assert model.shape == (4, 4, 1) and model.eps == pytest.approx(1e-3)
@@ -216,7 +258,10 @@ def test_a_part_that_is_left_out_makes_no_latent_model(absent):
         ("unet/config.json", {"_class_name": "UNet2DConditionModel"}, "a UNet2DModel"),
         ("unet/config.json", {"out_channels": 3}, "are not noise"),
         ("unet/config.json", {"sample_size": None}, "no sample_size"),
-        ("unet/config.json", {"time_embedding_type": "fourier"}, "of sigmas"),
+        ("unet/config.json", {"time_embedding_type": "fourier"}, "numbers of steps"),
+        (SCHEDULER, {"_class_name": "ScoreSdeVeScheduler"}, "gives sigmas"),
+        (SCHEDULER, {"_class_name": "ScoreSdeVeScheduler", "sigma_min": 0.0}, "sigma_min must"),
+        (SCHEDULER, {"_class_name": "ScoreSdeVeScheduler", "sigma_max": "a"}, "sigma_max must"),
     ],
 )
 def test_what_can_not_be_served_is_one_line(folder, tmp_path, name, fields, words):
