@@ -207,10 +207,10 @@ class ScoreModel:
     coder: "Coder | None" = None
 
     def __post_init__(self) -> None:
-        if self.pixels and self.bijector:
-            raise UserError("pixels are of integers, and a bijector of reals: give one of the two")
         if self.pixels is not None:
             check_kind("pixels", self.pixels, Pixels, "scoremle.Pixels(256)")
+        if self.pixels and self.bijector:
+            raise UserError("pixels are of integers, and a bijector of reals: give one of the two")
         for name, (kind, such) in KINDS.items():
             if (value := getattr(self, name)) is not None:
                 check_part(name, value, kind, such)

@@ -12,9 +12,8 @@ import math
 import numpy as np
 from jaxtyping import Float
 
-from scoremle.core.arguments import check_count
+from scoremle.core.arguments import check_choice, check_count, check_number
 from scoremle.core.schedules import alpha_squared
-from scoremle.errors import UserError
 
 __all__ = ["betas", "with_no_signal_at_the_end"]
 
@@ -36,12 +35,15 @@ def betas(
         start: the first; None: 0.1 / steps.
         end: the last; None: 20 / steps.
 
-    Raises UserError for another name, or more steps.
+    Raises UserError for another name, more steps, and betas that are not above 0.
     """
+    check_choice("the name of betas", name, (*NAMES, *ALIASES))
     check_count("steps", steps, 1, MOST_STEPS)
-    name = ALIASES.get(name, name)
     start = 0.1 / steps if start is None else start
     end = 20 / steps if end is None else end
+    for limit, beta in (("start", start), ("end", end)):
+        check_number(f"the {limit} of betas", beta, above=0)
+    name = ALIASES.get(name, name)
     if name == "linear":
         return np.linspace(start, end, steps)
     if name == "scaled_linear":
@@ -50,9 +52,7 @@ def betas(
         angle = (np.arange(steps + 1) / steps + OFFSET) / (1 + OFFSET) * math.pi / 2
         signal = np.cos(angle) ** 2
         return np.minimum(1 - signal[1:] / signal[:-1], MOST)
-    if name == "sigmoid":
-        return (end - start) / (1 + np.exp(-np.linspace(-6, 6, steps))) + start
-    raise UserError(f"betas are named {', '.join(NAMES)}, not {name!r}")
+    return (end - start) / (1 + np.exp(-np.linspace(-6, 6, steps))) + start
 
 
 def with_no_signal_at_the_end(betas: Float[np.ndarray, " steps"]) -> Float[np.ndarray, " steps"]:

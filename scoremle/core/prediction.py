@@ -36,7 +36,7 @@ from scoremle.core.condition import Conditioned
 from scoremle.core.pytree import frozen_pytree, known, static
 from scoremle.core.sde import SDE, check_eps, check_sde
 from scoremle.errors import UserError
-from scoremle.numerics import as_pytree, check_function, expand, output_of, predict
+from scoremle.numerics import as_pytree, check_call, check_function, expand, output_of, predict
 from scoremle.types import Data, NoiseFn, Scalar, ScoreFn, Times
 
 __all__ = [
@@ -243,7 +243,9 @@ def noise_fn(
     """
     check_sde(sde)
     check_choice("prediction", prediction, (*PREDICTIONS, "edm"))
-    if not callable(time_input):
+    if callable(time_input):
+        check_call(time_input, sde, TIMES)
+    else:
         check_choice("time_input", time_input, TIME_INPUTS)
     check_number("sigma_data", sigma_data, above=0)
     network = as_pytree(network, "network")

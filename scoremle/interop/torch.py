@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from scoremle.core.arguments import as_array, as_shape, check_choice
+from scoremle.core.arguments import as_array, as_shape, check_choice, shown
 from scoremle.core.betas import betas
 from scoremle.core.pixels import Pixels
 from scoremle.core.prediction import TIME_INPUTS, Between, TimeInput, noise_fn, time_input_of
@@ -101,7 +101,7 @@ def from_module(
             "say what the label of the module is: time_input is a function of (sde, t), or one"
             f" of {', '.join(TIME_INPUTS)}"
         )
-    label_is = time_input or "step"
+    label_is = "step" if time_input is None else time_input
     as_noise = partial(
         noise_fn, sde=sde, prediction=prediction, time_input=label_is, between=between
     )
@@ -173,8 +173,8 @@ def from_velocity(
     Raises UserError as ``from_module`` does, and for another ``data_at``.
     Sources: Lipman et al., arXiv 2210.02747; Liu et al., arXiv 2209.03003.
     """
-    if data_at not in (0, 1):
-        raise UserError(f"data_at is the t of the data, 0 or 1, not {data_at}")
+    if np.ndim(data_at) or data_at not in (0, 1):
+        raise UserError(f"data_at is the t of the data, 0 or 1, not {shown(data_at)}")
     if np.shape(as_array(log_snr, "log_snr")) != (2,):
         raise UserError(f"log_snr must be two numbers, the least and the greatest, not {log_snr}")
     schedule = LinearLogSNR(*log_snr)
@@ -304,4 +304,6 @@ def _examples(
 
 def _rows(condition: ArrayLike | Sequence[float], n: int) -> np.ndarray:
     rows = np.atleast_1d(np.asarray(as_array(condition, "condition")))
+    if not len(rows):
+        raise UserError("condition is empty: give an example of the module's third argument")
     return np.broadcast_to(rows[:1], (n, *rows.shape[1:]))

@@ -304,6 +304,8 @@ class Latent:
         (lambda: from_velocity(lambda x, t: x, data_at=1, shape=(3,)), "not a function"),
         (lambda: from_velocity(Net(2), data_at=1, shape=(3,)), "failed on inputs"),
         (lambda: from_azula(Net(), shape=(3,)), "no schedule"),
+        (lambda: from_module(Net(), schedule=scoremle.VP(), shape=(3,), time_input=lambda t: t),
+         "with 2 arguments"),
         (lambda: from_edm(Net(), shape=(3,), sigma_min=0.0), "sigma_min must"),
         (lambda: from_diffusers(Net()), "no unet"),
         (lambda: from_diffusers(SimpleNamespace(unet=Net(), scheduler=None)), "no unet"),
@@ -324,11 +326,12 @@ def test_mistakes_are_one_line(call, words):
         (from_module, "eps", ("3", 0.0, 1.0, math.nan)),
         (from_module, "shape", (3, (2.5,), (0,), (2, 3))),
         (from_module, "by", ("jax", 3)),
-        (from_module, "condition", ("3", [[1.0], [1.0, 2.0]])),
+        (from_module, "condition", ("3", [[1.0], [1.0, 2.0]], ())),
+        (from_module, "time_input", ("", np.ones(2))),
         (from_edm, "sigma_min", ("3", 0.0, 100.0, math.nan)),
         (from_edm, "sigma_max", ("3", 0.0, math.inf)),
         (from_velocity, "log_snr", (3.0, (1.0,), ("a", "b"), (-5.0, math.nan))),
-        (from_velocity, "data_at", ("1", 0.5, 2, None)),
+        (from_velocity, "data_at", ("1", 0.5, 2, None, np.ones(2))),
     ],
 )
 def test_a_bad_argument_is_named_in_one_line(function, argument, values, unchecked):

@@ -250,7 +250,7 @@ def test_a_part_that_is_left_out_makes_no_latent_model(absent):
     [
         ("model_index.json", {"vae": ["diffusers", "AutoencoderKL"]}, "a vae"),
         (SCHEDULER, {"prediction_type": "flow"}, "not one of"),
-        (SCHEDULER, {"beta_schedule": "odd"}, "betas are named"),
+        (SCHEDULER, {"beta_schedule": "odd"}, "name of betas"),
         (SCHEDULER, {"variance_type": "learned_range"}, "predicts none"),
         (SCHEDULER, {"snr_shift_scale": 3.0}, "has snr_shift_scale"),
         (SCHEDULER, {"timestep_type": "continuous"}, "has timestep_type"),
