@@ -13,6 +13,8 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from PIL.PngImagePlugin import getchunks
 
+from scoremle.core.arguments import as_array
+from scoremle.core.pixels import Pixels
 from scoremle.errors import UserError
 
 __all__ = ["gaussian_bpd", "histogram_bpd", "png_bpd", "uniform_bpd"]
@@ -31,8 +33,10 @@ def uniform_bpd(test: Images, levels: int) -> Bits:
     Args:
         test: [n h w c] images to measure.
         levels: of grey.
+
+    Raises UserError for what are not integer images, and for no number of levels.
     """
-    return np.full(len(test), math.log2(levels))
+    return np.full(len(_images(test)), math.log2(Pixels(levels).levels))
 
 
 def histogram_bpd(train: TrainImages, test: Images, levels: int) -> Bits:
@@ -43,11 +47,9 @@ def histogram_bpd(train: TrainImages, test: Images, levels: int) -> Bits:
         test: [m h w c] images to measure.
         levels: of grey.
 
-    Raises UserError for values beyond the levels.
+    Raises UserError for values beyond the levels, and as ``gaussian_bpd`` does.
     """
-    if (most := max(each.max(initial=0) for each in (train, test))) >= levels:
-        raise UserError(f"levels is {levels}, and the images have values up to {most}")
-    train, test = train.reshape(len(train), -1), test.reshape(len(test), -1)
+    train, test = _flat(train, test, Pixels(levels))
     counts = np.stack([np.bincount(pixel, minlength=levels) for pixel in train.T]) + 1
     bits = -np.log2(counts / counts.sum(axis=1, keepdims=True))
     return bits[np.arange(train.shape[1]), test].mean(axis=1)
@@ -59,9 +61,10 @@ def gaussian_bpd(train: TrainImages, test: Images) -> Bits:
     Args:
         train: [n h w c] training images.
         test: [m h w c] images to measure.
+
+    Raises UserError for what are not integer images, for two shapes, and for no training image.
     """
-    train = train.reshape(len(train), -1).astype(np.float64)
-    test = test.reshape(len(test), -1).astype(np.float64)
+    train, test = (each.astype(np.float64) for each in _flat(train, test))
     dims = train.shape[1]
     covariance = np.cov(train, rowvar=False, bias=True) + UNIFORM_VARIANCE * np.eye(dims)
     precision = np.linalg.inv(covariance)
@@ -80,12 +83,32 @@ def png_bpd(images: Images) -> Bits:
     Args:
         images: [n h w c].
 
-    Raises UserError for more channels than Pillow writes: 4 of 8 bits, or 1 of 16.
+    Raises UserError for what are not integer images, and for more channels than Pillow writes: 4
+    of 8 bits, or 1 of 16.
     """
+    images = _images(images)
     channels, most = images.shape[3], 4 if images.dtype == np.uint8 else 1
     if channels > most:
         raise UserError(f"as PNG, {images.dtype} has {most} channels at most, not {channels}")
     return np.array([8 * _png_bytes(image) / image.size for image in images])
+
+
+def _images(images: Images, pixels: Pixels | None = None) -> Images:
+    """Integer images of any size, of these levels or of all that their type has."""
+    images = np.asarray(as_array(images, "images"))
+    if images.ndim != 4 or not all(images.shape[1:]):
+        raise UserError(f"images must be of shape (n, h, w, c), not {images.shape}")
+    of_type = Pixels(256 if images.dtype == np.uint8 else 2**16)
+    return (pixels or of_type).checked(images, images.shape[1:])
+
+
+def _flat(train: TrainImages, test: Images, pixels: Pixels | None = None) -> list[np.ndarray]:
+    """Both as [n D], the values of an image in a row."""
+    both = [_images(each, pixels) for each in (train, test)]
+    if both[0].shape[1:] != both[1].shape[1:] or not len(both[0]):
+        shapes = f"train has shape {both[0].shape} and test {both[1].shape}"
+        raise UserError(f"{shapes}: give images of one size, and one to train on at least")
+    return [each.reshape(len(each), -1) for each in both]
 
 
 def _png_bytes(image: UInt8[np.ndarray, "h w c"]) -> int:

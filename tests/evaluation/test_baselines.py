@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from scoremle.errors import UserError
-from scoremle.evaluation.baselines import gaussian_bpd, histogram_bpd, uniform_bpd
+from scoremle.evaluation.baselines import gaussian_bpd, histogram_bpd, png_bpd, uniform_bpd
 
 
 def images_of(values, shape=(1, 1, 1)) -> np.ndarray:
@@ -56,8 +56,38 @@ def test_histogram_of_random_pixels_costs_their_entropy():
 def test_values_beyond_the_levels_are_refused():
     images = images_of([0, 3])
     for train, test in ((images, images[:1]), (images[:1], images)):
-        with pytest.raises(UserError, match="up to 3"):
+        with pytest.raises(UserError, match="one is 3"):
             histogram_bpd(train, test, 3)
+
+
+IMAGES = images_of([0, 3], (1, 1, 1))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        (IMAGES / 255, "not float64"),
+        (IMAGES.astype(int) - 1, "not int64"),
+        (IMAGES[0], "of shape"),
+        (IMAGES[..., :0], "of shape"),
+        ("images", "not an array"),
+    ],
+)
+def test_what_are_no_integer_images_is_a_line(wrong, words, unchecked):
+    for measure, *given in (
+        (png_bpd, wrong), (uniform_bpd, wrong, 256),
+        (gaussian_bpd, wrong, IMAGES), (gaussian_bpd, IMAGES, wrong),
+        (histogram_bpd, wrong, IMAGES, 256), (histogram_bpd, IMAGES, wrong, 256),
+    ):  # fmt: skip
+        with pytest.raises(UserError, match=words):
+            measure(*given)
+
+
+def test_images_of_another_size_or_none_to_train_on_are_a_line(unchecked):
+    for train in (np.zeros((3, 1, 2, 1), np.uint8), IMAGES[:0]):
+        for measure, *levels in ((gaussian_bpd,), (histogram_bpd, 256)):
+            with pytest.raises(UserError, match="of one size"):
+                measure(train, IMAGES, *levels)
 
 
 def test_gaussian_is_the_mean_over_the_dequantization_noise(correlated):
