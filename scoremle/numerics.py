@@ -61,9 +61,12 @@ def sum_data(x: Data) -> PerExample:
     return jnp.sum(x, axis=tuple(range(1, x.ndim)))
 
 
-def sum_over(s: PerExample | Data, x: Data) -> PerExample:
-    """Sum over the data axes of ``x``; ``s`` has a number for each example, or for each entry."""
-    return dims_of(x) * s if s.ndim == 1 else sum_data(s)
+def sum_over(s: Float[AnyArray, "b *_d"], x: Data) -> PerExample:
+    """Sum over the data axes of ``x``; ``s`` has a number for each example, or for each entry.
+
+    Along an axis of length one it has the same number for all.
+    """
+    return dims_of(x) * s if s.ndim == 1 else sum_data(jnp.broadcast_to(expand(s, x), x.shape))
 
 
 def mean_square(x: Data) -> PerExample:

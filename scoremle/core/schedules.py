@@ -126,6 +126,8 @@ def _inverse_jvp(primals: tuple, tangents: tuple) -> tuple[Times, Times]:
 class PerDimension(Schedule):
     """Schedule with a lambda(t) for each dimension: the shape of t, then that of the data.
 
+    Along an axis where it is the same, one number is enough: (1, 1, 3) of three colours.
+
     No one time belongs to a log-SNR. So t itself is the clock of the ODE, bounds draw times evenly
     in the mean log-SNR over dimensions, and what needs a single log-SNR refuses.
 

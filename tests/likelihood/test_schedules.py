@@ -22,6 +22,7 @@ from scoremle.core.pytree import pytree
 from scoremle.core.schedules import LinearLogSNR, PerDimension
 from scoremle.core.sde import SDE, VP
 from scoremle.core.times import UniformLogSNR, UniformTime
+from scoremle.likelihood.decoders import Entropy
 from scoremle.likelihood.elbo import elbo
 from scoremle.likelihood.ode import ode_log_likelihood
 from scoremle.model import ScoreModel
@@ -363,6 +364,25 @@ def test_likelihood_and_bound_by_independent_dimension(x64):
     )(jnp.tile(jnp.asarray(x), (copies, 1)))
     assert bound.profile is None
     check_bound(bound, np.tile(bounds, copies), copies)
+
+
+def test_a_schedule_of_colours_counts_for_all_pixels():
+    """It is the same numbers as a schedule of each pixel's colours, in all that sums over them."""
+    fall, shape = np.array([[[16.0, 18.0, 20.0]]], np.float32), (2, 2, 3)
+    x = np.linspace(-1, 1, 24, dtype=np.float32).reshape(2, *shape)
+
+    def numbers(fall):
+        sde = SDE("straight", Curved(8.0, jnp.asarray(fall), jnp.asarray(0.2)), 1.0)
+        model = ScoreModel(lambda x, t: sde.sigma(t) * x, sde, eps=1e-3, shape=shape)
+        t = jnp.full(2, 1e-3)
+        return (
+            model.log_prob(x, KEY, solver=Multistep(8)).log_prob,
+            model.elbo(x, KEY, draws=4).log_prob,
+            Entropy().known(sde, jnp.asarray(x), None, t),
+        )
+
+    whole = np.broadcast_to(fall, shape)
+    np.testing.assert_allclose(numbers(fall), numbers(whole), rtol=1e-5)
 
 
 def test_the_path_between_the_ends_does_not_matter_to_an_exact_prediction(x64):
