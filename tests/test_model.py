@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from helpers.marks import some
 from helpers.oracles import EPS, SDES, Gaussian, Mixture, of_data
+from helpers.schedules import Curved
 from scipy.stats import norm
 
 import scoremle
@@ -693,3 +694,18 @@ def test_a_network_for_another_sde_is_refused():
         for of_it in (noise, Conditioned(noise, jnp.zeros(1))):
             with pytest.raises(UserError, match="is made for"):
                 ScoreModel(of_it, sde, **given)
+
+
+def test_a_network_for_other_schedules_of_dimensions_is_refused():
+    """Where it is the same along an axis, a schedule may have one number there, or all."""
+
+    def of(*fall):
+        return SDE("vp", Curved(8.0, jnp.asarray(fall), jnp.asarray(0.1)), 1.0)
+
+    line = SDE("vp", scoremle.LinearLogSNR(-5.0, 13.3), 1.0)
+    noise = scoremle.noise_fn(lambda x, label: 0 * x, of(16.0, 16.0))
+    for sde in (of(16.0, 16.0), of(16.0)):
+        ScoreModel(noise, sde, 1e-3, (2,))
+    for sde in (of(16.0, 17.0), of(16.0, 16.0, 16.0), line):
+        with pytest.raises(UserError, match="is made for"):
+            ScoreModel(noise, sde, 1e-3, (2,))

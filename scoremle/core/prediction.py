@@ -289,13 +289,23 @@ def check_network(noise: NoiseFn, sde: SDE) -> None:
         )
     if not isinstance(noise, NetworkNoise) or noise.sde is sde or not known((noise.sde, sde)):
         return
-    shared = not any(s.schedule.per_dimension or s.schedule.per_example for s in (noise.sde, sde))
-    with jax.ensure_compile_time_eval():
-        apart = np.abs(noise.sde.log_snr(TIMES) - sde.log_snr(TIMES)).max() if shared else 0
-    if noise.sde.kernel != sde.kernel or apart > ALIKE:
+    if noise.sde.kernel != sde.kernel or _apart(noise.sde, sde) > ALIKE:
         raise UserError(
             f"noise is made for {noise.sde!r}, and sde is {sde!r}: give noise_fn the model's SDE"
         )
+
+
+def _apart(one: SDE, other: SDE) -> float:
+    """The most that log-SNRs differ by; not known where a code decides: 0."""
+    if one.schedule.per_example or other.schedule.per_example:
+        return 0.0
+    with jax.ensure_compile_time_eval():
+        first, second = (sde.log_snr(TIMES) for sde in (one, other))
+        both = np.asarray(expand(first, second)), np.asarray(expand(second, first))
+    try:
+        return float(np.abs(np.subtract(*both)).max())
+    except ValueError:  # they are of other dimensions
+        return math.inf
 
 
 def score_of(noise: NoiseFn, sde: SDE) -> ScoreFn:
