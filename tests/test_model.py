@@ -696,6 +696,14 @@ def test_a_network_for_another_sde_is_refused():
                 ScoreModel(of_it, sde, **given)
 
 
+@pytest.mark.parametrize("fall", [(3,), (3, 1), (3, 2, 1), ()], ids=str)
+def test_a_schedule_of_other_dimensions_is_refused(fall):
+    """That of three rows would else be taken for one of three colours."""
+    sde = SDE("vp", Curved(8.0, jnp.full(fall, 16.0), jnp.asarray(0.1)), 1.0)
+    with pytest.raises(UserError, match="log-SNRs of shape"):
+        ScoreModel(lambda x, t: 0 * x, sde, 1e-3, (3, 3, 3))
+
+
 def test_a_network_for_other_schedules_of_dimensions_is_refused():
     """Where it is the same along an axis, a schedule may have one number there, or all."""
 

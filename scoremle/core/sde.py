@@ -35,8 +35,8 @@ from scoremle.numerics import expand, floating, sum_data
 from scoremle.types import Data, Keys, PerExample, Scalar, Times
 
 __all__ = [
-    "SDE", "VE", "VP", "LinearVE", "SubVP", "check_eps", "check_time", "of_examples",
-    "with_schedule",
+    "SDE", "VE", "VP", "LinearVE", "SubVP", "check_dimensions", "check_eps", "check_time",
+    "of_examples", "with_schedule",
 ]  # fmt: skip
 
 
@@ -282,6 +282,24 @@ def check_eps(sde: SDE, eps: Any, name: str = "eps") -> None:
         first = schedule.eps
         if np.asarray(eps) < first * (1 - ROUNDING):
             raise UserError(f"{name} must be {first:g} or more, the first step, not {eps}")
+
+
+def check_dimensions(sde: SDE, shape: tuple[int, ...]) -> None:
+    """Raises UserError for a schedule of other dimensions than those of data of this shape.
+
+    Args:
+        sde: the noise at each time.
+        shape: of one example.
+    """
+    if not sde.schedule.per_dimension or sde.schedule.per_example:
+        return
+    _, *found = jax.eval_shape(sde.log_snr, jax.ShapeDtypeStruct((1,), float)).shape
+    suits = (n in (1, size) for n, size in zip(found, shape, strict=False))
+    if len(found) != len(shape) or not all(suits):
+        raise UserError(
+            f"{type(sde.schedule).__name__} has log-SNRs of shape {tuple(found)}, where an example"
+            f" has {shape}: each axis must have its length, or 1"
+        )
 
 
 def _is_finite_at_zero(sde: SDE) -> bool:
