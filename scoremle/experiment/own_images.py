@@ -148,6 +148,6 @@ def images_of_arrays(
     if images.max() >= levels:
         raise UserError(
             f"{path} has grey values to {images.max()}, and the model takes 0 to {levels - 1}: of"
-            f" 256 grey levels, save (array * {levels / 256:g}).astype(np.uint8)"
+            f" 256 grey levels, save (array * ({levels} / 256)).astype(np.uint8)"
         )
     return [ImageReport(name, image) for name, image in zip(names, images, strict=True)], images

@@ -25,12 +25,13 @@ from scoremle.cli import main as cli
 from scoremle.cli import score_words
 from scoremle.cli.commands import parser_of
 from scoremle.core.divergence import FixedProbe, Orthogonal
-from scoremle.data.readers.base import ImageReport
+from scoremle.data.readers.base import ImageReport, in_levels
 from scoremle.errors import UserError
 from scoremle.evaluation import baselines
 from scoremle.experiment import defaults, score_table
 from scoremle.experiment.measurement import Measurement
 from scoremle.experiment.models import load_to_score
+from scoremle.experiment.own_images import images_of_arrays
 from scoremle.experiment.reference import ReferenceScores, how_to_get, reference_of
 from scoremle.experiment.results import add_results
 from scoremle.experiment.score_table import ScoreRow
@@ -214,6 +215,16 @@ def test_mistakes_are_one_line(name, content, words, tiny, tmp_path, capfd):
     code, _, told = score(capfd, tiny.workdir, path, f"--out={tmp_path / 'scores.csv'}")
     assert code == 2 and words in told and told.count("\n") == 1
     assert not (tmp_path / "scores.csv").exists()
+
+
+@pytest.mark.parametrize("levels", [17, 34, 250])
+def test_the_conversion_that_is_named_is_that_of_pictures(levels, tmp_path):
+    grey = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1)
+    np.save(tmp_path / "x.npy", grey)
+    with pytest.raises(UserError, match="grey values to") as error:
+        images_of_arrays(tmp_path / "x.npy", None, levels)
+    found = eval(str(error.value).partition("save ")[2], {"np": np, "array": grey})
+    np.testing.assert_array_equal(found, in_levels(grey, levels))
 
 
 def messy(folder):
