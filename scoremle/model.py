@@ -451,7 +451,8 @@ class ScoreModel:
             condition: what the noise prediction takes, a row for each example or one for all.
             seed: of the pilot's probes.
 
-        Raises UserError for no data, a tolerance that is not above 0, and where it is traced.
+        Raises UserError for no data, a log p that is not finite, a tolerance that is not above 0,
+        and where it is traced.
 
         Example:
             >>> sde, key = scoremle.VP(), jax.random.key(0)

@@ -266,6 +266,7 @@ X = np.zeros((3, 2), np.float32)
 DATA = Gaussian.random(0, 2)
 PLAIN = of(DATA)
 NAN = np.where(np.arange(3)[:, None] == 1, np.nan, X)
+BEYOND = np.where(np.arange(3)[:, None] == 1, 1e30, X)
 
 
 def of_scale(scale):
@@ -288,6 +289,7 @@ def of_scale_within(scale):
         (lambda: PLAIN.log_prob(X, KEY, condition={"a": NAN}), "condition has"),
         (lambda: PLAIN.log_prob(X, KEY, dtype="float64"), "float64 is off"),
         (lambda: PLAIN.log_prob(X[:0], KEY, tolerance=0.1), "needs examples"),
+        (lambda: PLAIN.log_prob(BEYOND, KEY, tolerance=0.1), "row 1 is"),
         (lambda: PLAIN.log_prob(X, KEY, tolerance=0.1, divergence=Exact()), "not both"),
         (lambda: jax.jit(lambda x: PLAIN.log_prob(x, KEY, tolerance=0.1))(X), "needs numbers"),
         (lambda: jax.grad(of_scale)(1.0), "needs numbers"),

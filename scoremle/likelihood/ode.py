@@ -80,8 +80,8 @@ def ode_log_likelihood(
 
     Raises UserError for eps outside [0, 1), a network for another SDE, data that are not finite
     reals, a prediction of another shape, a condition of another number of rows, a dtype that JAX
-    is not set up for, and a tolerance where it is traced, has no examples, or comes with a
-    divergence or a solver.
+    is not set up for, and a tolerance where it is traced, has no examples or one of no finite
+    log p, or comes with a divergence or a solver.
 
     Example:
         >>> sde, x = scoremle.VP(), jnp.asarray([[1.0, 0.0]])

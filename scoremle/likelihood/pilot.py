@@ -311,7 +311,16 @@ class Pilot:
         Args:
             tolerance: nats, of a root mean square over examples.
             dims: of an example.
+
+        Raises UserError for an example whose log p is not finite.
         """
+        probed = self._solved(SCATTER_STEPS, held=False).probe_stderr
+        wrong = np.flatnonzero(~np.isfinite(self._doubt + probed))
+        if wrong.size:
+            raise UserError(
+                f"a tolerance needs finite values, and log p of row {wrong[0]} is not: the noise"
+                " prediction is not, or the row is far beyond its range"
+            )
         for steps in STEPS:
             choice = self.measure(steps)
             solver = choice.solver
@@ -387,7 +396,8 @@ def choose_within(
         condition: any pytree of arrays, with a row for each example or one for all.
         seed: of the pilot's probes.
 
-    Raises UserError for no data, a tolerance that is not above 0, and where it is traced.
+    Raises UserError for no data, a log p that is not finite, a tolerance that is not above 0, and
+    where it is traced.
     """
     _check_known(x, as_pytree(noise), condition)
     check_number("tolerance", tolerance, above=0)
