@@ -11,9 +11,11 @@ import json
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from pathlib import Path
+from typing import Any
 
 from scoremle.cli.cache import keep_programs
 from scoremle.cli.commands import COMMANDS, parser_of
@@ -54,7 +56,7 @@ def main(argv: list[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")
     arguments = [argument for argument in given if argument != DEBUG]
     try:
-        with _logged(logging.DEBUG if DEBUG in given else logging.INFO), mistakes():
+        with _logged(logging.DEBUG if DEBUG in given else logging.INFO), _warned(), mistakes():
             code = _run(arguments)
             sys.stdout.flush()
             return say_mistake(words) if (words := unsaid()) else code
@@ -163,3 +165,21 @@ def _logged(least: int) -> Iterator[None]:
         logger.setLevel(level)
         logger.propagate = True
         callbacks.disabled = False
+
+
+@contextmanager
+def _warned() -> Iterator[None]:
+    """Prints Python's warnings to users as lines, without their places in the code."""
+    before = warnings.showwarning
+
+    def show(message: Any, category: type[Warning], *place: Any, **more: Any) -> None:
+        if category is UserWarning:
+            logging.getLogger(__name__).warning("%s", message)
+        else:
+            before(message, category, *place, **more)
+
+    warnings.showwarning = show
+    try:
+        yield
+    finally:
+        warnings.showwarning = before

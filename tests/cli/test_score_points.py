@@ -2,14 +2,17 @@
 
 import csv
 import json
+from functools import partial
 
 import jax
 import numpy as np
 import pytest
 
 from scoremle.cli import main as cli
+from scoremle.cli.commands import score_points
 from scoremle.core.keys import image_keys
 from scoremle.experiment.models import load
+from scoremle.likelihood.ode import warn_of_rows
 
 MODEL = """
 import jax.numpy as jnp
@@ -103,6 +106,19 @@ def test_points_without_log_p_are_refused_or_left_out(score):
         points[[6]], image_keys(jax.random.fold_in(jax.random.key(0), 0), np.asarray([6]))
     )
     assert float(table[6]["log_prob"]) == pytest.approx(float(alone.log_prob[0]), abs=1e-3)
+
+
+@pytest.mark.filterwarnings("default")
+def test_points_that_the_solver_fails_on_are_counted_once(score):
+    code, _, said, table = score(1e30 * X)
+    assert code == 2 and not table and "7 of 7" in said and said.count("\n") == 1
+
+
+@pytest.mark.filterwarnings("default")
+def test_a_large_error_of_the_solver_is_said_of_the_points_in_a_line(score, monkeypatch):
+    monkeypatch.setattr(score_points, "warn_of_rows", partial(warn_of_rows, tolerance=1e-9))
+    code, _, said, _ = score(X)
+    assert code == 0 and "of 7 of 7 examples" in said and said.count("\n") == 1
 
 
 @pytest.mark.parametrize(

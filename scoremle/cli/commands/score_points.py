@@ -4,6 +4,7 @@ The points are reals, [n d] of vectors. The table is a CSV of one line a point, 
 nats.
 """
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from scoremle.evaluation.statistics import error_of_few
 from scoremle.experiment.score_table import decimals
 from scoremle.files import named
 from scoremle.likelihood.mean import Mean, over_passes
+from scoremle.likelihood.ode import warn_of_rows
 from scoremle.model import ScoreModel
 from scoremle.numerics import power_of_two
 from scoremle.resumable import Arrays, resumable_map
@@ -132,9 +134,12 @@ def _values(
         return {name: np.asarray(column, np.float64) for name, column in columns.items()}
 
     size = min(POINTS_AT_ONCE, power_of_two(len(points)))
-    values = resumable_map(
-        work, len(points), size=size, passes=options.passes, label="log p", unit="point"
-    )
+    with warnings.catch_warnings():  # they count the rows that fill a batch up
+        warnings.filterwarnings("ignore", "log p of |the solver's error ", UserWarning)
+        values = resumable_map(
+            work, len(points), size=size, passes=options.passes, label="log p", unit="point"
+        )
+    warn_of_rows(*(values[name].max(axis=0) for name in ("solver_error", "probe_stderr")))
     return values, f"log p by the ODE, trace {' and '.join(traces)}"
 
 
