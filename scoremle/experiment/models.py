@@ -94,6 +94,11 @@ def _loaded(place: str | Path, checkpoint: int | None) -> "ScoreModel | FlowMode
         return _exported(path)
     if family := family_of(path):
         return FAMILIES[family].load(path)
+    if path.is_file() and path.suffix == ".py":
+        raise UserError(
+            f"{path} is Python, not a model of a known family: name its function that returns one,"
+            f" {path}:NAME"
+        )
     if path.is_file() or not (Workdir(path).begun or Workdir(path).config_path.exists()):
         if str(place) in NAMES:
             raise UserError(

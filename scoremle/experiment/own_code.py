@@ -17,7 +17,7 @@ from typing import Any
 
 from scoremle.errors import Stopped, UserError, out_of_memory
 
-__all__ = ["mistakes"]
+__all__ = ["is_own", "mistakes"]
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +43,11 @@ HINTS: dict[str | None, str] = {
 
 
 def is_own(place: str) -> bool:
-    """Whether this names a function of a file: ``FILE.py:function``."""
+    """Whether this names a function of a file: ``FILE.py:function``.
+
+    Args:
+        place: of a model, as the user names it.
+    """
     return ".py:" in place
 
 

@@ -93,6 +93,17 @@ def test_a_function_that_is_called_later(function, words, place, capfd):
         assert re.fullmatch(f"scoremle: error: {words}[^\n]*\n", err), err
 
 
+def test_code_where_its_function_must_be_named_or_a_file_is_wanted(place, capfd):
+    for command, words in (
+        (["score", "mine.py", "x.npy"], "name its function"),
+        (["import", "mine.py", "a"], "is code"),
+        (["import", "mine.py:of_called", "a"], "is code"),
+    ):
+        assert cli.main(command) == 2
+        err = capfd.readouterr().err
+        assert words in err and err.count("\n") == 1
+
+
 def test_the_whole_error_is_shown_with_a_flag(place, capfd):
     assert cli.main(["score", "mine.py:of_learned", "x.npy", "--debug"]) == 2
     err = capfd.readouterr().err

@@ -29,6 +29,7 @@ from scoremle.errors import UserError
 from scoremle.experiment import defaults
 from scoremle.experiment.config import CONFIG_RECORD, flat, published_config
 from scoremle.experiment.folders import FLOW_FOLDER, SNAPSHOTS
+from scoremle.experiment.own_code import is_own
 from scoremle.terminal import say
 
 if TYPE_CHECKING:
@@ -54,6 +55,10 @@ def arguments(parser: Parser) -> None:
 
 
 def check(options: Any) -> None:
+    if is_own(str(options.path)) or options.path.suffix == ".py":
+        raise UserError(
+            f"{options.path} is code: scoremle score and sample take FILE.py:function as it is"
+        )
     if not str(options.path).startswith("hf:"):
         checks.exists(options.path)
     if options.workdir and options.out:
