@@ -278,6 +278,15 @@ def test_an_import_overwrites_nothing(there, imported, tiny, tmp_path, capsys):
     assert before == {path: path.read_bytes() for path in place.rglob("*") if path.is_file()}
 
 
+def test_an_import_that_is_interrupted_says_that_it_may_be_complete(tmp_path, monkeypatch, capsys):
+    def interrupted(path, name, workdir):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("scoremle.cli.commands.import_checkpoint._import_checkpoint", interrupted)
+    assert cli.main(["import", str(FOLDER), f"--out={tmp_path / 'w'}"]) == 130
+    assert f"unless {tmp_path / 'w'} is complete" in capsys.readouterr().err
+
+
 def test_one_import_at_a_time_writes_to_a_folder(tmp_path, capsys):
     pipeline = write_pipeline(tmp_path / "pipeline")
     with Workdir(tmp_path / "w").locked("importing a model into it"):

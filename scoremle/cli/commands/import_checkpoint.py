@@ -25,6 +25,7 @@ from scoremle.cli import checks
 from scoremle.cli.commands.data import data_named
 from scoremle.cli.commands.sample import SMALLEST_TIME
 from scoremle.cli.parser import Parser
+from scoremle.cli.signals import going_on
 from scoremle.errors import UserError
 from scoremle.experiment import defaults
 from scoremle.experiment.config import CONFIG_RECORD, flat, published_config
@@ -83,12 +84,13 @@ def run(options: Any) -> None:
         from scoremle.zoo import hub  # with a network of diffusers
 
         path = hub.download(str(path))
-    if family := family_of(path):
-        _import_model(path, family, workdir, options.dataset)
-    elif options.dataset:
-        raise UserError("--dataset is for other families: here the folder's name gives it")
-    else:
-        _import_checkpoint(path, options.name, workdir)
+    with going_on(f"the same command goes on, unless {workdir.folder} is complete"):
+        if family := family_of(path):
+            _import_model(path, family, workdir, options.dataset)
+        elif options.dataset:
+            raise UserError("--dataset is for other families: here the folder's name gives it")
+        else:
+            _import_checkpoint(path, options.name, workdir)
 
 
 # Models of other families ------------------------------------------------------------------------
