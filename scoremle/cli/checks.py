@@ -101,8 +101,8 @@ def writable(flag: str, place: Path, *, force: bool | None) -> None:
         what = "name /dev/stdout, or a file"
     elif is_stream(place) and place.is_file():
         what = "it leads to a file; name that file here"
-    elif place.is_symlink() and place.is_file():
-        what = f"it is a link; name its target, {place.resolve()}"
+    elif place.is_symlink() and not (is_stream(place) or place.is_dir()):
+        what = f"it is a link; name its target, {real(place)}"
     elif place.is_dir():
         what = "it is a folder; name a file to write"
     elif folder := _refusing(place.absolute().parent):
@@ -119,10 +119,10 @@ def different(read: Iterable[str | Path | None], *written: Path | None) -> None:
 
     What is read may be ``FILE.py:function``, or a folder with pictures.
     """
-    files = [Path(re.sub(r"(?<=\.py):.*", "", str(each))).resolve() for each in read if each]
-    known = [*files, *(place.resolve() for place in written if place)]
+    files = [real(re.sub(r"(?<=\.py):.*", "", str(each))) for each in read if each]
+    known = [*files, *(real(place) for place in written if place)]
     for place in filter(None, written):
-        path = place.resolve()
+        path = real(place)
         if known.count(path) > 1 and not is_stream(place):
             raise UserError(f"{place} is named for two files: name another")
         if path.exists() and any(folder in path.parents for folder in files):
@@ -130,6 +130,11 @@ def different(read: Iterable[str | Path | None], *written: Path | None) -> None:
 
             if is_picture(path.name):
                 raise UserError(f"{place} is one of the pictures to read: name another file")
+
+
+def real(place: str | Path) -> Path:
+    """The path without links, but for those that lead to themselves."""
+    return Path(os.path.realpath(place))
 
 
 def takes_files(*folders: Path) -> None:
@@ -141,7 +146,8 @@ def takes_files(*folders: Path) -> None:
 
 def _refusing(folder: Path) -> Path | None:
     """The folder, or the nearest above it that is there, if no file can be made in that."""
-    nearest = next(place for place in (folder, *folder.parents) if place.exists())
+    above = (folder, *folder.parents)
+    nearest = next(place for place in above if place.exists() or place.is_symlink())
     try:
         tempfile.TemporaryFile(dir=nearest).close()
     except OSError:  # in some, such as /proc, nobody may

@@ -79,8 +79,9 @@ class Workdir:
 
     def __post_init__(self) -> None:
         for place in (self.folder, *self.folder.parents):
-            if place.exists() and not place.is_dir():
-                raise UserError(f"--workdir={self.folder}: {place} is a file, not a folder")
+            if (place.exists() or place.is_symlink()) and not place.is_dir():
+                what = "a file" if place.exists() else "a link that leads nowhere"
+                raise UserError(f"--workdir={self.folder}: {place} is {what}, not a folder")
 
     @property
     def imported(self) -> Imported | None:

@@ -85,6 +85,27 @@ def test_standard_output_that_is_a_file_is_named_by_its_own_name(files, capfd):
     assert "leads to a file" in capfd.readouterr().err
 
 
+@pytest.mark.parametrize("target", ["loop", "nowhere"])
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("score digits loop", "no folder or file"),
+        ("score digits pictures --out=loop", "is a link"),
+        ("score digits pictures --out=loop/a.csv", "can't be written"),
+        ("score digits pictures --out=loop --engine=ray", ""),
+        ("compress digits pictures --out=loop", "is a link"),
+        ("export pictures loop", "is a link"),
+        ("train digits loop", "leads nowhere"),
+        ("import pictures loop/a", "leads nowhere"),
+    ],
+)
+def test_links_that_lead_nowhere_are_named_before_any_work(target, words, said, files, capsys):
+    (files / "loop").symlink_to(target)
+    assert cli.main(words.split()) == 2
+    told = capsys.readouterr().err
+    assert said in told and told.count("\n") == 1 and (files / "loop").is_symlink()
+
+
 @pytest.mark.long
 def test_what_is_said_is_not_in_what_goes_to_standard_output(files, monkeypatch, capsys):
     monkeypatch.setattr(cli, "is_stdout", lambda path: path.suffix == ".csv")

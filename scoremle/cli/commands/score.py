@@ -157,7 +157,7 @@ def _check_for_ray(options: Any) -> None:
         options.out = TABLE.with_suffix("")
     if options.out.is_file() or options.out.suffix == TABLE.suffix:
         raise UserError(f"--out={options.out} must be a folder: workers write files into it")
-    out, images = options.out.resolve(), options.images.resolve()
+    out, images = checks.real(options.out), checks.real(options.images)
     if out.is_relative_to(images) or images.is_relative_to(out):
         raise UserError(f"--out={options.out} would be among the images: name a folder elsewhere")
 
