@@ -289,6 +289,25 @@ def test_what_is_there_is_not_written_over(tiny, folder, tmp_path, capfd):
         place.unlink()
 
 
+def test_a_table_that_another_process_wrote_meanwhile_stays(tiny, tmp_path, capfd, monkeypatch):
+    """And with --force the same command goes on from all of its batches."""
+    out, found_of = tmp_path / "s.csv", score_images.to_numpy
+    np.save(tmp_path / "x.npy", IMAGES)
+
+    def meanwhile(*arguments):
+        out.write_text("another's")
+        return found_of(*arguments)
+
+    options = tiny.workdir, tmp_path / "x.npy", f"--out={out}", "--repeats=1"
+    with monkeypatch.context() as patch:
+        patch.setattr(score_images, "to_numpy", meanwhile)
+        code, _, told = score(capfd, *options)
+    assert code == 2 and "--force writes" in told and out.read_text() == "another's"
+    monkeypatch.setattr(score_images, "to_numpy", lambda *arguments: pytest.fail("scored again"))
+    assert score(capfd, *options, "--force")[0] == 0
+    assert len(rows(out)) == len(IMAGES)
+
+
 def test_a_run_that_was_stopped_goes_on(tiny, model, folder, tmp_path, capfd, monkeypatch):
     """With the batches that were finished, also among the pictures; none is left in the end."""
     out, found_of, batches = folder / "s.csv", score_images.to_numpy, []

@@ -153,6 +153,20 @@ def test_killed_stats_go_on(no_inception, tmp_path, monkeypatch):
     assert len(features.read_reference(path, stand_in()).pool) == 360
 
 
+def test_stats_that_another_process_wrote_meanwhile_stay(no_inception, tmp_path, monkeypatch):
+    path, colour = tmp_path / "digits.npz", features._colour
+
+    def meanwhile(batch, levels):
+        path.write_text("another's")
+        return colour(batch, levels)
+
+    monkeypatch.setattr(features, "_colour", meanwhile)
+    command = ["stats", "digits", "--weights=w.npz", f"--out={path}", "--split=test"]
+    assert cli.main(command) == 2 and path.read_text() == "another's"
+    monkeypatch.setattr(features, "_colour", lambda *batch: pytest.fail("computed again"))
+    assert cli.main([*command, "--force"]) == 0
+
+
 def test_mistakes_in_stats(tmp_path, capsys):
     def mistake(*command):
         assert cli.main(["stats", *command]) == 2

@@ -230,6 +230,7 @@ def run(options: Any) -> dict[str, Any]:
     )
     words = verdict([row for row in rows if not row.reason], len(own)) or no_ranks
     answer, mean = _Answer(options, found, rows, len(own), words), scored.mean
+    _check_here(options)  # another process may have written there
     with writing_files(options.out):
         summary = answer.write(mean, last=not levels)
     if levels:

@@ -63,6 +63,7 @@ def run(options: Any) -> None:
     parts = scoremle.files.inside(options.out.parent, name, writing=True)
     label = f"{options.split} images of {facts['dataset']}"
     features = extract(extractor, images, found.levels, folder=parts, label=label)
+    check(options)  # another process may have written there
     write_reference(options.out, features["pool_3"], extractor, facts)
     shutil.rmtree(parts, ignore_errors=True)  # another run of the same may have been first
     say(f"{options.out}: features of {len(images)} {label} ({extractor.name})")
