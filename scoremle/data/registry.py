@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from scoremle.core.arguments import check_count, check_seed
+from scoremle.core.arguments import check_count, check_kind, check_seed
 from scoremle.data.archive import is_archive
 from scoremle.data.dataset import ANY_SIZE, Dataset
 from scoremle.data.image_set import ImageSet, pad_to
@@ -120,6 +120,8 @@ def load(
         >>> print(images.train.shape, images.test.shape, images.levels)
         (1437, 8, 8, 1) (360, 8, 8, 1) 17
     """
+    check_kind("name", name, str, "'digits'")
+    check_kind("path", path, str | Path, "'pictures/'")
     check_count("batch_size", batch_size)
     check_seed(seed)
     check_count("image_size", image_size, least=0)
