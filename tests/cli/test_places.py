@@ -92,7 +92,7 @@ def test_standard_output_that_is_a_file_is_named_by_its_own_name(files, capfd):
         ("score digits loop", "no folder or file"),
         ("score digits pictures --out=loop", "is a link"),
         ("score digits pictures --out=loop/a.csv", "can't be written"),
-        ("score digits pictures --out=loop --engine=ray", ""),
+        ("score digits pictures --out=loop --engine=ray", "can't be written"),
         ("compress digits pictures --out=loop", "is a link"),
         ("export pictures loop", "is a link"),
         ("train digits loop", "leads nowhere"),

@@ -160,6 +160,7 @@ def _check_for_ray(options: Any) -> None:
     out, images = checks.real(options.out), checks.real(options.images)
     if out.is_relative_to(images) or images.is_relative_to(out):
         raise UserError(f"--out={options.out} would be among the images: name a folder elsewhere")
+    checks.takes_files(options.out)
 
 
 def _beside(table: Path) -> Path:
