@@ -41,7 +41,7 @@ from scoremle.core.pixels import Pixels
 from scoremle.core.prediction import check_model
 from scoremle.core.programs import OfModels, Programs
 from scoremle.core.pytree import frozen_pytree, known, static
-from scoremle.core.sde import SDE, check_dimensions, of_examples, with_schedule
+from scoremle.core.sde import SDE, of_examples, with_schedule
 from scoremle.core.times import evenly, log_snr_range
 from scoremle.devices import replicate, round_up, split_rows, to_numpy, within_memory
 from scoremle.errors import UserError, by
@@ -219,8 +219,7 @@ class ScoreModel:
             check_number("decoder_scale", self.decoder_scale, above=0)
         object.__setattr__(self, "noise", as_pytree(self.noise))
         object.__setattr__(self, "shape", as_shape(self.shape))
-        check_model(self.noise, self.sde, self.eps)
-        check_dimensions(self.sde, self.shape)
+        check_model(self.noise, self.sde, self.eps, self.shape)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(self._facts().values())})"

@@ -8,10 +8,12 @@ import numpy as np
 import optax
 import pytest
 from helpers.oracles import SDES, Gaussian
+from helpers.schedules import Curved
 
 import scoremle
 from scoremle.core.arguments import as_index, check_seed
 from scoremle.core.betas import betas
+from scoremle.core.bijectors import AtTime
 from scoremle.data.readers.base import Options
 from scoremle.errors import UserError, as_flag, named_as
 from scoremle.likelihood.control_variate_fit import fit_control
@@ -527,6 +529,25 @@ def test_a_network_for_another_sde_is_refused(name, unchecked):
     noise = scoremle.noise_fn(lambda x, label: 0 * x, scoremle.SubVP())
     with pytest.raises(scoremle.UserError, match="is made for"):
         function(**{**good, "noise": noise})
+
+
+OF_ROWS = scoremle.SDE("vp", Curved(8.0, jnp.full(3, 16.0), jnp.asarray(0.1)), 1.0)
+
+
+@pytest.mark.parametrize("name", OF_SDES)
+def test_a_schedule_of_other_dimensions_is_refused(name, unchecked):
+    """In images it would be taken by rows where their number fits."""
+    function, good = CALLS[name]
+    with pytest.raises(scoremle.UserError, match="log-SNRs of shape"):
+        found = function(**{**good, "noise": of_pixels, "sde": OF_ROWS})
+        found(X, jnp.full(len(X), 0.5))  # of what is a function itself
+
+
+def test_a_map_by_a_schedule_of_other_dimensions_is_refused(unchecked):
+    images = np.ones((2, 3, 3, 1), np.float32)
+    for way in (AtTime(OF_ROWS, 0.5).forward, AtTime(OF_ROWS, 0.5).inverse):
+        with pytest.raises(scoremle.UserError, match="log-SNRs of shape"):
+            way(images)
 
 
 def test_the_published_solver_refuses_a_network_for_another_sde(unchecked):

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 
 from scoremle.core.arguments import as_array, as_data, as_reals, check_kind
 from scoremle.core.pytree import frozen_pytree, known, require
-from scoremle.core.sde import SDE
+from scoremle.core.sde import SDE, check_dimensions
 from scoremle.errors import UserError
 from scoremle.numerics import expand, floating, sum_data, sum_over, varies
 from scoremle.types import Data, DataLike, PerExample, Scalar
@@ -294,6 +294,7 @@ class AtTime:
     t: Scalar
 
     def _log_alpha(self, x: Data) -> Array:
+        check_dimensions(self.sde, x.shape[1:])
         return self.sde.log_alpha(jnp.full(len(x), self.t, x.dtype))
 
     def forward(self, x: Data) -> tuple[Data, PerExample]:

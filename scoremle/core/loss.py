@@ -61,7 +61,8 @@ def denoising_loss(
         >>> print(f"{loss.mean():.1f}")  # E 1/2 ||z||^2 of two dimensions
         1.0
     """
-    check_network(noise, sde)
+    x = as_data(x)
+    check_network(noise, sde, x.shape[1:])
     return drawn_loss(noise, sde, x, key, times=times, weighting=weighting)[0]
 
 

@@ -34,7 +34,7 @@ import numpy as np
 from scoremle.core.arguments import check_choice, check_number
 from scoremle.core.condition import Conditioned
 from scoremle.core.pytree import frozen_pytree, known, static
-from scoremle.core.sde import SDE, check_eps, check_sde
+from scoremle.core.sde import SDE, check_dimensions, check_eps, check_sde
 from scoremle.errors import UserError
 from scoremle.numerics import as_pytree, check_call, check_function, expand, output_of, predict
 from scoremle.types import Data, NoiseFn, Scalar, ScoreFn, Times
@@ -257,27 +257,36 @@ def noise_fn(
     return NetworkNoise(network, sde, prediction, time_input, sigma_data)
 
 
-def check_model(noise: NoiseFn, sde: SDE, eps: Scalar) -> None:
+def check_model(noise: NoiseFn, sde: SDE, eps: Scalar, shape: tuple[int, ...]) -> None:
     """Raises UserError for an eps that ``sde`` does not have, and as ``check_network``.
 
     Args:
         noise: the noise prediction.
         sde: the noise at each time.
         eps: the smallest time.
+        shape: of one example.
     """
     check_eps(sde, eps)
-    check_network(noise, sde)
+    check_network(noise, sde, shape)
 
 
-def check_network(noise: NoiseFn, sde: SDE) -> None:
+def check_network(noise: NoiseFn, sde: SDE, shape: tuple[int, ...] | None = None) -> None:
     """Raises UserError for noise that is no function of JAX, no SDE, and noise for another SDE.
 
     Args:
         noise: the noise prediction; what is not of ``noise_fn`` has no SDE to compare.
-        sde: the noise at each time.
+        sde: the noise at each time; one of other dimensions than an example's is refused, too.
+        shape: of one example; None where it is not known yet.
     """
     check_function("noise", noise)
     check_sde(sde)
+    _check_made_for(noise, sde)
+    if shape is not None:
+        check_dimensions(sde, shape)
+
+
+def _check_made_for(noise: NoiseFn, sde: SDE) -> None:
+    """Raises UserError for a PyTorch module, and for a network of another SDE."""
     while isinstance(noise, Conditioned | RangedNoise):
         noise = noise.noise
     network = noise.network if isinstance(noise, NetworkNoise) else noise

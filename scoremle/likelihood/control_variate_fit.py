@@ -82,9 +82,9 @@ def fit_control(
     Raises UserError for a log-SNR that each dimension has of its own, a network for another SDE,
     another matching, and data that are not finite reals.
     """
-    check_model(noise, sde, eps)
     check_choice("matching", matching, MATCHINGS)
     x, key = as_data(x), as_key(key)
+    check_model(noise, sde, eps, x.shape[1:])
     if gaussian is None:
         count = min(len(x) // PILOT_SHARE, PILOT_EXAMPLES)
         if count < FEWEST:

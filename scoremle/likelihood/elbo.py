@@ -201,13 +201,13 @@ def elbo(
         >>> print(bool(found.log_prob[0] < truth + 3 * found.stderr[0]), found.bounds)
         True density
     """
-    check_model(noise, sde, eps)
+    x = as_data(x)
+    check_model(noise, sde, eps, x.shape[1:])
     check_count("draws", draws)
     check_kind("times", times, *TIME_SAMPLER)
     check_kind("decoder", decoder, Decoder, "GaussianDecoder()")
     check_kind("control", control, Control | None, "fit_control(...)")
     check_start(sde, eps, times, control)
-    x = as_data(x)
     if integers is not None:
         integers = _levels(integers, x.shape, getattr(decoder, "points", None))
     key_t, key_rows = split(example_keys(key, len(x)))

@@ -72,7 +72,7 @@ def along_flow(
     """
     check_kind("solver", solver, *SOLVER)
     check_kind("divergence", divergence, *DIVERGENCE)
-    check_network(noise, sde)
+    check_network(noise, sde, start.shape[1:])
     if isinstance(solver, PublishedRK45):
         probes = divergence.draw(key, start)
         if decode or len(probes) != 1:

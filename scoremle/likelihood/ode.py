@@ -150,7 +150,7 @@ def _along_flow(
     divergence = divergence or (Exact() if exact else Hutchinson())
     if not on_host and known(start, key, as_pytree(noise), sde, eps, condition):
         if solver:
-            check_model(noise, sde, eps)
+            check_model(noise, sde, eps, start.shape[1:])
             given = start, example_keys(key, len(start)), rows_of(condition, len(start), jnp)
             return solved(given, as_pytree(noise), sde, eps, divergence, decode, solver)
         found = refined(

@@ -214,8 +214,8 @@ class Pilot:
 
         Raises UserError for data that are not finite reals.
         """
-        check_model(noise, sde, eps)
         x = as_data(x)
+        check_model(noise, sde, eps, x.shape[1:])
         bits, rows = dims_of(x) * math.log(2), (x, example_keys(key, len(x)), None)
         model = as_pytree(noise), sde, eps, divergence, False
 

@@ -72,7 +72,7 @@ def refined(
         pilot: whether one measured what the steps state. If not, data are first solved again from
             a quarter of the tolerance on, and state what more steps change.
     """
-    check_model(noise, sde, eps)
+    check_model(noise, sde, eps, start.shape[1:])
     given = start, example_keys(key, len(start)), rows_of(condition, len(start), jnp)
     model = as_pytree(noise), sde, eps, divergence, decode
     end, found = solved(given, *model, Planned.of(solver.steps, MOST))

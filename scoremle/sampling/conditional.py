@@ -24,7 +24,7 @@ from scoremle.core.bijectors import AtTime
 from scoremle.core.keys import normal
 from scoremle.core.prediction import check_network
 from scoremle.core.pytree import known as is_known
-from scoremle.core.sde import SDE
+from scoremle.core.sde import SDE, check_dimensions
 from scoremle.errors import UserError
 from scoremle.numerics import check_function, expand, predict
 from scoremle.sampling.predictor_corrector import PredictorCorrector, pc_sample
@@ -137,6 +137,7 @@ def guided(noise: NoiseFn, sde: SDE, log_prob: Callable[[Data, Times], PerExampl
         return jnp.sum(found)
 
     def eps(x: Data, t: Times) -> Data:
+        check_dimensions(sde, x.shape[1:])
         return predict(noise, x, t) - expand(sde.sigma(t), x) * jax.grad(total)(x, t)
 
     return eps

@@ -75,9 +75,9 @@ def dpm_solver_sample(noise: NoiseFn, sde: SDE, z: Data, *, eps: float, steps: i
 
 
 def _integrate(noise: NoiseFn, sde: SDE, z: Data, eps: float, steps: int, order: int) -> Data:
-    check_model(noise, sde, eps)
-    check_count("steps", steps)
     z = as_data(z, name="z")
+    check_model(noise, sde, eps, z.shape[1:])
+    check_count("steps", steps)
     t = even_times(sde, eps, steps, z.dtype)
     h = jnp.diff(sde.log_snr(t)) / 2
     # The middle of a step lies this far beyond its beginning, in units of the step before it: all

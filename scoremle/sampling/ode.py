@@ -88,8 +88,8 @@ def _transport(
     noise: NoiseFn, sde: SDE, x: DataLike, eps: float, solver: Solver, *, encode: bool
 ) -> Data:
     check_kind("solver", solver, Solver, "scoremle.Multistep(64)")
-    check_model(noise, sde, eps)
     x = as_data(x, name="x" if encode else "z")
+    check_model(noise, sde, eps, x.shape[1:])
     flow = ProbabilityFlow(noise, sde)
     times, (start, stop) = (eps, 1.0), flow.span(eps, x.dtype)
     if not encode:
@@ -169,8 +169,8 @@ def denoise(noise: NoiseFn, sde: SDE, x: DataLike, *, eps: float) -> Data:
     Raises UserError for eps outside [0, 1), a network for another SDE, and what are not finite
     reals.
     """
-    check_model(noise, sde, eps)
     x = as_data(x)
+    check_model(noise, sde, eps, x.shape[1:])
     return data_of(noise, sde)(x, jnp.full(x.shape[0], eps, x.dtype))
 
 
@@ -206,9 +206,9 @@ def euler_sample(
         >>> print(f"{jnp.std(x):.1f}")
         1.0
     """
-    check_model(noise, sde, eps)
+    n, *dims = shape = as_shape(shape, of_batch=True)
+    check_model(noise, sde, eps, tuple(dims))
     check_count("steps", steps)
-    n, *_ = shape = as_shape(shape, of_batch=True)
     key_prior, key_steps = split(example_keys(key, n))
     x = sde.prior_sample(key_prior, shape)
     times = even_times(sde, eps, steps, x.dtype)

@@ -345,8 +345,8 @@ def pc_sample(
         >>> print(f"{jnp.std(x):.1f}")
         1.0
     """
-    check_model(noise, sde, eps)
-    n, *_ = shape = as_shape(shape, of_batch=True)
+    n, *dims = shape = as_shape(shape, of_batch=True)
+    check_model(noise, sde, eps, tuple(dims))
     check_kind("method", method, PredictorCorrector, "scoremle.PredictorCorrector(100)")
     method.check(sde)
     corrections = 0 if method.corrector is None else method.corrector_steps
