@@ -312,6 +312,9 @@ def parts_of_scores(folder, monkeypatch, experiment):
         yield "version", key()
     file.write_text("two")
     yield "code", key()
+    for number in (0, 1):
+        model = replace(MODEL, noise=lambda x, t, number=number: number + 0 * x)
+        yield f"a function of {number}", key(replace(FOUND, model=model))
 
 
 def table_on_ray(folder, monkeypatch, experiment):

@@ -11,7 +11,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float
 
@@ -43,7 +42,7 @@ from scoremle.model import ScoreModel
 from scoremle.numerics import permutation, random_words
 from scoremle.records import Size, check_record
 from scoremle.resumable import fingerprint
-from scoremle.training.checksums import model_hash
+from scoremle.training.checksums import model_hash, outputs_of
 
 # Chosen by benchmarks/anomaly.py.
 DEFAULT = "path"
@@ -184,7 +183,7 @@ class Detector:
         fitted = STATISTICS[name].fit(features[:half]) if model else Density.fit(features[:half])
         reference = tuple(np.sort(fitted(features[half:])).tolist())
         shape, equal = tuple(map(Size, data.shape[1:])), len(data) - len(first)
-        kept = _identity(model), _outputs(model), dict(facts or {}), seed
+        kept = _identity(model), outputs_of(model), dict(facts or {}), seed
         return cls(name, fitted, reference, shape, equal, *kept)
 
     def score(self, model: ScoreModel | None, data: Any, *, label: str = "") -> Anomalies:
@@ -198,7 +197,7 @@ class Detector:
         Raises UserError for another model or version, and data of another shape or type.
         """
         check_kind("model", model, ScoreModel | None, 'scoremle.load("digits")')
-        if self.model != _identity(model) or not _agree(_outputs(model), self.outputs):
+        if self.model != _identity(model) or not _agree(outputs_of(model), self.outputs):
             place, number = self.facts.get("model"), self.facts.get("checkpoint")
             at = f" at checkpoint {number}" if number else " or another checkpoint of it"
             known = f"that model, {place}{at}" if place else "that model"
@@ -305,17 +304,6 @@ def _identity(model: ScoreModel | None) -> str:
         "divergence": describe(model.divergence), "decoder": describe(model.decoder_scale),
         "origin": describe(model.origin.of_integers),
     })  # fmt: skip
-
-
-def _outputs(model: ScoreModel | None) -> tuple[float, ...]:
-    """Numbers of what a model computes, by which two functions of one name differ."""
-    if model is None or model.coder:
-        return ()
-    rng, t = np.random.default_rng(0), np.asarray([0.25, 0.5, 0.75], np.float32)
-    x = rng.normal(size=(len(t), *model.shape)).astype(np.float32)
-    found = np.ravel(model.noise(jnp.asarray(x), jnp.asarray(t))).astype(float)
-    signs = rng.choice([-1.0, 1.0], (8, found.size))
-    return tuple((signs @ found / np.sqrt(found.size)).tolist())
 
 
 def _agree(found: tuple[float, ...], kept: tuple[float, ...]) -> bool:

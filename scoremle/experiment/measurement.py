@@ -11,14 +11,14 @@ import scoremle
 from scoremle.core import dequantize
 from scoremle.core.pytree import describe
 from scoremle.experiment.encoders import file_hash
-from scoremle.experiment.labels import ALL
+from scoremle.experiment.labels import ALL, under
 from scoremle.experiment.own_code import is_own
 from scoremle.files import inside
 from scoremle.likelihood.images import Estimator, in_words
 from scoremle.likelihood.pilot import Choice
 from scoremle.model import ScoreModel
 from scoremle.resumable import content_hash, fingerprint
-from scoremle.training.checksums import model_hash
+from scoremle.training.checksums import model_hash, outputs_of
 
 __all__ = ["Measurement"]
 
@@ -77,16 +77,9 @@ class Measurement:
             place: of the model, as it was named.
             seed: of all randomness.
         """
-        model = self.model
-        if isinstance(model, ScoreModel):
-            of_model: dict[str, Any] = {"model": model_hash(model)}
-        else:  # whose functions show by their values alone what they are
-            of_model = {"log_prob": model.log_prob(np.full((1, *model.shape), 0.5)).tolist()}
         return {
-            **of_model,
-            "place": place,
-            "code": file_hash(place) if is_own(place) else "",
-            "pixels": describe(model.pixels),
+            **_of_model(self.model, place, self.label),
+            "pixels": describe(self.model.pixels),
             "estimator": describe(self.estimator),
             "dequantizer": describe(self.dequantizer),
             "seed": seed,
@@ -109,6 +102,20 @@ class Measurement:
         of_images = {"images": content_hash(images), "shape": list(images.shape)}
         name = fingerprint(self.identity(place, seed) | of_images)
         return inside(above.parent, above.name, name, writing=True)
+
+
+def _of_model(model: Any, place: str, label: str) -> dict[str, Any]:
+    """Facts of a model. A function counts by its values, by which its numbers show."""
+    facts: dict[str, Any] = {"place": place, "code": file_hash(place) if is_own(place) else ""}
+    if not isinstance(model, ScoreModel):
+        return facts | {"log_prob": model.log_prob(np.full((1, *model.shape), 0.5)).tolist()}
+    if is_own(place):
+        outputs = np.asarray(outputs_of(under(model, label)))
+        _, exponent = np.frexp(np.abs(outputs).max(initial=0.0))
+        # Those of another machine differ by rounding.
+        rounded = np.round(np.ldexp(outputs, -exponent), 3) + 0.0
+        facts["outputs"] = str(rounded.tolist())
+    return facts | {"model": model_hash(model)}
 
 
 def with_noise(name: str, dequantization: str) -> str:
