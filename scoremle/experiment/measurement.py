@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Integer
+from jaxtyping import Float, Integer, Shaped
 
 import scoremle
 from scoremle.core import dequantize
@@ -20,7 +20,7 @@ from scoremle.model import ScoreModel
 from scoremle.resumable import content_hash, fingerprint
 from scoremle.training.checksums import model_hash, outputs_of
 
-__all__ = ["Measurement"]
+__all__ = ["Measurement", "facts_of", "facts_of_data", "parts_in"]
 
 
 @dataclass(frozen=True)
@@ -78,35 +78,60 @@ class Measurement:
             seed: of all randomness.
         """
         return {
-            **_of_model(self.model, place, self.label),
+            **facts_of(self.model, place, seed, self.label),
             "pixels": describe(self.model.pixels),
             "estimator": describe(self.estimator),
             "dequantizer": describe(self.dequantizer),
-            "seed": seed,
-            "version": scoremle.__version__,
         }
 
     def parts(
         self, above: Path, place: str, images: Integer[np.ndarray, "n h w c"], seed: int
     ) -> Path:
-        """The folder of finished parts in ``above``: a name for all that a value depends on.
+        """The folder of finished parts of these images, as ``parts_in`` names it.
 
         Args:
             above: the folder of all parts.
             place: of the model.
             images: [n h w c] integers.
             seed: of all randomness.
-
-        Raises UserError for a link on the way.
         """
-        of_images = {"images": content_hash(images), "shape": list(images.shape)}
-        name = fingerprint(self.identity(place, seed) | of_images)
-        return inside(above.parent, above.name, name, writing=True)
+        return parts_in(above, self.identity(place, seed) | facts_of_data(images))
 
 
-def _of_model(model: Any, place: str, label: str) -> dict[str, Any]:
-    """Facts of a model. A function counts by its values, by which its numbers show."""
-    facts: dict[str, Any] = {"place": place, "code": file_hash(place) if is_own(place) else ""}
+def parts_in(above: Path, facts: dict[str, Any]) -> Path:
+    """The folder of finished parts with these facts.
+
+    Args:
+        above: the folder of all parts.
+        facts: all that a value depends on.
+
+    Raises UserError for a link on the way.
+    """
+    return inside(above.parent, above.name, fingerprint(facts), writing=True)
+
+
+def facts_of_data(data: Shaped[np.ndarray, "n *d"]) -> dict[str, Any]:
+    """Facts of data: their content and shape.
+
+    Args:
+        data: [n ...] images or points.
+    """
+    return {"data": content_hash(data), "shape": list(data.shape)}
+
+
+def facts_of(model: Any, place: str, seed: int, label: str = "") -> dict[str, Any]:
+    """Facts that all values of a model depend on.
+
+    A function counts by its values, by which the numbers that it takes show.
+
+    Args:
+        model: a ScoreModel or a FlowModel.
+        place: of the model, as it was named.
+        seed: of all randomness.
+        label: of the images, if the model is not under it.
+    """
+    facts = {"place": place, "code": file_hash(place) if is_own(place) else "",
+             "seed": seed, "version": scoremle.__version__}  # fmt: skip
     if not isinstance(model, ScoreModel):
         return facts | {"log_prob": model.log_prob(np.full((1, *model.shape), 0.5)).tolist()}
     if is_own(place):

@@ -3,6 +3,7 @@
 import csv
 import json
 from functools import partial
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -82,6 +83,31 @@ def test_points_have_the_librarys_values_and_errors(score):
     _, told, _, _ = score(with_another, "--skip-bad", "--repeats=3", "--seed=5", "--force")
     assert told.startswith("log p of 7 points") and "3 passes of 41 network evaluations" in told
     assert f"mean {values.mean():.4f} +- " in told
+
+
+def test_points_that_were_stopped_go_on(score, capfd, monkeypatch):
+    """With the batches that were finished, of which none is left in the end."""
+    begun, whole = [], score_points.image_keys
+
+    def stopped(*arguments):
+        begun.append(arguments)
+        if len(begun) == 4:
+            raise KeyboardInterrupt
+        return whole(*arguments)
+
+    flags = "--repeats=2", "--seed=5", "--json"
+    _, expected, _, _ = score(X, *flags)
+    monkeypatch.setattr(score_points, "POINTS_AT_ONCE", 4)
+    monkeypatch.setattr(score_points, "image_keys", stopped)
+    code, _, said, _ = score(X, *flags, "--force")
+    assert code == 130 and "are in .scores.csv.parts" in said
+    begun[:] = [None] * 4
+    code, found, _, _ = score(X, *flags, "--force")
+    assert code == 0 and len(begun) == 4 + 1
+    expected, found = json.loads(expected), json.loads(found)
+    assert found["mean"] == pytest.approx(expected["mean"], abs=1e-5)
+    assert found["estimator"] == expected["estimator"]
+    assert not [path.name for path in Path().iterdir() if "parts" in path.name]
 
 
 def test_points_keep_the_digits_that_float32_loses_beside_an_offset(score):

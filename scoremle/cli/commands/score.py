@@ -15,15 +15,14 @@ import itertools
 import logging
 import os
 import re
-import shutil
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import scoremle
 from scoremle.cli import checks
+from scoremle.cli import parts as finished
 from scoremle.cli.parser import MODEL, Parser, add_shared
 from scoremle.cli.score_words import (
     both_ends,
@@ -201,10 +200,8 @@ def run(options: Any) -> dict[str, Any]:
     levels = found.choice and found.choice.levels
     if options.correct and not levels:
         logger.warning("the mean is not corrected: that takes a pilot on four images or more")
-    beside = Path() if is_stream(options.out) else options.out.parent
-    # Hidden, since the table may be written among the pictures, which are read again.
-    above, passes = beside / f".{options.out.name}.parts", options.passes
-    parts = found.parts(above, options.model, images, options.seed)
+    passes = options.passes
+    parts = found.parts(finished.above(options.out), options.model, images, options.seed)
     score = partial(
         score_images, found.model, found.estimator, images, dequantizer=found.dequantizer,
         seed=options.seed, passes=passes, parts=parts, label="scores",
@@ -215,7 +212,7 @@ def run(options: Any) -> dict[str, Any]:
     if options.merge:
         names = [report.name for report in reports if report.pixels is not None]
         _check_whole(parts, names, passes)
-    with going_on(f"finished batches are in {above}: the same command resumes", within=parts):
+    with finished.kept(parts):
         scored = score()
     if scored.mean is None:
         raise UserError("no image has bits/dim that are a finite number: check the model")
@@ -239,9 +236,7 @@ def run(options: Any) -> dict[str, Any]:
                       " with --force resumes"):  # fmt: skip
             mean = cast("Mean", scored.corrected(levels, own_measurement.SOLVER_TOLERANCE).mean)
         summary = answer.write(mean, last=True)
-    shutil.rmtree(parts, ignore_errors=True)
-    with suppress(OSError):  # parts of an interrupted run of other images may be there
-        parts.parent.rmdir()
+    finished.remove(parts)
     answer.show(mean, summary["left_out"])
     return summary
 

@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 import scoremle
+from scoremle.cli import parts as finished
 from scoremle.cli.score_words import both_ends, in_passes, mean_in_words
 from scoremle.core.arguments import shown
 from scoremle.core.bijectors import in_all_digits
@@ -21,6 +22,7 @@ from scoremle.data.readers.arrays import load_npy
 from scoremle.errors import UserError, as_flag
 from scoremle.evaluation import tables
 from scoremle.evaluation.statistics import error_of_few
+from scoremle.experiment.measurement import facts_of, facts_of_data, parts_in
 from scoremle.experiment.score_table import decimals
 from scoremle.files import named
 from scoremle.likelihood.mean import Mean, over_passes
@@ -31,6 +33,7 @@ from scoremle.resumable import Arrays, resumable_map
 from scoremle.terminal import counted, say
 
 POINTS_AT_ONCE = 1024
+TRACE = "U99"  # the type of the words for a trace
 OF_IMAGES = ("page", "profile", "steps", "label", "fit", "shard", "merge", "correct")
 
 Columns = dict[str, Float[np.ndarray, " n"]]
@@ -53,7 +56,10 @@ def run(model: Any, options: Any) -> dict[str, Any]:
     _refuse(options, reasons, len(points))
     known = np.setdiff1d(np.arange(len(points)), [*reasons])
     say(f"log p of {counted(len(known), 'point')} of {options.images}")
-    values, estimator = _values(model, points[known], known, options)
+    facts = facts_of(model, options.model, options.seed) | facts_of_data(points)
+    parts = parts_in(finished.above(options.out), facts)
+    with finished.kept(parts):
+        values, estimator = _values(model, points[known], known, options, parts)
     finite = np.isfinite(values["log_prob"]).all(axis=0)
     reasons |= dict.fromkeys(known[~finite].tolist(), "has no finite log p: check the model")
     _refuse(options, reasons, len(points))
@@ -67,6 +73,7 @@ def run(model: Any, options: Any) -> dict[str, Any]:
         rows[i] = {"point": str(i), **numbers, "estimator": estimator}
     header = ["point", *columns, "estimator", "note"]
     scoremle.files.write_rows(options.out, header, [rows[i] for i in sorted(rows)])
+    finished.remove(parts)
     said = mean_in_words(mean, "nats a point", "points")
     say(*tables.wrapped(f"{said}; {estimator}; {in_passes(mean)}"))
     order = known[np.argsort(-columns["log_prob"], kind="stable")].tolist()
@@ -121,24 +128,27 @@ def _values(
     points: Float[np.ndarray, "n *d"],
     numbers: Int[np.ndarray, " n"],
     options: Any,
+    parts: Path,
 ) -> tuple[Values, str]:
     """Columns [passes n], and what they are. A point's randomness belongs to its number."""
-    key, traces = key_of(options.seed), set()
+    key = key_of(options.seed)
 
     def work(number: int, indices: Int[np.ndarray, " size"]) -> Arrays:
         keys = image_keys(jax.random.fold_in(key, number), numbers[indices])
         found = model.log_prob(points[indices], keys)
-        traces.add(found.trace)
         columns = {"probe_stderr": found.probe_stderr, "solver_error": found.solver_error}
         columns |= {"log_prob": found.log_prob, "nfe": found.evaluations}
-        return {name: np.asarray(column, np.float64) for name, column in columns.items()}
+        values = {name: np.asarray(column, np.float64) for name, column in columns.items()}
+        return values | {"trace": np.full(len(indices), found.trace, TRACE)}
 
     size = min(POINTS_AT_ONCE, power_of_two(len(points)))
     with warnings.catch_warnings():  # they count the rows that fill a batch up
         warnings.filterwarnings("ignore", "log p of |the solver's error ", UserWarning)
         values = resumable_map(
-            work, len(points), size=size, passes=options.passes, label="log p", unit="point"
-        )
+            work, len(points), size=size, passes=options.passes, folder=parts, label="log p",
+            unit="point",
+        )  # fmt: skip
+    traces = np.unique(values.pop("trace"))
     warn_of_rows(*(values[name].max(axis=0) for name in ("solver_error", "probe_stderr")))
     return values, f"log p by the ODE, trace {' and '.join(traces)}"
 
