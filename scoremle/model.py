@@ -7,6 +7,7 @@ changes when it is used.
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, cast, overload, runtime_checkable
 
 import jax
@@ -779,21 +780,21 @@ class ScoreModel:
     def sample(
         self, n: int, key: PRNGKey, *, condition: Condition = None, sampler: Sampler | None = None,
         batch_size: int = BATCH_SIZE, devices: Sequence[jax.Device] | None = None,
-        label: str = "", log_prob: Literal[False] = False,
+        label: str = "", parts: Path | None = None, log_prob: Literal[False] = False,
     ) -> np.ndarray: ...  # fmt: skip
 
     @overload
     def sample(
         self, n: int, key: PRNGKey, *, condition: Condition = None, sampler: Sampler | None = None,
         batch_size: int = BATCH_SIZE, devices: Sequence[jax.Device] | None = None,
-        label: str = "", log_prob: Literal[True],
+        label: str = "", parts: Path | None = None, log_prob: Literal[True],
     ) -> Samples: ...  # fmt: skip
 
     @overload
     def sample(
         self, n: int, key: PRNGKey, *, condition: Condition = None, sampler: Sampler | None = None,
         batch_size: int = BATCH_SIZE, devices: Sequence[jax.Device] | None = None,
-        label: str = "", log_prob: bool,
+        label: str = "", parts: Path | None = None, log_prob: bool,
     ) -> np.ndarray | Samples: ...  # fmt: skip
 
     def sample(
@@ -806,6 +807,7 @@ class ScoreModel:
         batch_size: int = BATCH_SIZE,
         devices: Sequence[jax.Device] | None = None,
         label: str = "",
+        parts: Path | None = None,
         log_prob: bool = False,
     ) -> np.ndarray | Samples:
         """Samples, integers where the model is one of images; each has its own key.
@@ -824,6 +826,8 @@ class ScoreModel:
                 depends on it, but those of the corrector ``langevin``.
             devices: that share each batch; None: one.
             label: under which progress is shown, if there is one.
+            parts: a folder whose name identifies all that a sample depends on, in which finished
+                batches are kept, and from which a second call takes them; None: none are kept.
             log_prob: gives ``Samples``: reals with log p of each in nats and its errors, from the
                 same solution of the ODE, by the model's own solver and divergence. The default of
                 either is that of the method ``log_prob``.
@@ -876,8 +880,10 @@ class ScoreModel:
             return {name: np.asarray(column) for name, column in found.items()}
 
         size = round_up(min(batch_size, n), devices)
-        parts = resumable_map(work, n, size=size, least=len(devices), label=label, unit="sample")
-        found = {name: column[0] for name, column in parts.items()}
+        columns = resumable_map(
+            work, n, size=size, least=len(devices), folder=parts, label=label, unit="sample"
+        )
+        found = {name: column[0] for name, column in columns.items()}
         if not log_prob:
             return found["x"]
         samples = Samples(**found)

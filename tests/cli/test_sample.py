@@ -1,6 +1,7 @@
 """The command that draws samples: those of the library, in a picture or an array."""
 
 from dataclasses import replace
+from functools import partial
 
 import jax
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 from PIL import Image
 
 import scoremle
+from scoremle import model as model_module
 from scoremle.cli import main as cli
 from scoremle.evaluation.pictures import STRIP, image_grid
 from scoremle.experiment.results import measured
@@ -57,6 +59,29 @@ def test_a_picture_of_a_working_directory(tiny, tmp_path, capfd):
     found = found[STRIP:]
     factor = found.shape[0] // grid.shape[0]
     np.testing.assert_array_equal(found[::factor, ::factor], grid)
+
+
+def test_samples_that_were_stopped_go_on(tiny, tmp_path, capfd, monkeypatch):
+    """With the batches that were finished, of which none is left in the end."""
+    begun, whole = [], model_module.image_keys
+
+    def stopped(*arguments):
+        begun.append(arguments)
+        if len(begun) == 2:
+            raise KeyboardInterrupt
+        return whole(*arguments)
+
+    drawn = partial(sample, capfd, tiny.workdir, "-n", 5, "--sampler=ddim", "--steps=3", "-o")
+    assert drawn(tmp_path / "whole.npy")[0] == 0
+    monkeypatch.setattr(model_module, "round_up", lambda size, devices: 2)
+    monkeypatch.setattr(model_module, "image_keys", stopped)
+    code, _, said = drawn(tmp_path / "x.npy")
+    assert code == 130 and f"are in {tmp_path}/.x.npy.parts" in said
+    begun[:] = [None] * 2
+    assert drawn(tmp_path / "x.npy")[0] == 0 and len(begun) == 2 + 2
+    found, expected = np.load(tmp_path / "x.npy"), np.load(tmp_path / "whole.npy")
+    assert (found != expected).mean() < 0.01  # of another batch
+    assert {path.name for path in tmp_path.iterdir()} == {"x.npy", "whole.npy"}
 
 
 @pytest.mark.long

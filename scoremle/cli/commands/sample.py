@@ -3,7 +3,7 @@
     scoremle sample digits -n 64 -o grid.png
     scoremle sample runs/digits -n 1000 -o many.npy --sampler=ddim --steps=100
 
-Sample j of a seed is the same whatever number is drawn.
+Sample j of a seed is the same whatever number is drawn. After Ctrl-C the same command resumes.
 """
 
 from dataclasses import replace
@@ -12,10 +12,10 @@ from typing import Any
 
 import scoremle
 from scoremle.cli import checks
+from scoremle.cli import parts as finished
 from scoremle.cli.parser import MODEL, Parser
 from scoremle.errors import UserError, in_a_line
 from scoremle.evaluation.tables import wrapped
-from scoremle.experiment import defaults
 from scoremle.terminal import counted, say
 
 NEEDS = "scoremle.experiment.models"
@@ -61,16 +61,47 @@ def check(options: Any) -> None:
 def run(options: Any) -> None:
     """Draws the samples and writes the file."""
     import jax
-    import numpy as np
 
     from scoremle.core.keys import key_of
-    from scoremle.evaluation.pictures import write_grid
-    from scoremle.experiment import build, labels, shipped, workdir
+    from scoremle.experiment import build
+    from scoremle.experiment.measurement import facts_of, parts_in
 
     model = scoremle.load(options.model, options.checkpoint)
-    as_picture = options.out.suffix.lower() == ".png"
-    if as_picture and (model.pixels is None or model.shape[-1] not in (1, 3)):
+    if _is_picture(options.out) and (model.pixels is None or model.shape[-1] not in (1, 3)):
         raise UserError(f"samples of shape {model.shape} are not pictures: name a .npy or .npz")
+    config, condition = _config(options, model.eps), _labels(options, model)
+    sampler = build.sampler_of(config, model.sde)
+    method, steps = config.sampling.method, counted(config.sampling.steps, "step")
+    how: dict[str, Any] = {"condition": condition, "log_prob": options.log_prob}
+    if options.log_prob:
+        model = replace(model, solver=scoremle.Multistep(options.steps or WITH_LOG_PROB))
+    else:
+        say(*wrapped(f"{model}, by {method} in {steps}"))
+        model, how["sampler"] = replace(model, eps=sampler.eps), sampler.draw
+    facts = {"sampling": config.sampling.to_dict(), "samples": options.n, "label": options.label,
+             "log_prob": options.log_prob}  # fmt: skip
+    facts |= facts_of(model, options.model, options.seed, options.label)
+    parts = parts_in(finished.above(options.out), facts)
+    with finished.kept(parts):
+        found = model.sample(
+            options.n, key_of(options.seed), devices=jax.devices(), label="samples", parts=parts,
+            **how,
+        )  # fmt: skip
+    checks.writable("--out=", options.out, force=options.force)  # another may have written there
+    _write(options, model, found, f"{method}, {steps}")
+    finished.remove(parts)
+    drawn = f"{counted(options.n, 'sample')} of seed {options.seed}: {options.out}"
+    say(*wrapped(f"{model}: {found}") * options.log_prob, drawn)
+
+
+def _is_picture(path: Path) -> bool:
+    return path.suffix.lower() == ".png"
+
+
+def _config(options: Any, eps: float) -> Any:
+    """The sampler's config: that of the flags, then of the working directory, then the default."""
+    from scoremle.experiment import defaults, shipped, workdir
+
     config, place = defaults.get_config(), Path(shipped.place_of(options.model))
     if options.sampler:
         config.sampling.method = options.sampler
@@ -78,35 +109,34 @@ def run(options: Any) -> None:
         config.sampling = own.config().sampling
     if options.steps:
         config.sampling.steps = options.steps
-    config.sampling.smallest_time = max(model.eps, SMALLEST_TIME)
+    config.sampling.smallest_time = max(eps, SMALLEST_TIME)
     defaults.resolve(config)
-    sampler, method = build.sampler_of(config, model.sde), config.sampling.method
-    if not options.log_prob:
-        say(*wrapped(f"{model}, by {method} in {counted(config.sampling.steps, 'step')}"))
-    classes, condition = labels.check_label(model, options.label), None
+    return config
+
+
+def _labels(options: Any, model: Any) -> Any:
+    """The class of each sample; None for a model without classes."""
+    import numpy as np
+
+    from scoremle.experiment import labels
+
+    classes = labels.check_label(model, options.label)
     if options.label == labels.ALL:  # what is drawn so has the mean over labels for its density
-        condition = np.random.default_rng(options.seed).integers(classes, size=options.n)
-    elif classes:
-        condition = np.full(options.n, int(options.label))
-    key, devices = key_of(options.seed), jax.devices()
+        return np.random.default_rng(options.seed).integers(classes, size=options.n)
+    return np.full(options.n, int(options.label)) if classes else None
+
+
+def _write(options: Any, model: Any, found: Any, how: str) -> None:
+    """Writes samples: with log p, as a picture, or as an array."""
+    from scoremle.evaluation.pictures import write_grid
+
     if options.log_prob:
-        model = replace(model, solver=scoremle.Multistep(options.steps or WITH_LOG_PROB))
-        found = model.sample(
-            options.n, key, condition=condition, devices=devices, label="samples", log_prob=True
-        )
         columns = {name: column for name, column in vars(found).items() if column is not None}
         scoremle.files.write_npz(options.out, columns)
-        say(*wrapped(f"{model}: {found}"), f"seed {options.seed}: {options.out}")
-        return
-    samples = replace(model, eps=sampler.eps).sample(
-        options.n, key,
-        condition=condition, sampler=sampler.draw, devices=devices, label="samples",
-    )  # fmt: skip
-    if as_picture and model.pixels:
-        how = f"{method}, {counted(config.sampling.steps, 'step')}, seed {options.seed}"
-        caption = in_a_line(f"{counted(options.n, 'sample')} of {options.model}, {how}")
-        write_grid(options.out, samples, model.pixels.levels, caption=caption)
+    elif _is_picture(options.out):
+        drawn = f"{counted(options.n, 'sample')} of {options.model}"
+        caption = in_a_line(f"{drawn}, {how}, seed {options.seed}")
+        write_grid(options.out, found, model.pixels.levels, caption=caption)
     else:
         levels = model.pixels.levels if model.pixels else None
-        scoremle.files.write_array(options.out, "samples", samples, levels)
-    say(f"{counted(options.n, 'sample')} of seed {options.seed}: {options.out}")
+        scoremle.files.write_array(options.out, "samples", found, levels)
