@@ -242,6 +242,7 @@ def test_jax_is_not_loaded_for_help_and_mistakes():
         ["--config=digits", "--workdir=w", "--mode=fly"], ["eval", "nowhere"], ["data", "prepare"],
         ["score", "digits", "nowhere"], ["sample", "digits", "-o", "x.jpg"], ["report", "nowhere"],
         ["verify", "nowhere"], ["export", "nowhere", "x"], ["export", ".", "x.pth"],
+        ["export", ".", "x.safetensor"],
         ["sample", "nowhere"], ["score", "nowhere", "."], ["completion", "bash"],
         *([command, "--help"] for command in COMMANDS),
     ]  # fmt: skip

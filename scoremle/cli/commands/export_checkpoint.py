@@ -4,9 +4,9 @@
     scoremle export runs/digits published/checkpoint_1 --checkpoint=1
 
 A name that ends in .safetensors gets the averaged parameters alone, those that evaluation uses,
-and in its notes what they are: ``scoremle score`` and ``scoremle.load`` take it. Any other gets
-the whole training state as score_flow saved it, which Flax 0.3.3 reads. That format has no room
-for what it is: PATH.json says it, and ``scoremle import`` reads it.
+and in its notes what they are: ``scoremle score`` and ``scoremle.load`` take it. One without an
+ending gets the whole training state as score_flow saved it, which Flax 0.3.3 reads. That format
+has no room for what it is: PATH.json says it, and ``scoremle import`` reads it.
 """
 
 from pathlib import Path
@@ -20,18 +20,14 @@ from scoremle.errors import UserError
 from scoremle.terminal import is_stream, say
 
 NEEDS = "scoremle.experiment.exported"
-# Names by which formats go that are not written here.
-NOT_WRITTEN = (
-    ".pth", ".pt", ".pkl", ".npz", ".npy", ".json", ".onnx", ".h5", ".bin", ".ckpt", ".zip",
-)  # fmt: skip
 
 
 def arguments(parser: Parser) -> None:
     add = parser.add
     add("workdir", "folder of the training", type=Path)
     add("path", "file to write: NAME.safetensors gets the averaged parameters, which scoremle"
-        " score takes; another name, such as checkpoint_1, the whole training state, which"
-        " scoremle import takes", type=Path)  # fmt: skip
+        " score takes; one without an ending, such as checkpoint_1, the whole training state,"
+        " which scoremle import takes", type=Path)  # fmt: skip
     add("--checkpoint", "number of the checkpoint; unset: the newest", type=int)
     add("--force", "overwrite files that exist", action="store_true")
     add("--card", "also write a model card with the results: PATH.md", action="store_true")
@@ -40,11 +36,11 @@ def arguments(parser: Parser) -> None:
 def check(options: Any) -> None:
     checks.exists(options.workdir)
     path = options.path
-    if path.suffix in NOT_WRITTEN:
+    if path.suffix not in ("", ".safetensors"):
         raise UserError(
-            f"{path}: a {path.suffix} is not written here; name a .safetensors"
-            " (the averaged parameters), or a file like checkpoint_1 (the whole training state,"
-            " as score_flow saved it)"
+            f"{path}: no {path.suffix} is written here; name a .safetensors (the averaged"
+            " parameters), or a file like checkpoint_1 (the whole training state, as score_flow"
+            " saved it)"
         )
     # Its record is beside it, if not in it.
     record = path.suffix != ".safetensors" and not is_stream(path)
