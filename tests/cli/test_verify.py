@@ -76,6 +76,7 @@ RECORD = "put its copy back, or move it away and run the training's command, whi
         ("workdir/eval/exact_test_ckpt_2.npz", 0.3, r"its arrays can't be read.*; remove .*"),
         ("workdir/metrics.jsonl", 0, r"metrics\.jsonl, line 1 is not a row .*: continue .*"),
         ("workdir/samples/step_20.png", 0.5, r"step_20\.png: it can't be read .*; remove it, .*"),
+        ("workdir/samples/step_20.png", 0, r"step_20\.png: it can't be read \(its [^<]*\); .*"),
         ("data/train.npy", 0.9, r"train\.npy is damaged \(its .*\); remove \S*data and prep.*"),
         ("data/test_labels.npy", 0.9, r"test_labels\.npy is damaged .*prepare it again"),
         ("data/meta.json", 0.5, r"meta\.json .*[;:] .*prepare it again"),

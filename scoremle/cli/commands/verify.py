@@ -229,4 +229,7 @@ def _picture(path: Path) -> None:
 
     most = scoremle.bounded.MAX_PICTURE
     with damaged(path, UNREADABLE, ""), scoremle.files.opened(path, most) as file:
-        Image.open(file, formats=["PNG"]).verify()
+        try:
+            Image.open(file, formats=["PNG"]).verify()
+        except Image.UnidentifiedImageError:  # its words have a Python object
+            raise ValueError("its beginning is not that of a PNG") from None
