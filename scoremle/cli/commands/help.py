@@ -39,8 +39,8 @@ EXIT_CODES = """\
        reasons
   4    done, and scoremle anomaly score --fail-on-suspects found some
   130  stopped by Ctrl-C, and
-  143  stopped by SIGTERM: a training has saved its last step, an evaluation its
-       finished batches, and the same command resumes from there
+  143  stopped by SIGTERM: train has saved its last step; eval, score, sample and
+       stats their finished batches; the same command resumes from there
 
 So a script of several commands, such as make demo, ends where one was stopped.
 """

@@ -6,12 +6,12 @@ the same command resumes.
 """
 
 import shlex
-import shutil
 from pathlib import Path
 from typing import Any
 
 import scoremle
 from scoremle.cli import checks
+from scoremle.cli import parts as finished
 from scoremle.cli.commands.data import DATASETS, SPLITS
 from scoremle.cli.parser import Parser
 from scoremle.errors import as_flag, named_as
@@ -42,8 +42,9 @@ def check(options: Any) -> None:
 
 def run(options: Any) -> None:
     """Extracts and writes them."""
+    from scoremle.experiment.measurement import parts_in
     from scoremle.quality.features import extract, load_inception, write_reference
-    from scoremle.resumable import content_hash, fingerprint
+    from scoremle.resumable import content_hash
 
     extractor = load_inception(options.weights)
     with named_as(as_flag, ("path", "image_size")):
@@ -59,13 +60,13 @@ def run(options: Any) -> None:
         "data_hash": content_hash(images),
         "version": scoremle.__version__,
     }
-    name = options.out.with_suffix(f".parts_{fingerprint({**extractor.identity, **facts})}").name
-    parts = scoremle.files.inside(options.out.parent, name, writing=True)
+    parts = parts_in(finished.above(options.out), {**extractor.identity, **facts})
     label = f"{options.split} images of {facts['dataset']}"
-    features = extract(extractor, images, found.levels, folder=parts, label=label)
+    with finished.kept(parts):
+        features = extract(extractor, images, found.levels, folder=parts, label=label)
     check(options)  # another process may have written there
     write_reference(options.out, features["pool_3"], extractor, facts)
-    shutil.rmtree(parts, ignore_errors=True)  # another run of the same may have been first
+    finished.remove(parts)
     say(f"{options.out}: features of {len(images)} {label} ({extractor.name})")
     flags = [f"--config.eval.inception={options.weights}", f"--config.eval.stats={options.out}"]
     say(f"next: scoremle eval WORKDIR --config.eval.enable_sampling {shlex.join(flags)}")
