@@ -35,6 +35,7 @@ from scoremle.core.arguments import (
     check_seed,
     shown,
 )
+from scoremle.core.outputs import agree, outputs_of
 from scoremle.core.pytree import describe
 from scoremle.errors import UserError, first_line
 from scoremle.files import SEAL, named, read_json, read_sealed, write_sealed
@@ -42,7 +43,7 @@ from scoremle.model import ScoreModel
 from scoremle.numerics import permutation, random_words
 from scoremle.records import Size, check_record
 from scoremle.resumable import fingerprint
-from scoremle.training.checksums import model_hash, outputs_of
+from scoremle.training.checksums import model_hash
 
 # Chosen by benchmarks/anomaly.py.
 DEFAULT = "path"
@@ -197,7 +198,7 @@ class Detector:
         Raises UserError for another model or version, and data of another shape or type.
         """
         check_kind("model", model, ScoreModel | None, 'scoremle.load("digits")')
-        if self.model != _identity(model) or not _agree(outputs_of(model), self.outputs):
+        if self.model != _identity(model) or not agree(outputs_of(model), self.outputs):
             place, number = self.facts.get("model"), self.facts.get("checkpoint")
             at = f" at checkpoint {number}" if number else " or another checkpoint of it"
             known = f"that model, {place}{at}" if place else "that model"
@@ -304,12 +305,6 @@ def _identity(model: ScoreModel | None) -> str:
         "divergence": describe(model.divergence), "decoder": describe(model.decoder_scale),
         "origin": describe(model.origin.of_integers),
     })  # fmt: skip
-
-
-def _agree(found: tuple[float, ...], kept: tuple[float, ...]) -> bool:
-    """Whether outputs differ by rounding alone."""
-    most = 1e-2 * np.abs(kept).max(initial=0.0)
-    return len(found) == len(kept) and bool(np.allclose(found, kept, rtol=0, atol=most))
 
 
 def _checked(model: ScoreModel | None, data: Any, name: str) -> np.ndarray:

@@ -9,6 +9,7 @@ from jaxtyping import Float, Integer, Shaped
 
 import scoremle
 from scoremle.core import dequantize
+from scoremle.core.outputs import outputs_of
 from scoremle.core.pytree import describe
 from scoremle.experiment.encoders import file_hash
 from scoremle.experiment.labels import ALL, under
@@ -18,7 +19,7 @@ from scoremle.likelihood.images import Estimator, in_words
 from scoremle.likelihood.pilot import Choice
 from scoremle.model import ScoreModel
 from scoremle.resumable import content_hash, fingerprint
-from scoremle.training.checksums import model_hash, outputs_of
+from scoremle.training.checksums import model_hash
 
 __all__ = ["Measurement", "facts_of", "facts_of_data", "parts_in"]
 

@@ -66,7 +66,12 @@ def run_file(path: Path) -> ModuleType:
 
 
 def called(place: str, *arguments: Any) -> Any:
-    """The result of a function of a file, ``FILE.py:function``. The file is Python, and is run.
+    """The result of a function of a file, as ``calls``."""
+    return calls(place, arguments)[0]
+
+
+def calls(place: str, *each: tuple[Any, ...]) -> list[Any]:
+    """The results of calls of ``FILE.py:function``. The file is Python, and is run once.
 
     Raises UserError if there is no such file or function, and for a mistake in it.
     """
@@ -77,7 +82,7 @@ def called(place: str, *arguments: Any) -> Any:
         found = getattr(module, function, None)
         if not callable(found):
             raise UserError(f"{path} has no function {function}")
-        return found(*arguments)
+        return [found(*arguments) for arguments in each]
 
 
 @contextmanager

@@ -10,13 +10,12 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import UInt8
 
 from scoremle.devices import part_axis, split_rows, to_numpy
 
-__all__ = ["model_hash", "outputs_of", "tree_hash"]
+__all__ = ["model_hash", "tree_hash"]
 
 Named = Iterable[tuple[str, Any]]
 # The place of an object in memory, in words: another one in each process.
@@ -48,22 +47,6 @@ def model_hash(model: Any) -> str:
     """
     structure = PLACE.sub("", str(jax.tree.structure(model)))
     return hash_of([(structure, np.zeros(0)), *named_leaves(model)])
-
-
-def outputs_of(model: Any) -> tuple[float, ...]:
-    """Numbers of what a model computes, by which two functions of one name differ.
-
-    Args:
-        model: a ScoreModel, under its condition if it takes one; of one with a coder, and of None,
-            there are none.
-    """
-    if model is None or model.coder:
-        return ()
-    rng, t = np.random.default_rng(0), np.asarray([0.25, 0.5, 0.75], np.float32)
-    x = rng.normal(size=(len(t), *model.shape)).astype(np.float32)
-    found = np.ravel(model.noise(jnp.asarray(x), jnp.asarray(t))).astype(float)
-    signs = rng.choice([-1.0, 1.0], (8, found.size))
-    return tuple((signs @ found / np.sqrt(found.size)).tolist())
 
 
 def hash_of(named: Named, in_parts: Collection[str] = ()) -> str:

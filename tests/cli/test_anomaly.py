@@ -189,6 +189,30 @@ def test_features_of_one_s_own_come_from_an_array_or_an_encoder(tmp_path, capfd)
     assert code == 2 and "as it was" in told
 
 
+def test_an_encoder_that_reads_other_weights_is_refused(tmp_path, capfd, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    lines = "import numpy as np", "W = np.load('w.npy')", "def vectors(images):"
+    code = "    return (images.reshape(len(images), -1) @ W).astype(np.float32)"
+    (tmp_path / "mine.py").write_text("\n".join([*lines, code]))
+    rng = np.random.default_rng(2)
+    weights = rng.normal(size=(25, 3))
+    np.save("w.npy", weights)
+    np.save("x.npy", rng.integers(0, 256, (40, 5, 5, 1), np.uint8))
+    encoder = "--encoder=mine.py:vectors"
+    assert anomaly(capfd, "fit", "gaussian", "x.npy", "--out=d", encoder)[0] == 0
+    score = "score", "d", "x.npy", encoder, "--force"
+    assert anomaly(capfd, *score)[0] == 0
+    np.save("w.npy", 1.000001 * weights)  # rounding
+    assert anomaly(capfd, *score)[0] == 0
+    np.save("w.npy", rng.normal(size=(25, 3)))
+    code, _, said = anomaly(capfd, *score)
+    assert code == 2 and "other vectors" in said
+    detector = Detector.read("d")
+    del detector.facts["encoder_outputs"]
+    detector.write("d")
+    assert "are missing" in anomaly(capfd, *score)[2]
+
+
 # Places of models that detectors name, which no user did.
 OF_OTHERS = {"of_code": "my model.py:images", "of_hub": "hf:a/b", "moved": "runs/elsewhere"}
 
@@ -229,7 +253,8 @@ def test_mistakes_are_one_line(words, told, places, capfd, monkeypatch):
     for name, place in OF_OTHERS.items():
         replace(detector, facts={"model": place}).write(name)
     for size in ("abc", "60000", ""):
-        facts = {"model": "gaussian", "encoder": "e.py:f", "encoder_sha256": "", "size": size}
+        facts = dict.fromkeys(("encoder_sha256", "encoder_outputs"), "")
+        facts |= {"model": "gaussian", "encoder": "e.py:f", "size": size}
         replace(detector, facts=facts).write(f"size{size}")
     code, _, said = anomaly(capfd, *words)
     assert code == 2 and told in said and len(said.splitlines()) == 1

@@ -33,6 +33,8 @@ IMAGES = (
 )
 # In a detector, where it is not known which of the normal images the model was trained on.
 SEEN_UNKNOWN = "unknown"
+# Facts by which an encoder is known to be the same.
+OF_ENCODER = ("encoder_sha256", "encoder_outputs")
 # Suspects that are named on the screen.
 SHOWN = 10
 
@@ -205,8 +207,9 @@ def _facts(options: Any, recorded: dict[str, str]) -> dict[str, str]:
     if model != GAUSSIAN:
         facts["model"] = place_in(options.detector, model, options.model)
     if "encoder" in facts:
-        if not (facts.get("size", "").isdecimal() and "encoder_sha256" in facts):
-            raise UserError(f"{options.detector}: its encoder has no size or hash; fit it anew")
+        known = facts.get("size", "").isdecimal() and {*OF_ENCODER} <= {*facts}
+        if not known:
+            raise UserError(f"{options.detector}: facts of its encoder are missing; fit it anew")
         facts["encoder"] = place_in(
             options.detector, facts["encoder"], options.encoder, "--encoder"
         )
@@ -264,7 +267,7 @@ def _model(options: Any, facts: dict[str, str]) -> Any:
 def _encoded(
     place: Path, facts: dict[str, str], arrays: bool, how: dict[str, Any]
 ) -> tuple[list[Any], np.ndarray]:
-    """A report of each image, and its vector by the encoder."""
+    """A report of each image, and its vector by the encoder, whose outputs become a fact."""
     from scoremle.bounded import LARGEST_SIDE
     from scoremle.experiment import encoders, own_images
 
@@ -277,7 +280,8 @@ def _encoded(
         raise UserError("pictures for an encoder need a size: --size=224, say")
     else:
         reports, images = own_images.read_images(place, (size, size, 3), 256, **how)
-    return reports, encoders.encoded(facts["encoder"], facts["encoder_sha256"], images)
+    vectors, facts["encoder_outputs"] = encoders.encoded(facts, images)
+    return reports, vectors
 
 
 def _reals(place: Path, model: Any) -> tuple[list[Any], np.ndarray]:
