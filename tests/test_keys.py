@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 import scoremle
 from scoremle import data
 from scoremle.cli import cache
-from scoremle.cli.commands import parser_of, score_on_ray, stats
+from scoremle.cli.commands import parser_of, sample, score_on_ray, stats
 from scoremle.core.dequantize import Flow
 from scoremle.core.pixels import Pixels
 from scoremle.data import archive, dataset, prepared
@@ -341,9 +341,34 @@ def table_on_ray(folder, monkeypatch, experiment):
     yield "images", key()
 
 
+def parts_of_a_sample(folder, monkeypatch, experiment):
+    monkeypatch.setattr(scoremle.ScoreModel, "sample", lambda *_, parts, **__: answer(parts))
+
+    def key(*flags, model=MODEL):
+        monkeypatch.setattr(sample.scoremle, "load", lambda *_: model)
+        command = "mine.py:f", f"--out={folder / 'x.npz'}", *flags
+        return asked(sample.run, parser_of("sample").parse_args(command))
+
+    (folder / "mine.py").write_text("one")
+    monkeypatch.chdir(folder)
+    yield "", key()
+    yield SAME, key()
+    for flags in ("--seed=1", "-n=3", "--sampler=ddim", "--steps=3", "--log-prob"):
+        yield flags, key(flags)
+    yield "steps with log p", key("--log-prob", "--steps=3")
+    for name in ("SDE", "smallest time", "another meaning of it"):
+        yield name, key(model=OTHERS[name].model)
+    with_classes = replace(
+        MODEL, noise=lambda x, t, label: 0 * x, origin=scoremle.model.Origin(classes=2)
+    )
+    for label in ("0", "1", "all"):
+        yield f"label {label}", key(f"--label={label}", model=with_classes)
+
+
 CASES = (
     stamp_of_files, folder_of_a_prepared_set, parts_of_features, folder_of_compiled_programs,
-    file_of_a_control, parts_of_an_evaluation, parts_of_samples, parts_of_scores, table_on_ray,
+    file_of_a_control, parts_of_an_evaluation, parts_of_samples, parts_of_scores,
+    parts_of_a_sample, table_on_ray,
 )  # fmt: skip
 
 
