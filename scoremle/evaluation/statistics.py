@@ -98,13 +98,16 @@ def error_of_few(stderr: Float[np.ndarray, " n"], passes: int) -> Float[np.ndarr
     estimate it better (``moderated``); the uncertainty left widens it, as Student's t does.
 
     Args:
-        stderr: of each mean, by the spread of its own passes.
+        stderr: of each mean, by the spread of its own passes; NaN where one of them failed, which
+            moves no other's error.
         passes: how many; for one the error is unknown.
     """
+    found, known = np.full_like(stderr, np.nan), np.isfinite(stderr)
     if passes < 2:
-        return np.full_like(stderr, np.nan)
-    variance, freedom = moderated(np.square(stderr), passes - 1)
-    return np.sqrt(variance) * float(stdtrit(freedom, (1 + COVERAGE) / 2)) / 2
+        return found
+    variance, freedom = moderated(np.square(stderr[known]), passes - 1)
+    found[known] = np.sqrt(variance) * float(stdtrit(freedom, (1 + COVERAGE) / 2)) / 2
+    return found
 
 
 def moderated(

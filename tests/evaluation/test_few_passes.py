@@ -60,6 +60,15 @@ def test_passes_without_spread_change_nothing():
         assert (drawn == variance).all() and freedom == 3
 
 
+@pytest.mark.parametrize("failed", [np.nan, np.inf])
+def test_an_image_whose_pass_failed_moves_no_other_error(failed):
+    stderr = np.array([0.1, 0.2, 0.15, 0.12, 0.11])
+    found = error_of_few(np.insert(stderr, 2, failed), 2)
+    assert np.isnan(found[2])
+    np.testing.assert_array_equal(np.delete(found, 2), error_of_few(stderr, 2))
+    assert np.isnan(error_of_few(np.full(5, failed), 2)).all()
+
+
 def test_png_is_the_length_of_the_compressed_pixels():
     images = RNG.integers(0, 256, (2, 8, 8, 3)) // np.array([1, 255]).reshape(2, 1, 1, 1)
     images = images.astype(np.uint8)
