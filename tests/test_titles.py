@@ -172,7 +172,7 @@ CHARTS = {
     ),
     "profile": (
         lambda: charts.profile_chart(0, "a", {"log_snr_edges": [-4, 0, 2], "bits_per_dim": [1, 3],
-                                     "stderr": []}, 2.0),
+                                     "stderr": []}, 2.0, 9),
         "most at log-SNR 1.0.",
     ),
     "steps": (
@@ -186,10 +186,10 @@ CHARTS = {
     ),
     "estimators": (
         lambda: charts.estimators({"exact": (2.0, 0.1, False), "bound": (2.5, 0.2, True)}),
-        "exact 2.0000 ± 0.1960; bound 2.5000 ± 0.3920.",
+        "exact 2.0000 ± 0.1000; bound 2.5000 ± 0.2000.",
     ),
     "differences": (
-        lambda: charts.differences({"b": Difference(-0.5, 0.1, 9)}), "b -0.5000 ± 0.1960.",
+        lambda: charts.differences({"b": Difference(-0.5, 0.1, 9)}), "b -0.5000 ± 0.2306.",
     ),
 }  # fmt: skip
 

@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 
 from scoremle.errors import needing
+from scoremle.evaluation.statistics import half_interval
 
-__all__ = ["ABOVE", "COLOURS", "INK", "LINES", "Z95", "DrawChart", "draw_profile", "drawn"]
+__all__ = ["ABOVE", "COLOURS", "INK", "LINES", "DrawChart", "draw_profile", "drawn"]
 
 SIZE, DPI = (6.4, 3.6), 150  # inches, pixels to an inch
 INK, LINES = "#1f2328", "#d0d7de"
@@ -32,7 +33,6 @@ STYLE: Any = {
 }  # fmt: skip
 # Where a legend covers nothing.
 ABOVE: Any = {"loc": "lower left", "bbox_to_anchor": (0, 1), "ncols": 2}
-Z95 = 1.96
 
 DrawChart = Callable[[Any], None]  # on axes of matplotlib
 
@@ -84,18 +84,19 @@ def _style() -> Iterator[Any]:
         yield Figure
 
 
-def draw_profile(axes: Any, profile: Mapping[str, Sequence[float]]) -> None:
+def draw_profile(axes: Any, profile: Mapping[str, Sequence[float]], images: int) -> None:
     """Draws which noise levels cost the bits of a bound, with 95 % intervals.
 
     Args:
         axes: of matplotlib.
         profile: as ``statistics.profile`` gives it.
+        images: that it is a mean over.
     """
     edges, density = np.asarray(profile["log_snr_edges"]), np.asarray(profile["bits_per_dim"])
     axes.stairs(density, edges, fill=True, color=COLOURS[0], alpha=0.35)
-    if len(profile["stderr"]):
+    if halves := [half_interval(stderr, images) for stderr in profile["stderr"]]:
         axes.errorbar(
-            (edges[:-1] + edges[1:]) / 2, density, Z95 * np.asarray(profile["stderr"]),
+            (edges[:-1] + edges[1:]) / 2, density, halves,
             fmt="none", color=COLOURS[0], capsize=2,
         )  # fmt: skip
     # A prediction of zero: half a nat for each dimension.

@@ -131,16 +131,19 @@ def _enlarged(images: UInt8[np.ndarray, "n h w c"], levels: int, columns: int) -
     return Image.fromarray(grid.repeat(factor, axis=0).repeat(factor, axis=1).squeeze())
 
 
-def write_profile(path: Path, profile: Mapping[str, Sequence[float]], title: str) -> None:
+def write_profile(
+    path: Path, profile: Mapping[str, Sequence[float]], images: int, title: str
+) -> None:
     """Draws which noise levels cost the bits of a bound, as PNG; without matplotlib, says so.
 
     Args:
         path: of the PNG.
         profile: as ``statistics.profile`` gives it.
+        images: that it is a mean over.
         title: above the chart.
     """
     try:
-        draw = partial(figures.draw_profile, profile=profile)
+        draw = partial(figures.draw_profile, profile=profile, images=images)
         (content,) = figures.drawn(draw, "png", title=title)
     except UserError as error:
         say(f"no picture of the profile: {error}")

@@ -11,7 +11,7 @@ from scoremle.core.arguments import as_reals
 from scoremle.errors import UserError
 from scoremle.likelihood.mean import PassValues, standard_error
 
-__all__ = ["Difference", "error_of_few", "paired_difference", "profile"]
+__all__ = ["Difference", "error_of_few", "half_interval", "paired_difference", "profile"]
 
 # Decimals of the profile in results.json.
 PROFILE_DIGITS = 6
@@ -89,6 +89,16 @@ def profile(values: PassValues, edges: Float[np.ndarray, " edges"]) -> dict[str,
         "stderr": density.std(axis=0, ddof=1) / np.sqrt(len(density)) if len(density) > 1 else [],
     }
     return {name: [round(float(v), PROFILE_DIGITS) for v in c] for name, c in columns.items()}
+
+
+def half_interval(stderr: float, images: int) -> float:
+    """Half of the interval that covers the truth in 95 % of cases: Student's, for few images.
+
+    Args:
+        stderr: of a mean over the images, by their spread.
+        images: how many; for one it is NaN.
+    """
+    return float(stdtrit(images - 1, (1 + COVERAGE) / 2)) * stderr
 
 
 def error_of_few(stderr: Float[np.ndarray, " n"], passes: int) -> Float[np.ndarray, " n"]:

@@ -248,7 +248,8 @@ class EvaluationRun:
         if one.log_snr_edges is not None:
             facts["profile"] = statistics.profile(found.values, one.log_snr_edges)
             title = f"{name}, {mean.mean:.3f} bits/dim: which noise levels cost them"
-            pictures.write_profile(self.folder / f"{name}_profile.png", facts["profile"], title)
+            path = self.folder / f"{name}_profile.png"
+            pictures.write_profile(path, facts["profile"], mean.images, title)
         result = Result.read(name, facts | mean.to_json(), self.folder)
         self._say_if_replaced(result)
         add_results(self.folder / RESULTS, {name: result.to_json()})

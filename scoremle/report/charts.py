@@ -15,8 +15,8 @@ import numpy as np
 from jaxtyping import Float
 
 from scoremle.evaluation import figures
-from scoremle.evaluation.figures import ABOVE, COLOURS, INK, LINES, Z95, DrawChart
-from scoremle.evaluation.statistics import Difference
+from scoremle.evaluation.figures import ABOVE, COLOURS, INK, LINES, DrawChart
+from scoremle.evaluation.statistics import Difference, half_interval
 from scoremle.files import write_bytes
 from scoremle.terminal import counted
 from scoremle.training.writers import LoggedRow
@@ -26,6 +26,7 @@ VARIABLES = {INK: "ink", LINES: "lines"} | {c: f"c{i}" for i, c in enumerate(COL
 # Rows of the log on each side that are averaged for a line; one more for so many rows.
 MOST_NEIGHBOURS, ROWS_FOR_A_NEIGHBOUR = 10, 8
 BINS = 40
+Z95 = 1.96
 # Characters of a name beside a row.
 LONGEST_NAME = 40
 # So few points of a line are marked: of one there would be nothing to see.
@@ -201,9 +202,9 @@ def histogram(name: str, bpd: Float[np.ndarray, " n"], baselines: Mapping[str, f
 
 
 def profile_chart(
-    number: int, name: str, found: Mapping[str, Sequence[float]], mean: float
+    number: int, name: str, found: Mapping[str, Sequence[float]], mean: float, images: int
 ) -> Chart:
-    """Bits that each noise level costs in a bound that has this mean; charts are numbered."""
+    """Bits that each noise level costs in a bound of this mean; charts are numbered."""
     edges, density = np.asarray(found["log_snr_edges"]), np.asarray(found["bits_per_dim"])
     centres, whole = (edges[:-1] + edges[1:]) / 2, float(np.sum(density * np.diff(edges)))
     back = (
@@ -215,7 +216,7 @@ def profile_chart(
         f"The area is the diffusion term of the bound, {whole:.3f} bits/dim.{back} Bars: 95 %"
         " intervals over the images. Dashed: a network that predicts no noise at all.",
         f"bits/dim for each unit of log-SNR; most at log-SNR {centres[density.argmax()]:.1f}.",
-        partial(figures.draw_profile, profile=found),
+        partial(figures.draw_profile, profile=found, images=images),
     )  # fmt: skip
 
 
@@ -306,8 +307,8 @@ def latents(
 
 
 def estimators(results: Mapping[str, tuple[float, float, bool]]) -> Chart:
-    """Means of several estimators with 95 % intervals; (mean, stderr, is it a bound?) by name."""
-    parts = (f"{name} {mean:.4f} ± {Z95 * e:.4f}" for name, (mean, e, _) in results.items())
+    """Means of several estimators; (mean, half of its 95 % interval, is it a bound?) by name."""
+    parts = (f"{name} {mean:.4f} ± {half:.4f}" for name, (mean, half, _) in results.items())
     return Chart(
         "estimators", "Exact values and bounds of the same images",
         "Bars: 95 % intervals over the images. The images are the same, so the difference of two"
@@ -320,13 +321,16 @@ def estimators(results: Mapping[str, tuple[float, float, bool]]) -> Chart:
 
 def differences(found: Mapping[str, Difference]) -> Chart:
     """Paired differences of bits/dim, by the name of the second."""
+    rows = {
+        name: (gap.mean, half_interval(gap.stderr, gap.images), False)
+        for name, gap in found.items()
+    }
 
     def draw(axes: Any) -> None:
-        rows = {name: (gap.mean, gap.stderr, False) for name, gap in found.items()}
         _draw_intervals(axes, rows, "difference, bits/dim")
         axes.axvline(0, color=INK, linestyle="--")
 
-    gaps = "; ".join(f"{n} {gap.mean:+z.4f} ± {Z95 * gap.stderr:.4f}" for n, gap in found.items())
+    gaps = "; ".join(f"{name} {mean:+z.4f} ± {half:.4f}" for name, (mean, half, _) in rows.items())
     return Chart(
         "differences", "Difference from the first, image by image",
         "Left of zero is better than the first. Bars: 95 % intervals of the mean difference over"
@@ -337,9 +341,9 @@ def differences(found: Mapping[str, Difference]) -> Chart:
 
 
 def _draw_intervals(axes: Any, rows: Mapping[str, tuple[float, float, bool]], label: str) -> None:
-    """A row for each name: its mean with a 95 % interval, as a triangle if it is a bound."""
-    for i, (mean, stderr, bound) in enumerate(rows.values()):
-        axes.errorbar(mean, i, xerr=Z95 * stderr, fmt="o<"[bound], color=COLOURS[bound], capsize=3)
+    """A row for each name: its mean and half an interval, as a triangle if it is a bound."""
+    for i, (mean, half, bound) in enumerate(rows.values()):
+        axes.errorbar(mean, i, xerr=half, fmt="o<"[bound], color=COLOURS[bound], capsize=3)
     # The ends of long paths, which differ: whole ones would leave no room for the chart.
     names = [name if len(name) <= LONGEST_NAME else f"...{name[-LONGEST_NAME:]}" for name in rows]
     axes.set_yticks(range(len(rows)), names)

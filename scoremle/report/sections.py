@@ -16,6 +16,7 @@ from scoremle.bounded import MAX_PICTURE
 from scoremle.evaluation import baselines
 from scoremle.evaluation.pictures import as_png
 from scoremle.evaluation.result import Result
+from scoremle.evaluation.statistics import half_interval
 from scoremle.files import read_bytes
 from scoremle.report import charts
 from scoremle.report.charts import Chart
@@ -122,11 +123,13 @@ def _results(page: Page, subject: Subject) -> list[Chart]:
     same = [r for r in subject.in_bits if main and r.data_hash == main.data_hash]
     if len(same) > 1:
         drawn.append(charts.estimators(
-            {r.kind: (r.mean, r.stderr or np.nan, r.is_bound) for r in same}
+            {r.kind: (r.mean, half_interval(r.stderr or np.nan, r.images), r.is_bound)
+             for r in same}
         ))  # fmt: skip
     profiles = [
-        (r.kind_in_words, cast(Any, r.profile), r.mean) for r in subject.in_bits if r.profile
-    ]
+        (r.kind_in_words, cast(Any, r.profile), r.mean, r.images)
+        for r in subject.in_bits if r.profile
+    ]  # fmt: skip
     drawn += [charts.profile_chart(i, *each) for i, each in enumerate(profiles, 1)]
     if main:
         drawn += [charts.course(cast(Any, main.log_snr))] if main.log_snr else []

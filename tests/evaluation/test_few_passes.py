@@ -8,7 +8,7 @@ from PIL import Image
 
 from scoremle.errors import UserError
 from scoremle.evaluation.baselines import png_bpd
-from scoremle.evaluation.statistics import error_of_few, moderated
+from scoremle.evaluation.statistics import error_of_few, half_interval, moderated
 
 RNG = np.random.default_rng(0)
 
@@ -58,6 +58,16 @@ def test_passes_without_spread_change_nothing():
     for variance in (np.array([1.0, 2.0, 3.0]), np.array([0.0, 1.0, 1.0, 1.0, 1.0])):
         drawn, freedom = moderated(variance, 3)
         assert (drawn == variance).all() and freedom == 3
+
+
+@pytest.mark.parametrize("images", [2, 3, 8, 40])
+def test_the_interval_of_a_mean_covers_95_percent(images):
+    """Over images: twice the standard error of two of them covers 70 %."""
+    values = RNG.normal(size=(10_000, images))
+    stderr = values.std(axis=1, ddof=1) / np.sqrt(images)
+    half = np.array([half_interval(error, images) for error in stderr])
+    assert 0.94 < (abs(values.mean(axis=1)) <= half).mean() < 0.96
+    assert np.isnan(half_interval(0.1, 1))
 
 
 @pytest.mark.parametrize("failed", [np.nan, np.inf])

@@ -288,7 +288,7 @@ def test_a_loss_has_no_unit(exact):
 def test_profile_is_drawn_over_its_bins(tmp_path):
     pytest.importorskip("matplotlib")
     profile = {"log_snr_edges": [-4.0, 0.0, 4.0], "bits_per_dim": [0.0, 1.0], "stderr": []}
-    write_profile(tmp_path / "profile.png", profile, "title")
+    write_profile(tmp_path / "profile.png", profile, 9, "title")
     picture = read(tmp_path / "profile.png").astype(int)
     blue = (picture[..., 2] - picture[..., 0] > 30)[90:-80, 120:-30]
     left, right = np.array_split(blue, 2, axis=1)
@@ -299,6 +299,6 @@ def test_profile_is_drawn_over_its_bins(tmp_path):
 def test_no_profile_without_matplotlib(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     profile = {"log_snr_edges": [0.0, 1.0], "bits_per_dim": [1.0], "stderr": []}
-    write_profile(tmp_path / "profile.png", profile, "title")
+    write_profile(tmp_path / "profile.png", profile, 9, "title")
     assert "pip install 'scoremle[plots]'" in capsys.readouterr().out
     assert list(tmp_path.iterdir()) == []

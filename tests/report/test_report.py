@@ -13,7 +13,7 @@ import pytest
 from helpers.marks import some
 from helpers.reported import CORRECTED, IMAGES, STEP, Reader, make, result
 from PIL import Image
-from scipy.stats import norm
+from scipy.stats import sem, t
 
 from scoremle.cli.main import main
 from scoremle.coding.rates import Rates
@@ -136,7 +136,8 @@ def test_charts_are_written_and_hold_their_data(reported):
     assert names == {f"{name}.{kind}" for name in drawn for kind in ("svg", "png")}
     labels = Reader(text).attributes["aria-label"]
     assert any(f"{IMAGES} images: mean {values.mean():.3f}" in label for label in labels)
-    means = f"exact {values.mean():.4f} ± ", f"; bound {values.mean() + 0.01:.4f} ± "
+    half = f"± {t(IMAGES - 1).ppf(0.975) * sem(values):.4f}"
+    means = f"exact {values.mean():.4f} {half}; ", f"; bound {values.mean() + 0.01:.4f} {half}."
     assert any(all(mean in label for mean in means) for label in labels)  # of the test images
     assert any("12 steps 0.1; 24 steps 0.004; chosen were 24." in label for label in labels)
     assert any(f"75% of {IMAGES} latents" in label and "mean square is 1.250" in label
@@ -160,7 +161,7 @@ def test_rows_after_the_first_that_beats_a_uniform_distribution_stay():
 
 def test_a_reconstruction_term_above_zero_gives_nothing_back():
     profile = {"log_snr_edges": [-1, 0, 2], "bits_per_dim": [1.0, 1.0], "stderr": [0.01, 0.02]}
-    captions = [charts.profile_chart(1, "bound", profile, mean).caption for mean in (2.9, 3.1)]
+    captions = [charts.profile_chart(1, "bound", profile, mean, 9).caption for mean in (2.9, 3.1)]
     assert ["gives back 0.100" in caption for caption in captions] == [True, False]
 
 
@@ -241,7 +242,7 @@ def test_a_difference_is_of_numbers_of_any_type_and_of_the_same_images(unchecked
 
 
 # Values differ by the same everywhere: what is left is of the corrections of both for the solver.
-SOLVERS = f"{norm.ppf(0.975) * np.sqrt(2) * CORRECTED['errors']['solver']:.4f}"
+SOLVERS = f"{t(IMAGES - 1).ppf(0.975) * np.sqrt(2) * CORRECTED['errors']['solver']:.4f}"
 
 
 def test_several_are_compared_with_the_first(tmp_path, capsys):
@@ -466,7 +467,7 @@ CHARTS = {
         ["model, mean 24.500", "uniform, mean 8.000", "Gaussian, mean 9.000"],
     ),
     "profile": (
-        charts.profile_chart(1, "bound", NOISE, 6.0),
+        charts.profile_chart(1, "bound", NOISE, 6.0, 3),
         ("log signal-to-noise ratio", "bits/dim for each unit of log-SNR"),
         ["predicting no noise"],
     ),
@@ -623,15 +624,18 @@ def test_intervals_are_of_95_percent_and_bounds_are_triangles(shown):
     axes = shown["estimators"]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["exact", "bound"]
     assert axes.get_ylim() == (1.5, -0.5)
-    for i, (bar, mean, stderr, mark) in enumerate(
+    for i, (bar, mean, half, mark) in enumerate(
         zip(axes.containers, (2.0, 2.5), (0.1, 0.2), "o<", strict=True)
     ):
         point, _, (interval,) = bar
         (segment,) = interval.get_segments()
         assert point.get_marker() == mark and point.get_color() == charts.COLOURS[i]
-        np.testing.assert_allclose(segment, [[mean - 1.96 * stderr, i], [mean + 1.96 * stderr, i]])
+        np.testing.assert_allclose(segment, [[mean - half, i], [mean + half, i]])
     axes = shown["differences"]
     assert [bar[0].get_marker() for bar in axes.containers] == ["o", "o"]
+    ends = [bar[2][0].get_segments()[0][:, 0] for bar in axes.containers]
+    halves = t(9 - 1).ppf(0.975) * np.array([0.01, 0.1])
+    np.testing.assert_allclose(np.diff(ends)[:, 0] / 2, halves)
     assert_line(lines(axes)[-1], [0, 0], [0, 1], "--", None)
 
 
@@ -640,11 +644,11 @@ def test_a_profile_has_an_interval_for_each_level_of_noise(shown):
     assert axes.get_xlim() == (-1, 2)
     assert axes.patches[0].get_data().values.tolist() == [1, 3]
     _, _, (intervals,) = axes.containers[0]
-    expected = [[[x, y - 1.96 * e], [x, y + 1.96 * e]] for x, y, e in
+    expected = [[[x, y - t(2).ppf(0.975) * e], [x, y + t(2).ppf(0.975) * e]] for x, y, e in
                 ((-0.5, 1, 0.01), (1, 3, 0.02))]  # fmt: skip
     np.testing.assert_allclose(intervals.get_segments(), expected)
     assert_line(lines(axes)[-1], [0, 1], [0.5 / np.log(2)] * 2, "--", None)
-    chart = charts.profile_chart(3, "bound", NOISE | {"stderr": []}, 6.0)
+    chart = charts.profile_chart(3, "bound", NOISE | {"stderr": []}, 6.0, 1)
     assert chart.name == "profile_3" and "7.000 bits/dim" in chart.caption
     assert "most at log-SNR 1.0" in chart.alt and "gives back 1.000" in chart.caption
     assert not drawn_on_axes(chart).containers
