@@ -122,7 +122,7 @@ COLUMNS = {
     ),
     "compare": (
         of_two_results,
-        {"measured": "exact", "A": "2.5000", "B": "4.0000", "B - A": "1.5000",
+        {"measured": "exact", "A": "2.5000", "B": "4.0000", "B - A": "+1.5000",
          "std. error": "0.5000", "images": "2", "solver, A": "0.01000", "solver, B": "0.02000"},
     ),
 }  # fmt: skip

@@ -1,5 +1,6 @@
 """Tables of results, as text, no wider than the screen where there is one."""
 
+import math
 import shutil
 import sys
 import textwrap
@@ -7,7 +8,37 @@ from collections.abc import Mapping, Sequence
 
 from scoremle.errors import in_a_line
 
-__all__ = ["screen_width", "table", "wrapped"]
+__all__ = ["decimals", "difference_in_cells", "screen_width", "table", "wrapped"]
+
+MOST_DECIMALS = 6
+# Those of a mean: a difference of two has no fewer.
+DECIMALS_OF_MEANS = 4
+
+
+def decimals(error: float) -> int:
+    """Decimals of a value with this error: those of two digits of the error.
+
+    Args:
+        error: of the value.
+    """
+    if not (math.isfinite(error) and error > 0):
+        return MOST_DECIMALS
+    return min(MOST_DECIMALS, max(0, 1 - math.floor(math.log10(error))))
+
+
+def difference_in_cells(mean: float, stderr: float) -> tuple[str, str]:
+    """The difference of two means with its sign, and its standard error.
+
+    Both have as many decimals as the error warrants: that of image by image may be far smaller
+    than those of the means.
+
+    Args:
+        mean: in bits/dim.
+        stderr: its standard error, or half of its interval; NaN where it is unknown.
+    """
+    warranted = 0 if math.isnan(stderr) else decimals(stderr)
+    places = max(DECIMALS_OF_MEANS, warranted)
+    return f"{mean:+z.{places}f}", f"{stderr:.{places}f}"
 
 
 def table(

@@ -14,6 +14,7 @@ from jaxtyping import Float
 from scipy.special import ndtr, stdtrit
 
 from scoremle.evaluation.statistics import paired_difference
+from scoremle.evaluation.tables import difference_in_cells
 
 # Standard errors of a difference that are not a contradiction, where there are many images.
 TOLERANCE = 4.0
@@ -47,7 +48,8 @@ class Verdict:
 
     def __str__(self) -> str:
         mark = "holds" if self.holds else "FAILS"
-        line = f"{mark}  {self.words}: difference {self.difference:+.4f} ± {self.stderr:.4f}"
+        gap = " ± ".join(difference_in_cells(self.difference, self.stderr))
+        line = f"{mark}  {self.words}: difference {gap}"
         return line if self.holds else f"{line} ({self.meaning})"
 
 

@@ -15,15 +15,15 @@ from scoremle import files
 from scoremle.data.readers.base import ImageReport
 from scoremle.evaluation.baselines import png_bpd
 from scoremle.evaluation.statistics import error_of_few
+from scoremle.evaluation.tables import decimals
 from scoremle.experiment.reference import ranks
 from scoremle.likelihood.profile import Profile
 from scoremle.model import Scores
 from scoremle.terminal import cell
 
-__all__ = ["ScoreRow", "decimals", "in_digits", "rows", "write_csv"]
+__all__ = ["ScoreRow", "in_digits", "rows", "write_csv"]
 
 NOT_FINITE = "its bits/dim are not a finite number"
-MOST_DECIMALS = 6
 BITS = ("bpd", "error", "png_bpd", "stderr", "probe_stderr", "solver_error")
 
 
@@ -101,17 +101,6 @@ def rows(
         row = ScoreRow(report.name, reason, report.changes, images[i], **values, profile=of_row)
         found.append(row)
     return found
-
-
-def decimals(error: float) -> int:
-    """Decimals of a value with this error: those of two digits of the error.
-
-    Args:
-        error: of the value.
-    """
-    if not (math.isfinite(error) and error > 0):
-        return MOST_DECIMALS
-    return min(MOST_DECIMALS, max(0, 1 - math.floor(math.log10(error))))
 
 
 def in_digits(row: ScoreRow, dims: int, reference: int) -> dict[str, str]:

@@ -17,6 +17,7 @@ from jaxtyping import Float
 from scoremle.evaluation import figures
 from scoremle.evaluation.figures import ABOVE, COLOURS, INK, LINES, DrawChart
 from scoremle.evaluation.statistics import Difference, half_interval
+from scoremle.evaluation.tables import difference_in_cells
 from scoremle.files import write_bytes
 from scoremle.terminal import counted
 from scoremle.training.writers import LoggedRow
@@ -330,7 +331,10 @@ def differences(found: Mapping[str, Difference]) -> Chart:
         _draw_intervals(axes, rows, "difference, bits/dim")
         axes.axvline(0, color=INK, linestyle="--")
 
-    gaps = "; ".join(f"{name} {mean:+z.4f} ± {half:.4f}" for name, (mean, half, _) in rows.items())
+    gaps = "; ".join(
+        f"{name} {' ± '.join(difference_in_cells(mean, half))}"
+        for name, (mean, half, _) in rows.items()
+    )
     return Chart(
         "differences", "Difference from the first, image by image",
         "Left of zero is better than the first. Bars: 95 % intervals of the mean difference over"

@@ -17,6 +17,7 @@ from scoremle.evaluation import baselines
 from scoremle.evaluation.pictures import as_png
 from scoremle.evaluation.result import Result
 from scoremle.evaluation.statistics import half_interval
+from scoremle.evaluation.tables import difference_in_cells
 from scoremle.files import read_bytes
 from scoremle.report import charts
 from scoremle.report.charts import Chart
@@ -64,7 +65,9 @@ def compare(page: Page, subjects: Sequence[Subject]) -> list[Chart]:
     found = list(zip(names_of(subjects), (s.main_result for s in subjects), strict=True))
     (_, first), *others = found
     gaps = {n: gap for n, r in others if first and r and (gap := paired(first, r)) is not None}
-    in_words = {name: f"{gap.mean:+z.4f} ± {gap.stderr:.4f}" for name, gap in gaps.items()}
+    in_words = {
+        name: " ± ".join(difference_in_cells(gap.mean, gap.stderr)) for name, gap in gaps.items()
+    }
     page.table(
         COMPARED, ((name, *_compared(r, in_words.get(name, ""))) for name, r in found),
         "The first likelihood of each one's newest evaluated checkpoint, or else its first bound."
@@ -116,7 +119,8 @@ def _results(page: Page, subject: Subject) -> list[Chart]:
         page.table(
             ("what must hold", "does it?", "difference, bits/dim"),
             ((check["words"], "holds" if check["holds"] else f"FAILS: {check['meaning']}",
-              f"{check['difference']:+.4f} ± {check['stderr']:.4f}") for check in subject.checks),
+              " ± ".join(difference_in_cells(check["difference"], check["stderr"])))
+             for check in subject.checks),
             "Relations between the estimators, image by image.",
         )  # fmt: skip
     drawn, main = list[Chart](), subject.main_result

@@ -63,6 +63,16 @@ def test_the_difference_is_that_of_each_image(both, capsys):
                         f"{error:.4f}", "50"]  # fmt: skip
 
 
+def test_a_small_difference_is_printed_in_the_digits_of_its_error(tmp_path, capsys):
+    """Where A and B have one mean in four decimals, and their difference an error below them."""
+    evaluated(tmp_path / "a" / "eval", A)
+    evaluated(tmp_path / "b" / "eval", A + (B - A) / 1000)
+    gap, error = DIFFERENCE.mean() / 1000, DIFFERENCE.std(ddof=1) / np.sqrt(50) / 1000
+    _, out, _ = compare(capsys, tmp_path / "a", tmp_path / "b")
+    row = next(line for line in out.splitlines() if line.startswith("exact_test")).split()
+    assert row[3:5] == [f"{gap:.6f}", f"{error:.6f}"] and float(row[4]) > 0
+
+
 def test_means_are_corrected_for_the_solver_as_in_the_results(tmp_path, capsys):
     """Corrects one of the two: by -0.00133, with a standard error of 0.0002."""
     evaluated(tmp_path / "a" / "eval", A)
@@ -254,5 +264,5 @@ def test_what_is_not_known_of_a_difference_is_said():
     facts = {"a": 1.0, "b": 2.0, "difference": 1.0, "stderr": None, "images": 1,
              "a_solver_error": None, "b_solver_error": 0.00123}  # fmt: skip
     assert command._in_words(facts) == [
-        "1.0000", "2.0000", "1.0000", "not measured", "1", "", "0.00123"
+        "1.0000", "2.0000", "+1.0000", "not measured", "1", "", "0.00123"
     ]  # fmt: skip

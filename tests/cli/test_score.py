@@ -431,17 +431,6 @@ def test_as_many_images_stand_out_by_chance_as_is_said():
 
 
 @pytest.mark.parametrize(
-    ("error", "places"),
-    [
-        (0.0999, 3), (0.1, 2), (0.25, 2), (1.0, 1), (9.9, 1), (10.0, 0), (250.0, 0), (1e-5, 6),
-        (1.1e-5, 6), (2e-4, 5), (0.0, 6), (-1.0, 6), (math.nan, 6), (math.inf, 6),
-    ],
-)  # fmt: skip
-def test_a_value_has_the_digits_of_two_of_its_error(error, places):
-    assert score_table.decimals(error) == places
-
-
-@pytest.mark.parametrize(
     ("reference", "rank"), [(0, None), (10, "0.5"), (11, "0.54"), (360, "0.543"), (1001, "0.5432")]
 )
 def test_a_row_in_digits(reference, rank):

@@ -1,5 +1,6 @@
 """Pictures pixel by pixel, and what the tables say."""
 
+import math
 import sys
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from scoremle.evaluation.pictures import (
     write_profile,
 )
 from scoremle.evaluation.result import Result
-from scoremle.evaluation.tables import table
+from scoremle.evaluation.tables import decimals, difference_in_cells, table
 
 WHITE = 255
 
@@ -302,3 +303,26 @@ def test_no_profile_without_matplotlib(tmp_path, monkeypatch, capsys):
     write_profile(tmp_path / "profile.png", profile, 9, "title")
     assert "pip install 'scoremle[plots]'" in capsys.readouterr().out
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("error", "places"),
+    [
+        (0.0999, 3), (0.1, 2), (0.25, 2), (1.0, 1), (9.9, 1), (10.0, 0), (250.0, 0), (1e-5, 6),
+        (1.1e-5, 6), (2e-4, 5), (0.0, 6), (-1.0, 6), (math.nan, 6), (math.inf, 6),
+    ],
+)  # fmt: skip
+def test_a_value_has_the_digits_of_two_of_its_error(error, places):
+    assert decimals(error) == places
+
+
+@pytest.mark.parametrize(
+    ("mean", "stderr", "cells"),
+    [
+        (0.1, 0.02, ("+0.1000", "0.0200")), (-4.1e-5, 3.21e-5, ("-0.000041", "0.000032")),
+        (1e-9, 2e-4, ("+0.00000", "0.00020")), (0.0, 0.0, ("+0.000000", "0.000000")),
+        (1.0, math.nan, ("+1.0000", "nan")),
+    ],
+)  # fmt: skip
+def test_a_difference_has_the_digits_of_its_error_and_those_of_a_mean(mean, stderr, cells):
+    assert difference_in_cells(mean, stderr) == cells

@@ -40,6 +40,11 @@ def test_the_error_of_a_difference_by_hand():
     assert (verdict.difference, verdict.stderr) == (2.0, 1.0)
 
 
+def test_a_small_difference_has_the_digits_of_its_error():
+    gaps = {"exact_trace": np.array([1e-4, 3e-4]), "exact": np.zeros(2)}
+    assert "difference +0.00020 ± 0.00010" in str(verdicts(gaps)[0])
+
+
 def test_a_difference_of_corrected_means_by_hand():
     """Gaps of 1 and 3 have the mean 2 and the error 1; -5 + 1 is added, with errors of 2 each."""
     bpd = {"exact_trace": np.array([1.0, 3.0]), "exact": np.zeros(2)}

@@ -592,7 +592,7 @@ CHANGES: list[tuple[str, ...]] = [
     ("experiment/score_table.py", "write_csv", "'file': cell(row.file)", "'file': row.file"),
     ("experiment/score_table.py", "in_digits", "row.solver_error == 0", "False",
      "cli/test_compare.py"),
-    ("experiment/score_table.py", "decimals", "1 - math.floor(math.log10(error))",
+    ("evaluation/tables.py", "decimals", "1 - math.floor(math.log10(error))",
      "-math.floor(math.log10(error))"),
     ("experiment/reference.py", "reference_of", "step, True)", "step, False)"),
     ("experiment/reference.py", "ReferenceScores.as_measured", "if self.decoder_scale is None",

@@ -242,7 +242,7 @@ def test_a_difference_is_of_numbers_of_any_type_and_of_the_same_images(unchecked
 
 
 # Values differ by the same everywhere: what is left is of the corrections of both for the solver.
-SOLVERS = f"{t(IMAGES - 1).ppf(0.975) * np.sqrt(2) * CORRECTED['errors']['solver']:.4f}"
+SOLVERS = f"{t(IMAGES - 1).ppf(0.975) * np.sqrt(2) * CORRECTED['errors']['solver']:.5f}"
 
 
 def test_several_are_compared_with_the_first(tmp_path, capsys):
@@ -252,7 +252,7 @@ def test_several_are_compared_with_the_first(tmp_path, capsys):
     main(["report", str(tmp_path / "one"), str(tmp_path / "two"), f"--out={out}"])
     assert str(out) in capsys.readouterr().out
     labels = Reader(out.read_text()).attributes["aria-label"]
-    assert labels == [f"Paired differences of bits/dim: two +0.2500 ± {SOLVERS}."]
+    assert labels == [f"Paired differences of bits/dim: two +0.25000 ± {SOLVERS}."]
 
 
 def test_what_can_not_be_compared_image_by_image_is_said(tmp_path):
@@ -299,7 +299,7 @@ def test_folders_of_one_name_are_told_apart(tmp_path):
     assert main(["report", *(str(tmp_path / name) for name in names), f"--out={out}"]) == 0
     page = Reader(out.read_text())
     (label,) = page.attributes["aria-label"]
-    assert label.endswith(f": a/run +0.2500 ± {SOLVERS}; b/run +0.5000 ± {SOLVERS}.")
+    assert label.endswith(f": a/run +0.25000 ± {SOLVERS}; b/run +0.50000 ± {SOLVERS}.")
     assert "Comparison of one (digits), a/run (digits), b/run (digits)" in page.text
 
 

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import scoremle
 from scoremle.cli.parser import Parser
 from scoremle.errors import UserError
-from scoremle.evaluation.tables import table, wrapped
+from scoremle.evaluation.tables import difference_in_cells, table, wrapped
 from scoremle.terminal import say
 
 if TYPE_CHECKING:
@@ -163,10 +163,13 @@ def _agree(one: tuple[str, float], other: tuple[str, float]) -> bool:
 
 
 def _in_words(facts: dict[str, Any]) -> list[str]:
-    numbers = [facts[name] for name in ("a", "b", "difference", "stderr")]
     errors = [facts[name] for name in ("a_solver_error", "b_solver_error")]
+    known = facts["stderr"] is not None
+    gap, stderr = difference_in_cells(facts["difference"], facts["stderr"] if known else math.nan)
     return [
-        *("not measured" if number is None else f"{number:.4f}" for number in numbers),
+        *(f"{facts[name]:.4f}" for name in ("a", "b")),
+        gap,
+        stderr if known else "not measured",
         str(facts["images"]),
         *("" if error is None else f"{error:.5f}" for error in errors),
     ]

@@ -22,8 +22,8 @@ from scoremle.data.readers.arrays import load_npy
 from scoremle.errors import UserError, as_flag
 from scoremle.evaluation import tables
 from scoremle.evaluation.statistics import error_of_few
+from scoremle.evaluation.tables import decimals
 from scoremle.experiment.measurement import facts_of, facts_of_data, parts_in
-from scoremle.experiment.score_table import decimals
 from scoremle.files import named
 from scoremle.likelihood.mean import Mean, over_passes
 from scoremle.likelihood.ode import warn_of_rows
