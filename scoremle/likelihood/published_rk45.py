@@ -78,12 +78,17 @@ class PublishedRK45:
         check_eps(sde, eps)
         noise = as_pytree(noise)
         batch, shape, count = x.shape[0], x.shape, x.size
+        # From a rate that is not finite SciPy would try steps for ever: such numbers are held.
+        moves = np.ones(count + batch, bool)
 
         def field(t: float, y: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
             at = jnp.asarray(y[:count].reshape(shape), x.dtype)
             times = jnp.full(batch, t, x.dtype)
             drift, divergence = _rates(noise, sde, at, times, probe)
-            return np.concatenate([np.ravel(drift), np.ravel(divergence)]).astype(np.float64)
+            rates = np.concatenate([np.ravel(drift), np.ravel(divergence)]).astype(np.float64)
+            if t == float(eps):
+                moves[:] = np.isfinite(rates)
+            return np.where(moves, rates, 0)
 
         start = np.concatenate([np.ravel(x).astype(np.float64), np.zeros(batch)])
         solution = solve_ivp(
@@ -93,6 +98,7 @@ class PublishedRK45:
         latent = jnp.asarray(end[:count].reshape(shape), x.dtype)
         log_prob = sde.prior_log_prob(latent) + jnp.asarray(end[count:], x.dtype)
         ok = jnp.isfinite(log_prob) & bool(solution.success)
+        ok &= moves[:count].reshape(shape).all(axis=tuple(range(1, x.ndim))) & moves[count:]
         unknown = jnp.full(batch, jnp.nan, x.dtype)
         return Likelihood(
             log_prob=jnp.where(ok, log_prob, jnp.nan),

@@ -44,6 +44,23 @@ def test_it_takes_one_probe_and_no_more(divergence):
         )  # fmt: skip
 
 
+def test_a_row_without_a_rate_ends_and_changes_no_other():
+    sde, x = SDES["vp"], jnp.asarray([[0.5, 1.0], [500.0, 0.0]])
+
+    def noise(x, t):
+        return jnp.where(jnp.abs(x[:, :1]) > 50, jnp.nan, sde.sigma(t)[:, None] * x)
+
+    def found(x):
+        return ode_log_likelihood(
+            noise, sde, x, jax.random.key(0), eps=1e-3, solver=PublishedRK45()
+        )  # fmt: skip
+
+    both, one = found(x), found(x[:1])
+    np.testing.assert_array_equal(both.ok, [True, False])
+    assert np.isnan(both.log_prob[1])
+    np.testing.assert_allclose(both.log_prob[0], one.log_prob[0], atol=1e-4)
+
+
 def test_within_a_program_it_is_a_line():
     sde = SDES["vp"]
 

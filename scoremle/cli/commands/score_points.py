@@ -22,7 +22,6 @@ from scoremle.data.readers.arrays import load_npy
 from scoremle.errors import UserError, as_flag
 from scoremle.evaluation import tables
 from scoremle.evaluation.statistics import error_of_few
-from scoremle.evaluation.tables import decimals
 from scoremle.experiment.measurement import facts_of, facts_of_data, parts_in
 from scoremle.files import named
 from scoremle.likelihood.mean import Mean, over_passes
@@ -68,7 +67,7 @@ def run(model: Any, options: Any) -> dict[str, Any]:
     rows = {i: {"point": str(i), "note": f"not scored: it {why}"} for i, why in reasons.items()}
     for k, i in enumerate(known.tolist()):
         # As many digits as the error warrants.
-        digits = decimals(float(columns["error"][k]))
+        digits = tables.decimals(float(columns["error"][k]))
         numbers = {name: f"{column[k]:.{digits}f}" for name, column in columns.items()}
         rows[i] = {"point": str(i), **numbers, "estimator": estimator}
     header = ["point", *columns, "estimator", "note"]
