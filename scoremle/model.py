@@ -973,8 +973,9 @@ class ScoreModel:
             with jax.ensure_compile_time_eval(), jax.enable_x64(True):
                 # A copy: within a trace JAX keeps the float32 that it made of x above.
                 z, log_det = _forward((as_data(np.array(x), name=name),), self.bijector)
-        else:
-            z, log_det = _forward((data,), self.bijector)
+        else:  # in the digits of the data, or those of the computation if they are more
+            digits = jnp.promote_types(as_data(x, name=name).dtype, data.dtype)
+            z, log_det = _forward((as_data(x, digits, name),), self.bijector)
         check_examples(z, f"{name}, after the model's bijector,")
         return z.astype(data.dtype), log_det.astype(data.dtype)
 

@@ -147,6 +147,23 @@ def test_a_bijector_comes_before_it():
     np.testing.assert_allclose(drawn.mean(axis=0), -90, atol=0.3)
 
 
+@pytest.mark.parametrize("traced", ["data", "scale"])
+def test_a_bijector_takes_all_digits_of_the_data_within_a_program(traced, x64):
+    plain, offset, scale = model_of("vp"), 59000.5, 0.1
+    x = offset + scale * np.asarray(data(plain, 4), np.float64)
+
+    def log_prob(x, scale):
+        model = replace(plain, bijector=Affine(offset, scale))
+        return model.log_prob(x, KEY, solver=Multistep(64), dtype="float32").log_prob
+
+    if traced == "data":
+        found = jax.jit(lambda x: log_prob(x, scale))(x)
+    else:
+        found = jax.jit(lambda scale: log_prob(x, scale))(scale)
+    assert found.dtype == jnp.float32
+    np.testing.assert_allclose(found, log_prob(x, scale), atol=0.01)
+
+
 def test_a_pilot_measures_what_is_required():
     """Its points lie where the model's data do at t = eps, and so are not harder than others."""
     model = model_of("straight")
