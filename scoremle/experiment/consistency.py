@@ -60,7 +60,7 @@ def verdicts(
     """The relations between the estimators that there are, from bits/dim of the same images.
 
     ``corrections`` are those of means for the solver's error, with their standard errors, which
-    are added as independent ones.
+    are added as by ``Difference.corrected``.
     """
     found = []
     for first, relation, second, meaning in RELATIONS:
