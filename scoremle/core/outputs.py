@@ -6,6 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
+from scoremle.numerics import predict
+
 __all__ = ["OutputSums", "agree", "outputs_of", "projected"]
 
 OutputSums = tuple[float, ...]
@@ -20,12 +22,14 @@ def outputs_of(model: Any) -> OutputSums:
     Args:
         model: a ScoreModel, under its condition if it takes one; of one with a coder, and of None,
             there are none.
+
+    Raises UserError as ``predict``.
     """
     if model is None or model.coder:
         return ()
     rng, t = np.random.default_rng(0), np.asarray([0.25, 0.5, 0.75], np.float32)
     x = rng.normal(size=(len(t), *model.shape)).astype(np.float32)
-    return projected(np.asarray(model.noise(jnp.asarray(x), jnp.asarray(t))), rng)
+    return projected(np.asarray(predict(model.noise, jnp.asarray(x), jnp.asarray(t))), rng)
 
 
 def projected(found: Float[np.ndarray, "..."], rng: np.random.Generator) -> OutputSums:
