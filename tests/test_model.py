@@ -7,6 +7,7 @@ import sys
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, repeat
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -671,8 +672,9 @@ def test_work_in_batches_has_its_size_and_its_label(n, batch_size, size, seen):
     options = {"batch_size": batch_size, "label": "words"}
     found = seen("resumable_map", lambda: model.profile(x, **options))
     assert found == {"size": size, "label": "words", "unit": "profile"}
-    found = seen("resumable_map", lambda: model.sample(n, KEY, **options))
-    assert found == {"size": min(n, batch_size), "least": 1, "label": "words", "unit": "sample"}
+    found = seen("resumable_map", lambda: model.sample(n, KEY, parts=Path("parts"), **options))
+    shown = {"label": "words", "unit": "sample", "folder": Path("parts")}
+    assert found == {"size": min(n, batch_size), "least": 1, **shown}
 
 
 @pytest.mark.parametrize("devices", ["cpu", [3], [], jax.devices()[0]])
