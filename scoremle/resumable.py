@@ -17,10 +17,10 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Int, Shaped
 
 from scoremle.errors import first_line, out_of_memory
-from scoremle.files import SEAL, read_npz, seal, write_npz
+from scoremle.files import SEAL, inside, read_npz, seal, write_npz
 from scoremle.processes import check_agreed, stop_if_asked
 from scoremle.progress import progress
 
@@ -46,6 +46,27 @@ def fingerprint(facts: dict[str, Any]) -> str:
 def content_hash(images: np.ndarray) -> str:
     """A short name for the content of images."""
     return hashlib.sha256(np.ascontiguousarray(images).data).hexdigest()[:HASH_LENGTH]
+
+
+def parts_in(above: Path, facts: dict[str, Any]) -> Path:
+    """The folder of finished parts with these facts.
+
+    Args:
+        above: the folder of all parts.
+        facts: all that a value depends on.
+
+    Raises UserError for a link on the way.
+    """
+    return inside(above.parent, above.name, fingerprint(facts), writing=True)
+
+
+def facts_of_data(data: Shaped[np.ndarray, "n *d"]) -> dict[str, Any]:
+    """Facts of data: their content and shape.
+
+    Args:
+        data: [n ...] images or points.
+    """
+    return {"data": content_hash(data), "shape": list(data.shape)}
 
 
 def resumable_map(

@@ -8,11 +8,11 @@ from jaxtyping import Float
 
 from scoremle.numerics import predict
 
-__all__ = ["OutputSums", "agree", "outputs_of", "projected"]
+__all__ = ["OutputSums", "agree", "outputs_of", "projected", "rounded"]
 
 OutputSums = tuple[float, ...]
 COUNT = 8
-# OutputSums on another machine differ by less, in units of the largest.
+# Outputs on another machine differ by less, in units of the largest.
 ROUNDING = 1e-2
 
 
@@ -52,3 +52,14 @@ def agree(found: OutputSums, kept: OutputSums) -> bool:
     """
     most = ROUNDING * np.abs(kept).max(initial=0.0)
     return len(found) == len(kept) and bool(np.allclose(found, kept, rtol=0, atol=most))
+
+
+def rounded(outputs: OutputSums) -> str:
+    """Outputs in three digits of the largest: on another machine they are the same, as a rule.
+
+    Args:
+        outputs: of now.
+    """
+    values = np.asarray(outputs)
+    _, exponent = np.frexp(np.abs(values).max(initial=0.0))
+    return str((np.round(np.ldexp(values, -exponent), 3) + 0.0).tolist())

@@ -5,23 +5,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Integer, Shaped
+from jaxtyping import Float, Integer
 
 import scoremle
 from scoremle.core import dequantize
-from scoremle.core.outputs import outputs_of
+from scoremle.core.outputs import outputs_of, rounded
 from scoremle.core.pytree import describe
 from scoremle.experiment.encoders import file_hash
 from scoremle.experiment.labels import ALL, under
 from scoremle.experiment.own_code import is_own
-from scoremle.files import inside
 from scoremle.likelihood.images import Estimator, in_words
 from scoremle.likelihood.pilot import Choice
 from scoremle.model import ScoreModel
-from scoremle.resumable import content_hash, fingerprint
+from scoremle.resumable import facts_of_data, parts_in
 from scoremle.training.checksums import model_hash
 
-__all__ = ["Measurement", "facts_of", "facts_of_data", "parts_in"]
+__all__ = ["Measurement", "facts_of"]
 
 
 @dataclass(frozen=True)
@@ -99,27 +98,6 @@ class Measurement:
         return parts_in(above, self.identity(place, seed) | facts_of_data(images))
 
 
-def parts_in(above: Path, facts: dict[str, Any]) -> Path:
-    """The folder of finished parts with these facts.
-
-    Args:
-        above: the folder of all parts.
-        facts: all that a value depends on.
-
-    Raises UserError for a link on the way.
-    """
-    return inside(above.parent, above.name, fingerprint(facts), writing=True)
-
-
-def facts_of_data(data: Shaped[np.ndarray, "n *d"]) -> dict[str, Any]:
-    """Facts of data: their content and shape.
-
-    Args:
-        data: [n ...] images or points.
-    """
-    return {"data": content_hash(data), "shape": list(data.shape)}
-
-
 def facts_of(model: Any, place: str, seed: int, label: str = "") -> dict[str, Any]:
     """Facts that all values of a model depend on.
 
@@ -136,11 +114,7 @@ def facts_of(model: Any, place: str, seed: int, label: str = "") -> dict[str, An
     if not isinstance(model, ScoreModel):
         return facts | {"log_prob": model.log_prob(np.full((1, *model.shape), 0.5)).tolist()}
     if is_own(place):
-        outputs = np.asarray(outputs_of(under(model, label)))
-        _, exponent = np.frexp(np.abs(outputs).max(initial=0.0))
-        # Those of another machine differ by rounding.
-        rounded = np.round(np.ldexp(outputs, -exponent), 3) + 0.0
-        facts["outputs"] = str(rounded.tolist())
+        facts["outputs"] = rounded(outputs_of(under(model, label)))
     return facts | {"model": model_hash(model)}
 
 

@@ -64,7 +64,8 @@ def run(options: Any) -> None:
 
     from scoremle.core.keys import key_of
     from scoremle.experiment import build
-    from scoremle.experiment.measurement import facts_of, parts_in
+    from scoremle.experiment.measurement import facts_of
+    from scoremle.resumable import parts_in
 
     model = scoremle.load(options.model, options.checkpoint)
     if _is_picture(options.out) and (model.pixels is None or model.shape[-1] not in (1, 3)):

@@ -22,13 +22,13 @@ from scoremle.data.readers.arrays import load_npy
 from scoremle.errors import UserError, as_flag
 from scoremle.evaluation import tables
 from scoremle.evaluation.statistics import error_of_few
-from scoremle.experiment.measurement import facts_of, facts_of_data, parts_in
+from scoremle.experiment.measurement import facts_of
 from scoremle.files import named
 from scoremle.likelihood.mean import Mean, over_passes
 from scoremle.likelihood.ode import warn_of_rows
 from scoremle.model import ScoreModel
 from scoremle.numerics import power_of_two
-from scoremle.resumable import Arrays, resumable_map
+from scoremle.resumable import Arrays, facts_of_data, parts_in, resumable_map
 from scoremle.terminal import counted, say
 
 POINTS_AT_ONCE = 1024

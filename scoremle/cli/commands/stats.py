@@ -42,9 +42,8 @@ def check(options: Any) -> None:
 
 def run(options: Any) -> None:
     """Extracts and writes them."""
-    from scoremle.experiment.measurement import parts_in
     from scoremle.quality.features import extract, load_inception, write_reference
-    from scoremle.resumable import content_hash
+    from scoremle.resumable import content_hash, parts_in
 
     extractor = load_inception(options.weights)
     with named_as(as_flag, ("path", "image_size")):
