@@ -6,6 +6,7 @@ from functools import partial
 import jax
 import numpy as np
 import pytest
+from helpers.stops import StoppedOnce
 from PIL import Image
 
 import scoremle
@@ -63,22 +64,15 @@ def test_a_picture_of_a_working_directory(tiny, tmp_path, capfd):
 
 def test_samples_that_were_stopped_go_on(tiny, tmp_path, capfd, monkeypatch):
     """With the batches that were finished, of which none is left in the end."""
-    begun, whole = [], model_module.image_keys
-
-    def stopped(*arguments):
-        begun.append(arguments)
-        if len(begun) == 2:
-            raise KeyboardInterrupt
-        return whole(*arguments)
-
+    keys_of_batches = StoppedOnce(model_module.image_keys, 2)
     drawn = partial(sample, capfd, tiny.workdir, "-n", 5, "--sampler=ddim", "--steps=3", "-o")
     assert drawn(tmp_path / "whole.npy")[0] == 0
     monkeypatch.setattr(model_module, "round_up", lambda size, devices: 2)
-    monkeypatch.setattr(model_module, "image_keys", stopped)
+    monkeypatch.setattr(model_module, "image_keys", keys_of_batches)
     code, _, said = drawn(tmp_path / "x.npy")
     assert code == 130 and f"are in {tmp_path}/.x.npy.parts" in said
-    begun[:] = [None] * 2
-    assert drawn(tmp_path / "x.npy")[0] == 0 and len(begun) == 2 + 2
+    assert drawn(tmp_path / "x.npy")[0] == 0
+    assert keys_of_batches.calls == 2 + 2  # of three batches one was finished
     found, expected = np.load(tmp_path / "x.npy"), np.load(tmp_path / "whole.npy")
     assert (found != expected).mean() < 0.01  # of another batch
     assert {path.name for path in tmp_path.iterdir()} == {"x.npy", "whole.npy"}

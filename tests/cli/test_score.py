@@ -17,6 +17,7 @@ import pytest
 from helpers import printed
 from helpers.printed import assert_printed
 from helpers.reported import result
+from helpers.stops import StoppedOnce
 from PIL import Image
 from scipy import stats
 
@@ -310,23 +311,15 @@ def test_a_table_that_another_process_wrote_meanwhile_stays(tiny, tmp_path, capf
 
 def test_a_run_that_was_stopped_goes_on(tiny, model, folder, tmp_path, capfd, monkeypatch):
     """With the batches that were finished, also among the pictures; none is left in the end."""
-    out, found_of, batches = folder / "s.csv", score_images.to_numpy, []
+    out, values_of_batches = folder / "s.csv", StoppedOnce(score_images.to_numpy, 5)
     monkeypatch.setattr(score_images, "BATCH_IMAGES", 2)
-
-    def stopped(*arguments):
-        if len(batches) == 4:
-            raise KeyboardInterrupt
-        batches.append(arguments)
-        return found_of(*arguments)
-
-    monkeypatch.setattr(score_images, "to_numpy", stopped)
+    monkeypatch.setattr(score_images, "to_numpy", values_of_batches)
     options = tiny.workdir, folder, f"--out={out}", "--repeats=2"
     code, _, told = score(capfd, *options)
     assert code == 130 and f"are in {folder}/.s.csv.parts: the same command resumes" in told
     assert not out.exists()
-    done, batches[:] = len(batches), []
     code, told, _ = score(capfd, *options, "--json")
-    assert code == 0 and done + len(batches) == 6  # three batches a pass
+    assert code == 0 and values_of_batches.calls == 5 + 2  # three batches a pass
     monkeypatch.undo()
     expected = model.score(IMAGES, passes=2).bpd.mean()
     assert json.loads(told)["mean"] == pytest.approx(expected, 1e-5)

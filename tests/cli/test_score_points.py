@@ -8,6 +8,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from helpers.stops import StoppedOnce
 
 from scoremle.cli import main as cli
 from scoremle.cli.commands import score_points
@@ -87,23 +88,15 @@ def test_points_have_the_librarys_values_and_errors(score):
 
 def test_points_that_were_stopped_go_on(score, capfd, monkeypatch):
     """With the batches that were finished, of which none is left in the end."""
-    begun, whole = [], score_points.image_keys
-
-    def stopped(*arguments):
-        begun.append(arguments)
-        if len(begun) == 4:
-            raise KeyboardInterrupt
-        return whole(*arguments)
-
+    keys_of_batches = StoppedOnce(score_points.image_keys, 4)
     flags = "--repeats=2", "--seed=5", "--json"
     _, expected, _, _ = score(X, *flags)
     monkeypatch.setattr(score_points, "POINTS_AT_ONCE", 4)
-    monkeypatch.setattr(score_points, "image_keys", stopped)
+    monkeypatch.setattr(score_points, "image_keys", keys_of_batches)
     code, _, said, _ = score(X, *flags, "--force")
     assert code == 130 and "are in .scores.csv.parts" in said
-    begun[:] = [None] * 4
     code, found, _, _ = score(X, *flags, "--force")
-    assert code == 0 and len(begun) == 4 + 1
+    assert code == 0 and keys_of_batches.calls == 4 + 1
     expected, found = json.loads(expected), json.loads(found)
     assert found["mean"] == pytest.approx(expected["mean"], abs=1e-5)
     assert found["estimator"] == expected["estimator"]
