@@ -64,7 +64,7 @@ def test_the_difference_is_that_of_each_image(both, capsys):
 
 
 def test_a_small_difference_is_printed_in_the_digits_of_its_error(tmp_path, capsys):
-    """Where A and B have one mean in four decimals, and their difference an error below them."""
+    """Means that agree in four decimals have a difference with an error below them."""
     evaluated(tmp_path / "a" / "eval", A)
     evaluated(tmp_path / "b" / "eval", A + (B - A) / 1000)
     gap, error = DIFFERENCE.mean() / 1000, DIFFERENCE.std(ddof=1) / np.sqrt(50) / 1000
