@@ -3,6 +3,7 @@
 import csv
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -187,6 +188,22 @@ def test_features_of_one_s_own_come_from_an_array_or_an_encoder(tmp_path, capfd)
     (tmp_path / "mine.py").write_text(ENCODER + "\n")
     code, _, told = anomaly(capfd, *score)
     assert code == 2 and "as it was" in told
+
+
+def test_what_another_process_wrote_meanwhile_stays(tmp_path, capfd, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    np.save("x.npy", np.random.default_rng(3).normal(size=(40, 3)))
+    assert anomaly(capfd, "fit", "gaussian", "x.npy", "--out=d")[0] == 0
+
+    def meanwhile(*arguments, **named):
+        Path("mine").write_text("another's")
+        return np.load("x.npy")
+
+    monkeypatch.setattr("scoremle.anomaly.detector._features", meanwhile)
+    for words in (("fit", "gaussian"), ("score", "d")):
+        Path("mine").unlink(missing_ok=True)
+        code, _, said = anomaly(capfd, *words, "x.npy", "--out=mine")
+        assert code == 2 and "--force writes" in said and Path("mine").read_text() == "another's"
 
 
 def test_an_encoder_that_reads_other_weights_is_refused(tmp_path, capfd, monkeypatch):

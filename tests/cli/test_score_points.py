@@ -103,6 +103,19 @@ def test_points_that_were_stopped_go_on(score, capfd, monkeypatch):
     assert not [path.name for path in Path().iterdir() if "parts" in path.name]
 
 
+def test_a_table_that_another_process_wrote_meanwhile_stays(score, monkeypatch):
+    whole = score_points.image_keys
+
+    def meanwhile(*arguments):
+        Path("scores.csv").write_text("another's")
+        return whole(*arguments)
+
+    monkeypatch.setattr(score_points, "image_keys", meanwhile)
+    code, _, said, _ = score(X, "--repeats=1")
+    assert code == 2 and "--force writes" in said
+    assert Path("scores.csv").read_text() == "another's"
+
+
 def test_points_keep_the_digits_that_float32_loses_beside_an_offset(score):
     _, _, _, table = score(1e8 + X, model="far")
     values = load("mine.py:model").log_prob(X, jax.random.key(0)).log_prob

@@ -571,6 +571,21 @@ def test_the_commands_bring_images_back(tmp_path, capfd):
     assert code == 2 and "two files" in err
 
 
+def test_an_array_that_another_process_wrote_meanwhile_stays(tmp_path, capfd, monkeypatch):
+    digits = np.zeros((2, 8, 8, 1), np.uint8)
+    np.save(tmp_path / "x.npy", digits)
+    bits, out = tmp_path / "x.bits", tmp_path / "y.npy"
+    assert run(capfd, "compress", "digits", tmp_path / "x.npy", "-o", bits, "--steps=2")[0] == 0
+
+    def meanwhile(*_):
+        out.write_text("another's")
+        return digits, []
+
+    monkeypatch.setattr(images, "decompress_images", meanwhile)
+    code, _, said = run(capfd, "decompress", bits, "-o", out)
+    assert code == 2 and "--force writes" in said and out.read_text() == "another's"
+
+
 @pytest.mark.long
 def test_models_in_a_file_and_in_a_folder_of_others(tiny, tmp_path, capfd):
     np.save(tmp_path / "x.npy", np.zeros((2, 8, 8, 1), np.uint8))

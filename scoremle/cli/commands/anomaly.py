@@ -111,6 +111,7 @@ def _fit(options: Any) -> dict[str, Any]:
     detector = scoremle.anomaly.Detector.fit(
         model, data, statistic=options.statistic, seed=options.seed, facts=facts, label="normal"
     )
+    check(options)  # another process may have written there
     detector.write(options.out)
     if detector.equal:
         say(*wrapped(
@@ -176,6 +177,7 @@ def _score(options: Any) -> dict[str, Any]:
     lines += filter(None, [detector.limits(len(found), options.rate)])
     lines += _of_seen(facts)
     by = f"By the statistic {detector.statistic}, with {len(detector.reference)} references."
+    check(options)  # another process may have written there
     with writing_files(options.out):
         _write(options.out, reports, found, listed)
         if options.page:

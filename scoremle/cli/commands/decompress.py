@@ -57,6 +57,7 @@ def run(options: Any) -> None:
             " .npz"
         )
     images, names = decompress_images(model, options.file)
+    check(options)  # another process may have written there
     if as_array:
         scoremle.files.write_array(options.out, "images", images, levels)
     else:

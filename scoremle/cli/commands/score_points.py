@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 import scoremle
+from scoremle.cli import checks
 from scoremle.cli import parts as finished
 from scoremle.cli.score_words import both_ends, in_passes, mean_in_words
 from scoremle.core.arguments import shown
@@ -71,6 +72,7 @@ def run(model: Any, options: Any) -> dict[str, Any]:
         numbers = {name: f"{column[k]:.{digits}f}" for name, column in columns.items()}
         rows[i] = {"point": str(i), **numbers, "estimator": estimator}
     header = ["point", *columns, "estimator", "note"]
+    checks.writable("--out=", options.out, force=options.force)  # another may have written there
     scoremle.files.write_rows(options.out, header, [rows[i] for i in sorted(rows)])
     finished.remove(parts)
     said = mean_in_words(mean, "nats a point", "points")
