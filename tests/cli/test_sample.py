@@ -78,6 +78,18 @@ def test_samples_that_were_stopped_go_on(tiny, tmp_path, capfd, monkeypatch):
     assert {path.name for path in tmp_path.iterdir()} == {"x.npy", "whole.npy"}
 
 
+def test_a_file_that_another_process_wrote_meanwhile_stays(tiny, tmp_path, capfd, monkeypatch):
+    whole, out = model_module.image_keys, tmp_path / "x.npy"
+
+    def meanwhile(*arguments):
+        out.write_text("another's")
+        return whole(*arguments)
+
+    monkeypatch.setattr(model_module, "image_keys", meanwhile)
+    code, _, said = sample(capfd, tiny.workdir, "-n", 5, "--sampler=ddim", "--steps=3", "-o", out)
+    assert code == 2 and "--force writes" in said and out.read_text() == "another's"
+
+
 @pytest.mark.long
 def test_samples_with_log_p_are_those_of_the_library(tmp_path, capfd, monkeypatch):
     monkeypatch.chdir(tmp_path)
