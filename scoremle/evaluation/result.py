@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float
 
 from scoremle.errors import UserError
-from scoremle.evaluation.tables import table, wrapped
+from scoremle.evaluation.tables import decimals, table, wrapped
 from scoremle.files import inside, read_npz
 from scoremle.likelihood.images import in_words
 from scoremle.likelihood.mean import Mean
@@ -409,8 +409,7 @@ def quality_table(results: Mapping[str, Mapping[str, Any]]) -> str:
         (
             name,
             measure,
-            f"{m['value']:.5g}",
-            "" if m["stderr"] is None else f"{m['stderr']:.2g}",
+            *_with_error(m["value"], m["stderr"]),
             str(m["samples"]),
             str(m["reference_images"] or ""),
         )
@@ -419,6 +418,14 @@ def quality_table(results: Mapping[str, Mapping[str, Any]]) -> str:
     ]
     what = dict.fromkeys(map(_measured_with, results.values()))
     return "\n".join([table(header, rows, spare=SPARE), *chain.from_iterable(map(wrapped, what))])
+
+
+def _with_error(value: float, stderr: float | None) -> tuple[str, str]:
+    """A value and its standard error, with as many decimals as the error warrants."""
+    if stderr is None:
+        return f"{value:.5g}", ""
+    places = decimals(stderr)
+    return f"{value:.{places}f}", f"{stderr:.{places}f}"
 
 
 def _measured_with(r: Mapping[str, Any]) -> str:

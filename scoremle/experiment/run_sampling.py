@@ -59,12 +59,13 @@ class Judge:
         published = self.extractor.is_published_inception
         frechet, kernel, score = PUBLISHED_NAMES if published else OTHER_NAMES
         n, m = len(pool), len(self.reference.pool)
+        moments = metrics.frechet_distance(pool, self.reference.pool)
         distance = metrics.kernel_distance(pool, self.reference.pool)
         classes = metrics.class_score(logits)
         shares = metrics.precision_recall(pool, self.reference.pool)
         of_shares = (shares.samples, shares.reference)
         return {
-            frechet: _measure(metrics.frechet_distance(pool, self.reference.pool), None, n, m),
+            frechet: _measure(*moments, n, m),
             kernel: _measure(*distance, n, m),
             score: _measure(*classes, n, 0),
             "precision": _measure(shares.precision, None, *of_shares),

@@ -11,16 +11,20 @@ With the published Inception's features and classes they are called FID (Heusel 
 1606.03498) and improved precision and recall (Kynkaanniemi et al., arXiv 1904.06991). With other
 features they are other numbers and must not bear those names, which this module hence avoids.
 
-All in float64. The standard errors are of means over disjoint subsets: the usual overlapping ones
-of KID show how much a subset varies, not how wrong the mean may be. The Fréchet distance is biased
-upwards and the class score downwards, more with fewer images, which no standard error shows.
+All in float64. The standard error of the Fréchet distance is of first order in the weight of each
+image. Those of the kernel distance and the class score are of means over disjoint subsets: the
+usual overlapping ones of KID show how much a subset varies, not how wrong the mean may be. The
+Fréchet distance is biased upwards and the class score downwards, more with fewer images, which no
+standard error shows.
 """
 
+import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
+from numpy.typing import ArrayLike
 from scipy.special import log_softmax, logsumexp
 
 from scoremle.core.arguments import as_reals, check_count, check_examples
@@ -68,10 +72,11 @@ def _rows(*sets: FeatureRows, least: int) -> list[FeatureRows]:
     return found
 
 
-def frechet_distance(a: FeatureRows, b: FeatureRows) -> float:
+def frechet_distance(a: FeatureRows, b: FeatureRows) -> Estimate:
     """Fréchet distance between Gaussians of the features' means and covariances.
 
-    Biased upwards, by an amount that depends on the numbers of images: compare equal ones.
+    Biased upwards, by an amount that depends on the numbers of images: compare equal ones. The
+    standard error is of both sets, to first order, and has no part of that bias.
 
     Args:
         a: [n d] features.
@@ -80,32 +85,37 @@ def frechet_distance(a: FeatureRows, b: FeatureRows) -> float:
     Raises UserError for fewer than two images, and for features of two sizes.
     """
     a, b = _rows(a, b, least=2)
-    of_a, of_b = (np.atleast_2d(np.cov(x, rowvar=False)) for x in (a, b))
-    return frechet_of_moments(a.mean(axis=0), of_a, b.mean(axis=0), of_b)
-
-
-def frechet_of_moments(
-    mean_a: Float[np.ndarray, " d"],
-    cov_a: Float[np.ndarray, "d d"],
-    mean_b: Float[np.ndarray, " d"],
-    cov_b: Float[np.ndarray, "d d"],
-) -> float:
-    """Fréchet distance between two Gaussians.
-
-    S S' has the eigenvalues of S^(1/2) S' S^(1/2), which is symmetric: they are real, and no
-    square root of a matrix that isn't symmetric is taken.
-    """
+    difference = a.mean(axis=0) - b.mean(axis=0)
+    a, b = a - a.mean(axis=0), b - b.mean(axis=0)
+    cov_a, cov_b = (x.T @ x / (len(x) - 1) for x in (a, b))
+    # S S' has the eigenvalues of S^(1/2) S' S^(1/2), which is symmetric: they are real, and no
+    # square root of a matrix that isn't symmetric is taken.
     values, vectors = np.linalg.eigh(cov_a)
-    root = vectors * _roots(values) @ vectors.T
-    cross = _roots(np.linalg.eigvalsh(root @ cov_b @ root)).sum()
-    difference = mean_a - mean_b
-    return float(difference @ difference + np.trace(cov_a) + np.trace(cov_b) - 2 * cross)
+    scales = _roots(values)
+    root, inverse = ((vectors * each) @ vectors.T for each in (scales, _inverses(scales)))
+    values, vectors = np.linalg.eigh(root @ cov_b @ root)
+    cross = _roots(values)
+    value = difference @ difference + np.trace(cov_a) + np.trace(cov_b) - 2 * cross.sum()
+    of_a = 2 * a @ difference + _squares(a) - _squares(a @ (inverse @ vectors), cross)
+    of_b = -2 * b @ difference + _squares(b) - _squares(b @ (root @ vectors), _inverses(cross))
+    variance = sum(float(x.var(ddof=1)) / len(x) for x in (of_a, of_b))
+    return Estimate(float(value), math.sqrt(variance))
 
 
 def _roots(eigenvalues: Float[np.ndarray, " d"]) -> Float[np.ndarray, " d"]:
     """Square roots of those that are more than rounding: a root of rounding would be much."""
     least = len(eigenvalues) * np.finfo(float).eps * eigenvalues.max(initial=0)
     return np.sqrt(np.where(eigenvalues > least, eigenvalues, 0))
+
+
+def _inverses(roots: Float[np.ndarray, " d"]) -> Float[np.ndarray, " d"]:
+    """Inverses of those that are not 0."""
+    return np.divide(1, roots, out=np.zeros_like(roots), where=roots > 0)
+
+
+def _squares(x: FeatureRows, weights: ArrayLike = 1.0) -> Float[np.ndarray, " n"]:
+    """The weighted sum of the squares of each row."""
+    return (x * x * weights).sum(axis=1)
 
 
 def kernel_distance(a: FeatureRows, b: FeatureRows, *, subset: int = SUBSET) -> Estimate:

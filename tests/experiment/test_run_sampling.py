@@ -77,7 +77,8 @@ def test_results_are_those_of_the_samples_that_were_kept(judged, stats, tmp_path
     ]  # fmt: skip
     distance = metrics.frechet_distance(found["pool_3"], reference)
     assert measures["Fréchet distance"] == {
-        "value": pytest.approx(distance), "stderr": None, "samples": 50, "reference_images": 1437
+        "value": pytest.approx(distance.value), "stderr": pytest.approx(distance.stderr),
+        "samples": 50, "reference_images": 1437,
     }  # fmt: skip
     kernel = metrics.kernel_distance(found["pool_3"], reference)
     assert (measures["kernel distance"]["value"], measures["kernel distance"]["stderr"]) == kernel
@@ -111,7 +112,8 @@ def test_a_second_run_prints_the_table_and_draws_nothing(tiny, judged, capfd, mo
     assert run(tiny.workdir, "--eval_folder=judged", *flags) == 0
     out, err = capfd.readouterr()
     assert err == ""
-    assert re.search(r"^quality_ckpt_2  Fréchet distance  [\d.]+ +50 +1437$", out, re.MULTILINE)
+    measured = r"^quality_ckpt_2  Fréchet distance  [\d.]+ +[\d.]+ +50 +1437$"
+    assert re.search(measured, out, re.MULTILINE)
     assert re.search(r"^quality_ckpt_2  class score  .* 50$", out, re.MULTILINE)
     assert "features: stand-in of three moments; reference: " in out
     assert out.endswith(f"written to {folder}: results.json, arrays and pictures beside it\n")

@@ -20,23 +20,29 @@ def covariance(d, seed):
 # Fréchet distance
 
 
+def of_moments(mean, root, *, n=31, seed=0):
+    """Features with this mean and the covariance ``root @ root.T``."""
+    x = np.linalg.qr(np.c_[np.ones(n), normal(n, len(root), seed=seed)])[0][:, 1:]
+    return mean + np.sqrt(n - 1) * x @ root.T
+
+
 def test_frechet_distance_of_gaussians_in_closed_form():
     """Commuting covariances: |m - m'|^2 + sum (s - s')^2."""
     basis = np.linalg.qr(normal(5, 5))[0]
     s, other = np.array([0.5, 1, 2, 3, 0]), np.array([1, 1, 0.5, 4, 2])
     mean_a, mean_b = normal(2, 5, seed=1)
-    found = metrics.frechet_of_moments(
-        mean_a, basis * s**2 @ basis.T, mean_b, basis * other**2 @ basis.T
-    )
+    a, b = of_moments(mean_a, basis * s), of_moments(mean_b, basis * other, n=43, seed=1)
     expected = np.sum((mean_a - mean_b) ** 2) + np.sum((s - other) ** 2)
-    assert found == pytest.approx(expected, rel=1e-7)
+    assert metrics.frechet_distance(a, b).value == pytest.approx(expected, rel=1e-7)
 
 
 def test_frechet_distance_where_covariances_do_not_commute():
-    a, b = covariance(6, 0), covariance(6, 1)
+    roots = [np.linalg.cholesky(covariance(6, seed)) for seed in (0, 1)]
+    a, b = (root @ root.T for root in roots)
     trace = np.trace(a + b - 2 * linalg.sqrtm(a @ b).real)
     assert trace > 0.1
-    assert metrics.frechet_of_moments(np.zeros(6), a, np.zeros(6), b) == pytest.approx(trace)
+    found = metrics.frechet_distance(*(of_moments(0, root) for root in roots))
+    assert found.value == pytest.approx(trace)
 
 
 def test_frechet_distance_of_features_takes_their_unbiased_moments():
@@ -45,13 +51,31 @@ def test_frechet_distance_of_features_takes_their_unbiased_moments():
     a[:, 1], b[:, 1] = 0, 0
     expected = (a[:, 0].mean() - b[:, 0].mean()) ** 2
     expected += (a[:, 0].std(ddof=1) - b[:, 0].std(ddof=1)) ** 2
-    assert metrics.frechet_distance(a, b) == pytest.approx(expected, rel=1e-12)
-    assert metrics.frechet_distance(b, a) == pytest.approx(expected, rel=1e-12)
+    found, swapped = metrics.frechet_distance(a, b), metrics.frechet_distance(b, a)
+    assert found.value == pytest.approx(expected, rel=1e-12)
+    assert found == pytest.approx(swapped, rel=1e-9)
 
 
 def test_frechet_distance_of_a_set_from_itself_is_nothing_even_with_few_images():
     a = normal(20, 64).astype(np.float32)
-    assert abs(metrics.frechet_distance(a, a)) < 1e-9
+    assert abs(metrics.frechet_distance(a, a).value) < 1e-9
+
+
+@pytest.mark.parametrize(("n", "m"), [(13, 37), (150, 70)])
+@pytest.mark.parametrize(("mean", "scale"), [(0.5, 1.0), (0.0, 1.4)])
+def test_error_of_the_frechet_distance_is_its_spread(n, m, mean, scale):
+    """Of sets with fewer images than features, too."""
+    d = 17
+    root, other = (normal(d, d, seed=seed) / np.sqrt(d) for seed in (1, 2))
+    found = [
+        metrics.frechet_distance(
+            normal(n, d, seed=seed) @ root,
+            mean + scale * normal(m, d, seed=1000 + seed) @ (root + 0.2 * other),
+        )
+        for seed in range(200)
+    ]
+    values, errors = np.transpose(found)
+    assert 0.8 < errors.mean() / values.std(ddof=1) < 1.4
 
 
 # Kernel distance
@@ -238,7 +262,7 @@ def test_torch_fidelity_gives_the_same(features):
     tensors = [torch.tensor(x) for x in features]
     moments = [metric_fid.fid_features_to_statistics(t.double()) for t in tensors]
     fid = metric_fid.fid_statistics_to_metric(*moments, False)["frechet_inception_distance"]
-    assert metrics.frechet_distance(a, b) == pytest.approx(fid, rel=1e-7)
+    assert metrics.frechet_distance(a, b).value == pytest.approx(fid, rel=1e-7)
 
     options = {"kid_subsets": 1, "kid_subset_size": 200, "verbose": False}
     kid = metric_kid.kid_features_to_metric(*(t.double() for t in tensors), **options)
