@@ -57,7 +57,7 @@ from scoremle.core.sde import SDE
 from scoremle.evaluation.statistics import error_of_few
 from scoremle.experiment.build import build
 from scoremle.experiment.workdir import Workdir
-from scoremle.likelihood.levels import StepLevels, bias_bound
+from scoremle.likelihood.levels import StepLevels, bias_bound, contributions
 from scoremle.likelihood.mean import Mean
 from scoremle.likelihood.ode import Likelihood, ode_log_likelihood
 from scoremle.likelihood.pilot import FINEST, PILOT_IMAGES, Choice, Pilot
@@ -219,7 +219,7 @@ def of_mean(subject: Subject, choice: Choice, x: Data, known: np.ndarray, seed: 
         differences.append(high - low)
         bias = bias_bound(high - half)
     mean = Mean.of({"bpd": bpd[None]}, "bpd").corrected(
-        bpd[order], levels.steps, differences, bias
+        bpd, contributions(differences, order), levels.steps, sizes, bias
     )
     assert mean.errors
     of_set = NORMAL_95 * np.hypot(noise, mean.errors.solver) + bias

@@ -14,7 +14,7 @@ from scoremle.errors import UserError
 from scoremle.evaluation.tables import decimals, table, wrapped
 from scoremle.files import inside, read_npz
 from scoremle.likelihood.images import in_words
-from scoremle.likelihood.mean import Mean
+from scoremle.likelihood.mean import CORRECTION, Mean
 from scoremle.records import Count, Error, Name, Number, check_record
 from scoremle.terminal import counted
 from scoremle.training.checksums import tree_hash
@@ -238,6 +238,21 @@ class Result(Mean):
         """Values of images, averaged over the passes; None where there is no such file."""
         values = self.column(self.metric)
         return None if values is None else values.mean(axis=0, dtype=np.float64)
+
+    @property
+    def contributions(self) -> Float[np.ndarray, " n"] | None:
+        """Values of images with their contributions to the correction: their mean is the result's.
+
+        None where there is no file of them. Raises UserError for one without contributions to the
+        mean that was corrected.
+        """
+        values = self.values
+        if values is None or self.correction is None:
+            return values
+        correction = self.column(CORRECTION)
+        if correction is None:
+            raise UserError(f"{self._path} has no {CORRECTION}: evaluate again")
+        return values + correction[0]
 
     def column(self, name: str) -> Float[np.ndarray, "passes n"] | None:
         """An array beside the result; None where there is none.

@@ -38,21 +38,6 @@ class Difference(NamedTuple):
     stderr: float
     images: int
 
-    def corrected(
-        self, first: tuple[float, float], second: tuple[float, float]
-    ) -> "Difference":
-        """The difference of means that are corrected for their solvers.
-
-        The errors are added as independent ones. Corrections from the same images with the same
-        noise have much in common: then the error is larger than the true one.
-
-        Args:
-            first: the correction of the first mean, and its standard error.
-            second: those of the second.
-        """
-        mean = self.mean + second[0] - first[0]
-        return self._replace(mean=mean, stderr=math.hypot(self.stderr, first[1], second[1]))
-
 
 def paired_difference(
     first: Float[np.ndarray, " n"], second: Float[np.ndarray, " n"]

@@ -7,7 +7,6 @@ mean is corrected for its solver, so is the difference.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 
 import numpy as np
 from jaxtyping import Float
@@ -53,21 +52,12 @@ class Verdict:
         return line if self.holds else f"{line} ({self.meaning})"
 
 
-def verdicts(
-    bpd: Mapping[str, Float[np.ndarray, " n"]],
-    corrections: Mapping[str, tuple[float, float]] = MappingProxyType({}),
-) -> list[Verdict]:
-    """The relations between the estimators that there are, from bits/dim of the same images.
-
-    ``corrections`` are those of means for the solver's error, with their standard errors, which
-    are added as by ``Difference.corrected``.
-    """
+def verdicts(bpd: Mapping[str, Float[np.ndarray, " n"]]) -> list[Verdict]:
+    """The relations between the estimators that there are, from bits/dim of the same images."""
     found = []
     for first, relation, second, meaning in RELATIONS:
         if first in bpd and second in bpd and len(bpd[first]) > 1:
-            of_means = (corrections.get(name, (0.0, 0.0)) for name in (second, first))
-            gap = paired_difference(bpd[second], bpd[first])
-            mean, stderr, images = gap.corrected(*of_means)
+            mean, stderr, images = paired_difference(bpd[second], bpd[first])
             excess = abs(mean) if relation == "==" else mean
             # Student's: the error of few images is not known well itself.
             holds = bool(excess <= stdtrit(images - 1, ndtr(TOLERANCE)) * stderr)

@@ -26,7 +26,7 @@ from scoremle.experiment.run_sampling import SamplingRun, judge
 from scoremle.experiment.workdir import Workdir, chosen_checkpoints
 from scoremle.files import inside, write_npz
 from scoremle.likelihood.images import ByOde
-from scoremle.likelihood.mean import Mean
+from scoremle.likelihood.mean import CORRECTION, Mean
 from scoremle.likelihood.pilot import PILOT_IMAGES
 from scoremle.likelihood.score_images import DIFFERENCES, Scored, score_images
 from scoremle.model import ScoreModel
@@ -200,8 +200,7 @@ class EvaluationRun:
             )  # fmt: skip
             found.append(self._written(one, restored, name, facts, parts, scored))
         if evaluation.suite:
-            corrections = {str(result.kind): result.added for result, _ in found}
-            checks = verdicts({result.kind: values for result, values in found}, corrections)
+            checks = verdicts({result.kind: values for result, values in found})
             say(*checks)
             content = {self._name("checks", restored.number): [asdict(each) for each in checks]}
             add_results(self.folder / RESULTS, content)
@@ -217,12 +216,13 @@ class EvaluationRun:
         self, one: Measurement, restored: Restored, name: str, facts: dict[str, Any],
         parts: Path, found: Scored,
     ) -> tuple[Result, np.ndarray]:
-        """Writes all about a measurement; gives its result, and means of images over passes."""
+        """Writes all about a measurement; gives its result, and values that have its mean."""
         experiment = self.experiment
         write_npz(self.folder / f"{name}.npz", found.values)
         self._check_finite(one, found, name)
         if one.choice:
             found = found.corrected(one.choice.levels, self._evaluation.tolerance)
+            write_npz(self.folder / f"{name}.npz", found.values)
         mean = cast(Mean, found.mean)  # of finite values
         facts |= self.trainings(flow=one.of_flow) | {
             "metric": found.column,
@@ -257,7 +257,7 @@ class EvaluationRun:
             _warn_of_optimism(result)
         means = found.values[found.column].mean(axis=0)
         self._write_extremes(result, means)
-        return result, means
+        return result, means + found.values.get(CORRECTION, np.zeros((1, 1)))[0]
 
     def _say_if_replaced(self, result: Result) -> None:
         """Prints a line if another number of this name is there, by whatever version."""

@@ -6,12 +6,16 @@
 
 (Giles, *Multilevel Monte Carlo path simulation*, 2008.) Both values of a difference have the same
 dequantization noise and the same held probes: what is left of it is the solver's, and little. The
-images of all differences are the first of one random order, so that
+images of all differences are the first of one random order. Image i contributes
 
-    Var = V(c)/N + sum_l V(d_l)/m_l + 2 sum_l Cov(c, d_l)/N + 2 sum_(k<l) Cov(d_k, d_l)/m_k,
+    d_l's mean + sqrt(N (N - 1) / (m_l (m_l - 1))) (d_l,i - d_l's mean)
 
-N >= m_1 >= m_2 ... The least cost at which sum V(d_l)/m_l is tolerance^2 has m_l proportional to
-sqrt(V(d_l) / cost of d_l). What is left is the error of the finest level itself, which no spread
+for d_l, and where d_l was not measured the mean alone. The mean of these numbers over all images
+is that of d_l, and their variance over N is V(d_l)/m_l. With c_i, they give the error of the mean,
+and that of its difference from another model's, image by image.
+
+The least cost at which sum V(d_l)/m_l is tolerance^2 has m_l proportional to sqrt(V(d_l) / cost of
+d_l), N >= m_1 >= m_2 ... What is left is the error of the finest level itself, which no spread
 shows: it is bounded by the change that the last halving of its steps made.
 """
 
@@ -21,7 +25,7 @@ from dataclasses import dataclass
 from itertools import combinations, pairwise
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Integer
 
 # Fewer do not show the spread of differences whose tails are heavy.
 FEWEST_DIFFERENCES = 64
@@ -138,11 +142,20 @@ def bias_bound(change: Values) -> float:
     return abs(float(change.mean())) + CERTAIN * stderr
 
 
-def stderr_of_means(columns: Sequence[Float[np.ndarray, " _m"]]) -> float:
-    """Standard error of the sum of their means; each is of the first images of the one before."""
-    variance = 0.0
-    for i, a in enumerate(columns):
-        variance += a.var(ddof=1) / len(a)
-        for b in columns[i + 1 :]:
-            variance += 2 * np.cov(a[: len(b)], b)[0, 1] / len(a)
-    return math.sqrt(max(variance, 0.0))
+def contributions(
+    differences: Sequence[Float[np.ndarray, " _m"]], order: Integer[np.ndarray, " n"]
+) -> Values:
+    """Contribution of each image to the sum of the means of differences.
+
+    Their mean is that sum, and the standard error of their mean is that of the sum.
+
+    Args:
+        differences: each of two or more of the first images in the order.
+        order: of all images.
+    """
+    n, found = len(order), np.zeros(len(order))
+    for each in differences:
+        m, mean = len(each), each.mean(dtype=np.float64)
+        found += mean
+        found[order[:m]] += math.sqrt(n * (n - 1) / (m * (m - 1))) * (each - mean)
+    return found

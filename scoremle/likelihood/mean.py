@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from scoremle.likelihood.levels import stderr_of_means
-
-__all__ = ["Mean", "PassValues", "over_passes", "standard_error"]
+__all__ = ["CORRECTION", "Mean", "PassValues", "over_passes", "standard_error"]
 
 # Columns [passes n] by name; ``profile`` has one more axis, over bins of log-SNR.
 PassValues = dict[str, Float[np.ndarray, "passes _n *more"]]
 
+# The column of each image's contribution to the correction of the mean, in every pass.
+CORRECTION = "correction"
 # Random errors of an image, which shrink with the number of images and passes.
 RANDOM = ("probe_stderr", "draw_stderr")
 # Fields of a mean, and those of one that is corrected for its solver.
@@ -74,13 +74,6 @@ class Mean:
     level_nodes: tuple[int, ...] = ()
     level_images: tuple[int, ...] = ()
 
-    @property
-    def added(self) -> tuple[float, float]:
-        """The correction for the solver and its standard error; both 0 where there is none."""
-        if self.correction is None or self.errors is None:
-            return 0.0, 0.0
-        return self.correction, self.errors.solver
-
     @classmethod
     def of(cls, values: PassValues, column: str) -> "Mean":
         """The mean of ``values[column]``."""
@@ -100,22 +93,25 @@ class Mean:
     def corrected(
         self,
         values: Float[np.ndarray, " n"],
+        contributions: Float[np.ndarray, " n"],
         steps: Sequence[int],
-        differences: Sequence[Float[np.ndarray, " _m"]],
+        sizes: Sequence[int],
         finest_bias: float,
     ) -> "Mean":
-        """The mean at the finest solver, by the mean of each of the differences.
+        """The mean at the finest solver, by the contributions of images to its correction.
 
         Args:
-            values: of all images, by the fewest steps, in a random order.
+            values: of all images, by the fewest steps.
+            contributions: of the same images.
             steps: numbers of steps, rising.
-            differences: from each of these to the next, of as many of the first images of that
-                order; two or more, and of no later one more.
+            sizes: number of images whose difference from each of these to the next was measured.
             finest_bias: a bound on the error of the finest solver.
         """
         noise, probes = self.noise_stderr, self.columns.get("probe_stderr_of_mean")
-        correction = float(sum(d.mean() for d in differences))
-        solver, everything = map(stderr_of_means, (differences, [values, *differences]))
+        correction = float(contributions.mean())
+        solver, everything = (
+            standard_error(v.var(ddof=1), len(v)) for v in (contributions, values + contributions)
+        )
         return replace(
             self,
             mean=float(values.mean()) + correction,
@@ -132,7 +128,7 @@ class Mean:
                 finest_bias=finest_bias,
             ),
             level_nodes=tuple(steps),
-            level_images=(self.images, *map(len, differences)),
+            level_images=(self.images, *sizes),
         )
 
     def to_json(self) -> dict[str, Any]:

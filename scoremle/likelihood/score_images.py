@@ -32,8 +32,8 @@ from scoremle.devices import replicate, round_up, split_rows, to_numpy, within_m
 from scoremle.errors import UserError
 from scoremle.likelihood.image_model import ImageModel
 from scoremle.likelihood.images import ByOde, Estimator, OdeDifference, check_suits, measure
-from scoremle.likelihood.levels import StepLevels, bias_bound
-from scoremle.likelihood.mean import Mean, PassValues
+from scoremle.likelihood.levels import StepLevels, bias_bound, contributions
+from scoremle.likelihood.mean import CORRECTION, Mean, PassValues
 from scoremle.likelihood.pilot import FINEST, NOISE_SHARE, PILOT_IMAGES, Choice, Pilot, Solved
 from scoremle.numerics import permutation, power_of_two
 from scoremle.resumable import Arrays, resumable_map
@@ -81,7 +81,8 @@ class Scored:
     def corrected(self, levels: StepLevels | None, tolerance: float) -> "Scored":
         """These values with the mean at the finest of these levels of the solver.
 
-        Itself, where there are no levels or fewer than two images.
+        Itself, where there are no levels or fewer than two images. A column has the contribution
+        of each image to the correction; that of a value that is not finite is NaN.
 
         Args:
             levels: by which a pilot chose to correct the mean.
@@ -100,8 +101,12 @@ class Scored:
             found = self.differences(coarse, fine, last, size)
             differences.append(found["bpd"][0])
             bias = bias_bound(found["halving"][0]) if last else bias
-        values = self.values[self.column].mean(axis=0)[self.finite][self.order]
-        return replace(self, mean=self.mean.corrected(values, levels.steps, differences, bias))
+        correction = contributions(differences, self.order)
+        values = self.values[self.column].mean(axis=0)[self.finite]
+        mean = self.mean.corrected(values, correction, levels.steps, sizes, bias)
+        column = np.full(self.values[self.column].shape, np.nan)
+        column[:, self.finite] = correction
+        return replace(self, values={**self.values, CORRECTION: column}, mean=mean)
 
 
 def score_images(

@@ -40,11 +40,11 @@ def paired(first: Result, second: Result) -> Difference | None:
 
     None where the images or their noise are not the same.
     """
-    a, b = first.values, second.values
+    a, b = first.contributions, second.contributions
     alike = all(getattr(first, name) == getattr(second, name) for name in ALIKE)
     if not alike or a is None or b is None or len(a) != len(b) or len(a) < 2:
         return None
-    return paired_difference(a, b).corrected(first.added, second.added)
+    return paired_difference(a, b)
 
 
 def why_not_paired(first: Result | None, second: Result | None) -> str:

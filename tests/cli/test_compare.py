@@ -19,19 +19,20 @@ B = A - 0.1 + 0.02 * RNG.normal(size=(2, 50))
 DIFFERENCE = (B - A).mean(axis=0)
 
 
-def facts(checkpoint: int, data_hash: str = "same", metric: str = "bpd", **more) -> dict:
-    return result("exact", A, checkpoint, metric=metric, data_hash=data_hash, passes=2,
-                  images=50, mean_solver_error=0.001, **more)  # fmt: skip
+def facts(checkpoint: int, **changes) -> dict:
+    known = {"metric": "bpd", "data_hash": "same", "passes": 2, "images": 50,
+             "mean_solver_error": 0.001}  # fmt: skip
+    return result("exact", A, checkpoint, **known | changes)
 
 
-def evaluated(folder, values, checkpoint=1, kind="exact", **changes):
+def evaluated(folder, values, checkpoint=1, kind="exact", arrays=None, **changes):
     """An evaluation of one checkpoint, beside what is there."""
     folder.mkdir(parents=True, exist_ok=True)
     name, path = f"{kind}_test_ckpt_{checkpoint}", folder / "results.json"
     results = json.loads(path.read_text()) if path.exists() else {"checks_test_ckpt_1": []}
     results[name] = facts(checkpoint, **changes)
     path.write_text(json.dumps(results))
-    np.savez(folder / f"{name}.npz", bpd=values)
+    np.savez(folder / f"{name}.npz", bpd=values, **(arrays or {}))
 
 
 def compare(capsys, *arguments):
@@ -74,15 +75,18 @@ def test_a_small_difference_is_printed_in_the_digits_of_its_error(tmp_path, caps
 
 
 def test_means_are_corrected_for_the_solver_as_in_the_results(tmp_path, capsys):
-    """Corrects one of the two: by -0.00133, with a standard error of 0.0002."""
+    """Corrects one of the two: by -0.00133, with a standard error over images."""
+    correction = 0.0014 * RNG.normal(size=50)
+    correction += -0.00133 - correction.mean()
+    arrays = {"correction": np.stack([correction] * 2)}
     evaluated(tmp_path / "a" / "eval", A)
-    evaluated(tmp_path / "b" / "eval", B, **CORRECTED)
+    evaluated(tmp_path / "b" / "eval", B, arrays=arrays, **CORRECTED)
     _, out, _ = compare(capsys, tmp_path / "a", tmp_path / "b", "--json")
     (found,) = json.loads(out).values()
     assert found["a"] == pytest.approx(A.mean())
     assert found["b"] == pytest.approx(B.mean() - 0.00133)
     assert found["difference"] == pytest.approx(DIFFERENCE.mean() - 0.00133)
-    error = np.hypot(DIFFERENCE.std(ddof=1) / np.sqrt(50), 0.0002)
+    error = (DIFFERENCE + correction).std(ddof=1) / np.sqrt(50)
     assert found["stderr"] == pytest.approx(error)
     _, out, _ = compare(capsys, tmp_path / "b", tmp_path / "a", "--json")
     (back,) = json.loads(out).values()
@@ -210,7 +214,7 @@ def test_a_table_of_a_bound_has_no_error_of_a_solver(capsys, tmp_path):
 
 def test_what_cannot_be_compared(both, capsys, tmp_path):
     evaluated(tmp_path / "other", B, data_hash="other")
-    evaluated(tmp_path / "few", B[:, :40])
+    evaluated(tmp_path / "few", B[:, :40], images=40)
     evaluated(tmp_path / "bound", B, kind="bound")
     evaluated(tmp_path / "loss", B, metric="loss")
     (tmp_path / "x.csv").write_text("image,bpd\n1.png,x\n")
@@ -237,7 +241,7 @@ def test_what_cannot_be_compared(both, capsys, tmp_path):
         ("png.csv", "png.csv is not a table of images"),
         ("none.csv", "none.csv has no bits/dim of images, or some that are not finite numbers"),
         ("nan.csv", "nan.csv has no bits/dim of images, or some that are not finite numbers"),
-        ("nan", "exact_test_ckpt_1.npz has no bits/dim of images, or some that are not finite"),
+        ("nan", "exact_test_ckpt_1.npz: bpd has no finite number for each of 50 images"),
         ("flat", "exact_test_ckpt_1.npz has no bits/dim of images"),
         ("text", "exact_test_ckpt_1.npz has no bits/dim of images"),
         ("typed", "checkpoint must be a whole number of at least 0, not '1'"),

@@ -26,7 +26,7 @@ from PIL import Image
 
 from scoremle.cli import main as cli
 from scoremle.files import SEAL
-from scoremle.likelihood.levels import bias_bound, stderr_of_means
+from scoremle.likelihood.levels import bias_bound, contributions
 from scoremle.likelihood.score_images import DIFFERENCES
 from scoremle.numerics import permutation
 from scoremle.training.checkpoints import Checkpoints
@@ -294,7 +294,8 @@ def test_auto_says_what_it_chose_corrects_the_mean_and_states_its_errors(
     result = results["exact_test_ckpt_2"]
     steps, images, errors = (result[k] for k in ("level_nodes", "level_images", "errors"))
     assert images == [21, 16] and steps[0] == result["solver_choice"]["nodes"] < steps[1]
-    values = npz(folder / "exact_test_ckpt_2.npz")["bpd"].mean(axis=0)
+    kept = npz(folder / "exact_test_ckpt_2.npz")
+    values = kept["bpd"].mean(axis=0)
     order = permutation(21, 42, DIFFERENCES)
     apart = f"steps {steps[0]} to {steps[1]}"
     (part,) = (folder / "parts").glob(f"exact*/{apart}, halved/pass0_image0.npz")
@@ -303,7 +304,9 @@ def test_auto_says_what_it_chose_corrects_the_mean_and_states_its_errors(
     corrected = values.mean() + difference.mean()
     assert result["mean"] == pytest.approx(corrected, abs=1e-9)
     assert result["uncorrected_mean"] == pytest.approx(values.mean(), abs=1e-6)
-    stderr = stderr_of_means([values[order], difference])
+    of_images = contributions([difference], order)
+    assert kept["correction"] == pytest.approx(np.stack([of_images] * 2))
+    stderr = (values + of_images).std(ddof=1) / np.sqrt(21)
     assert result["stderr"] == errors["all"] == pytest.approx(stderr)
     assert errors["solver"] == pytest.approx(difference.std(ddof=1) / 4)
     assert errors["probes"] < errors["this_set"] == pytest.approx(

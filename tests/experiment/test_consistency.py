@@ -45,21 +45,6 @@ def test_a_small_difference_has_the_digits_of_its_error():
     assert "difference +0.00020 ± 0.00010" in str(verdicts(gaps)[0])
 
 
-def test_a_difference_of_corrected_means_by_hand():
-    """Gaps of 1 and 3 have the mean 2 and the error 1; -5 + 1 is added, with errors of 2 each."""
-    bpd = {"exact_trace": np.array([1.0, 3.0]), "exact": np.zeros(2)}
-    corrections = {"exact_trace": (-5.0, 2.0), "exact": (-1.0, 2.0)}
-    (verdict,) = verdicts(bpd, corrections)
-    assert (verdict.difference, verdict.stderr) == (-2.0, 3.0)
-
-
-def test_the_correction_decides():
-    gap, exact = 0.1 + 0.01 * RNG.normal(size=100), np.zeros(100)
-    bpd = {"exact_trace": gap, "exact": exact}
-    assert not verdicts(bpd)[0].holds
-    assert verdicts(bpd, {"exact_trace": (-0.1, 1e-4)})[0].holds
-
-
 FAULT, FLOW = "contradict", "train it longer"
 
 

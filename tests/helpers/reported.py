@@ -25,6 +25,9 @@ CORRECTED = {
         "this_set": 0.00265, "finest_bias": 0.0001,
     },
 }  # fmt: skip
+# Contributions of the images to that correction, whose mean has that error.
+CONTRIBUTIONS = np.resize([1.0, -1.0], IMAGES)[None] * np.sqrt(IMAGES - 1)
+CONTRIBUTIONS = CORRECTED["correction"] + CORRECTED["errors"]["solver"] * CONTRIBUTIONS
 VOID = {"input", "meta", "img", "use", "path", "br"}
 
 
@@ -73,8 +76,10 @@ def make(folder, *, shift=0.0, field=None):
     })  # fmt: skip
     square = np.where(np.arange(IMAGES) < 30, 1.0, 2.0)[None]  # of 64 dimensions, 2 is not noise
     neighbours = np.full((1, IMAGES), 0.01)
-    write_npz(folder / "eval" / "exact_test_ckpt_2.npz",
-              {"bpd": values, "latent_square": square, "latent_neighbours": neighbours})
+    write_npz(folder / "eval" / "exact_test_ckpt_2.npz", {
+        "bpd": values, "latent_square": square, "latent_neighbours": neighbours,
+        "correction": CONTRIBUTIONS * (1 + shift),
+    })  # fmt: skip
     (folder / "samples").mkdir()
     for step in (9, 10, 200):
         Image.new("L", (8, 8)).save(folder / "samples" / f"step_{step}.png")

@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 from helpers.marks import some
 
+from scoremle.evaluation.statistics import paired_difference
 from scoremle.likelihood.levels import (
     FEWEST_DIFFERENCES,
     StepLevels,
     bias_bound,
     choose_levels,
+    contributions,
 )
 from scoremle.likelihood.mean import Mean
 
@@ -24,8 +26,9 @@ def population(rng, n):
 
 
 def corrected(values, order, differences):
-    mean = Mean.of({"bpd": values[None]}, "bpd")
-    return mean.corrected(values[order], range(len(differences) + 1), differences, 0.0)
+    mean, sizes = Mean.of({"bpd": values[None]}, "bpd"), [*map(len, differences)]
+    of_images = contributions(differences, order)
+    return mean.corrected(values, of_images, range(len(sizes) + 1), sizes, 0.0)
 
 
 def nested(values, first, second, order, m1, m2):
@@ -36,9 +39,10 @@ def test_by_hand():
     values, order = np.array([1.0, 2.0, 6.0]), np.array([2, 0, 1])
     found = corrected(values, order, [np.array([0.5, 0.1])])
     assert found.mean == pytest.approx(3.3) and found.correction == pytest.approx(0.3)
-    # V(c) = 7, V(d) = 0.08, Cov of (6, 1) with (0.5, 0.1) = 1.
+    # V(c) = 7, V(d) = 0.08. The first two in the order contribute 0.3 +- sqrt(3) 0.2.
     assert found.errors.solver == pytest.approx(np.sqrt(0.08 / 2))
-    assert found.stderr == pytest.approx(np.sqrt(7 / 3 + 0.08 / 2 + 2 * 1 / 3))
+    of_images = np.array([1 + 0.3 - np.sqrt(3) * 0.2, 2 + 0.3, 6 + 0.3 + np.sqrt(3) * 0.2])
+    assert found.stderr == pytest.approx(np.sqrt(of_images.var(ddof=1) / 3))
     alone = corrected(values, order, [])
     assert alone.mean == 3 and alone.errors.solver == 0
     assert alone.stderr == pytest.approx(np.sqrt(7 / 3))
@@ -66,6 +70,30 @@ def test_brute_force(m1, m2):
     assert of_set.std() <= 1.03 * stated
     if m1 < 100:  # few of the images: then it is that spread, but for their share
         assert of_set.std() > 0.8 * stated
+
+
+@pytest.mark.parametrize("sizes", [((60, 20), (60, 20)), ((60, 20), (130, 70))])
+def test_the_error_of_a_difference_of_corrected_means(sizes):
+    """Two models that solve alike: over 2,000 sets of 200 images, the error is the spread, which
+    independent errors of the two corrections would exceed by far."""
+    rng, n, trials = RNG(0), 200, 2000
+    found, apart = [], []
+    for _ in range(trials):
+        order, (values, *differences) = rng.permutation(n), population(rng, n)
+        others = [0.01 * rng.normal(size=n) + each for each in (values + 0.1, *differences)]
+        both = [
+            (of_model[0], contributions(
+                [d[order[:m]] for d, m in zip(of_model[1:], sizes[i], strict=True)], order
+            ))
+            for i, of_model in enumerate([(values, *differences), others])
+        ]  # fmt: skip
+        found.append(paired_difference(*map(sum, both)))
+        errors = [c.std(ddof=1) / np.sqrt(n) for _, c in both]
+        apart.append(np.hypot(*errors))
+    means, stated = (np.array([getattr(f, k) for f in found]) for k in ("mean", "stderr"))
+    assert abs(means.mean() - 0.1) < 4 * means.std() / np.sqrt(trials)
+    assert np.sqrt(np.mean(stated**2)) == pytest.approx(means.std(), rel=0.05)
+    assert np.mean(apart) > (10 if sizes[0] == sizes[1] else 1.3) * means.std()
 
 
 def test_sizes_are_of_least_cost():

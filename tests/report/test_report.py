@@ -24,7 +24,6 @@ from scoremle.evaluation.statistics import Difference, paired_difference
 from scoremle.experiment.configs import NAMED_CONFIGS
 from scoremle.experiment.workdir import Workdir
 from scoremle.files import read_json, write_json, write_npz
-from scoremle.likelihood.mean import MeanErrors
 from scoremle.report import charts, sections
 from scoremle.report.page import Page
 from scoremle.report.sections import _again, _samples
@@ -222,13 +221,16 @@ def test_paired_differences(tmp_path):
     gap = second - first
     expected = Difference(gap.mean(), gap.std(ddof=1) / np.sqrt(3), 3)
     assert paired(*found) == expected
-    errors = MeanErrors(None, None, None, 0.25, 0.25, None, 0.0)
-    corrected = [
-        replace(each, correction=added, errors=errors)
-        for each, added in zip(found, (3.0, 1.0), strict=True)
-    ]
-    expected = gap.mean() - 2, np.sqrt(gap.var(ddof=1) / 3 + 2 * 0.25**2), 3
+    added, corrected = np.array([3.0, 1.0, 2.0]), []
+    for each, values, sign in zip(found, (first, second), (1, -1), strict=True):
+        path = tmp_path / f"corrected_{each.name}.npz"
+        write_npz(path, {"bpd": values[None], "correction": sign * added[None]})
+        corrected.append(replace(each, name=path.stem, correction=sign * 2.0))
+    gap = gap - 2 * added
+    expected = gap.mean(), np.sqrt(gap.var(ddof=1) / 3), 3
     assert paired(*corrected) == pytest.approx(expected)
+    with pytest.raises(UserError, match="evaluate again"):
+        paired(found[0], replace(found[1], correction=2.0))
     other = Result.read("b", result("exact", second, images=3, seed=43), tmp_path)
     assert paired(found[0], other) is None
 
@@ -241,8 +243,11 @@ def test_a_difference_is_of_numbers_of_any_type_and_of_the_same_images(unchecked
             paired_difference(wrong, np.ones(3))
 
 
-# Values differ by the same everywhere: what is left is of the corrections of both for the solver.
-SOLVERS = f"{t(IMAGES - 1).ppf(0.975) * np.sqrt(2) * CORRECTED['errors']['solver']:.5f}"
+def compared_with_the_first(shift):
+    """The difference and half its interval, where values are shifted and corrections enlarged."""
+    gap = shift * (1 + CORRECTED["correction"])
+    half = shift * t(IMAGES - 1).ppf(0.975) * CORRECTED["errors"]["solver"]
+    return f"{gap:+.5f} ± {half:.5f}"
 
 
 def test_several_are_compared_with_the_first(tmp_path, capsys):
@@ -252,7 +257,7 @@ def test_several_are_compared_with_the_first(tmp_path, capsys):
     main(["report", str(tmp_path / "one"), str(tmp_path / "two"), f"--out={out}"])
     assert str(out) in capsys.readouterr().out
     labels = Reader(out.read_text()).attributes["aria-label"]
-    assert labels == [f"Paired differences of bits/dim: two +0.25000 ± {SOLVERS}."]
+    assert labels == [f"Paired differences of bits/dim: two {compared_with_the_first(0.25)}."]
 
 
 def test_what_can_not_be_compared_image_by_image_is_said(tmp_path):
@@ -299,7 +304,8 @@ def test_folders_of_one_name_are_told_apart(tmp_path):
     assert main(["report", *(str(tmp_path / name) for name in names), f"--out={out}"]) == 0
     page = Reader(out.read_text())
     (label,) = page.attributes["aria-label"]
-    assert label.endswith(f": a/run +0.25000 ± {SOLVERS}; b/run +0.50000 ± {SOLVERS}.")
+    first, second = map(compared_with_the_first, (0.25, 0.5))
+    assert label.endswith(f": a/run {first}; b/run {second}.")
     assert "Comparison of one (digits), a/run (digits), b/run (digits)" in page.text
 
 

@@ -47,8 +47,7 @@ class ComparedMeasurement(NamedTuple):
     """Bits/dim of images, and evidence whether others are the same images, where it is known.
 
     ``bpd``: an array [n]. ``png``: what they take as PNG, as a table has it, and as a number.
-    ``estimator``: what the values are, in words, if the table says so. ``added``: the correction
-    of the mean for the solver, and its standard error.
+    ``estimator``: what the values are, in words, if the table says so.
     """
 
     bpd: Any
@@ -56,7 +55,6 @@ class ComparedMeasurement(NamedTuple):
     solver_error: float | None
     png: Sequence[tuple[str, float]] = ()
     estimator: str = ""
-    added: tuple[float, float] = (0.0, 0.0)
 
 
 def arguments(parser: Parser) -> None:
@@ -132,10 +130,10 @@ def _compared(kind: str, a: ComparedMeasurement, b: ComparedMeasurement) -> dict
             "%s: of A and B one has the error of an ODE's solver, and %s has none: if that is a"
             " bound, its gap is in the difference", kind, "A" if a.solver_error is None else "B",
         )  # fmt: skip
-    found = paired_difference(a.bpd, b.bpd).corrected(a.added, b.added)
+    found = paired_difference(a.bpd, b.bpd)
     return {
-        "a": float(a.bpd.mean()) + a.added[0],
-        "b": float(b.bpd.mean()) + b.added[0],
+        "a": float(a.bpd.mean()),
+        "b": float(b.bpd.mean()),
         "difference": found.mean,
         "stderr": found.stderr if found.images > 1 else None,
         "images": found.images,
@@ -208,11 +206,9 @@ def _of_arrays(path: Path, result: "Result | None") -> ComparedMeasurement:
     values = column_of(result.arrays() if result else scoremle.files.read_npz(path), "bpd")
     if values is None:
         raise UserError(f"{path} has no bits/dim of images")
-    bpd = values.astype(float).mean(axis=0)
     if result is None:
-        return _checked(path, bpd, None, None)
-    found = _checked(path, bpd, result.data_hash or None, result.solver_error)
-    return found._replace(added=result.added)
+        return _checked(path, values.astype(float).mean(axis=0), None, None)
+    return _checked(path, result.contributions, result.data_hash or None, result.solver_error)
 
 
 def _of_scores(path: Path) -> ComparedMeasurement:
