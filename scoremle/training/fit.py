@@ -67,7 +67,7 @@ def fit(
         ...     lambda mean, x, key: jnp.mean(jnp.square(x - mean)), jnp.zeros(()),
         ...     lambda i: x, steps=300, optimizer=optax.adam(0.1), ema_rate=0.9,
         ... )  # doctest: +ELLIPSIS
-        step 300/300  loss ...
+        step ...300/300  loss ...
         >>> print(f"{mean:.1f}")
         3.0
     """
