@@ -68,12 +68,12 @@ class Judge:
             frechet: _measure(*moments, n, m),
             kernel: _measure(*distance, n, m),
             score: _measure(*classes, n, 0),
-            "precision": _measure(shares.precision, None, *of_shares),
-            "recall": _measure(shares.recall, None, *of_shares),
+            "precision": _measure(*shares.precision, *of_shares),
+            "recall": _measure(*shares.recall, *of_shares),
         }
 
 
-def _measure(value: float, stderr: float | None, samples: int, reference: int) -> dict[str, Any]:
+def _measure(value: float, stderr: float, samples: int, reference: int) -> dict[str, Any]:
     return {"value": value, "stderr": stderr, "samples": samples, "reference_images": reference}
 
 

@@ -13,9 +13,9 @@ features they are other numbers and must not bear those names, which this module
 
 All in float64. The standard error of the Fréchet distance is of first order in the weight of each
 image. Those of the kernel distance and the class score are of means over disjoint subsets: the
-usual overlapping ones of KID show how much a subset varies, not how wrong the mean may be. The
-Fréchet distance is biased upwards and the class score downwards, more with fewer images, which no
-standard error shows.
+usual overlapping ones of KID show how much a subset varies, not how wrong the mean may be. Those
+of precision and recall leave out one image at a time. The Fréchet distance is biased upwards and
+the class score downwards, more with fewer images, which no standard error shows.
 """
 
 import math
@@ -23,7 +23,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from numpy.typing import ArrayLike
 from scipy.special import log_softmax, logsumexp
 
@@ -54,8 +54,8 @@ class Estimate(NamedTuple):
 class PrecisionRecall(NamedTuple):
     """Shares, and of how many images of each set."""
 
-    precision: float
-    recall: float
+    precision: Estimate
+    recall: Estimate
     samples: int
     reference: int
 
@@ -212,13 +212,59 @@ def _thinned(x: FeatureRows) -> FeatureRows:
     return next(_subsets(x, min(len(x), PRECISION_RECALL_IMAGES), 1))
 
 
-def _covered(x: FeatureRows, y: FeatureRows, neighbours: int) -> float:
-    """The share of ``x`` in the balls about ``y`` that reach its neighbours."""
-    # The nearest to a point is the point itself.
-    radii = [np.partition(d, neighbours, axis=1)[:, neighbours] for d in _squared_distances(y, y)]
-    radius = np.concatenate(radii)
-    within = [(d <= radius).any(axis=1) for d in _squared_distances(x, y)]
-    return float(np.concatenate(within).mean())
+def _covered(x: FeatureRows, y: FeatureRows, neighbours: int) -> Estimate:
+    """The share of ``x`` in the balls about ``y`` that reach its neighbours.
+
+    Its variance is the binomial one of ``x``, by a share that is neither 0 nor 1, and that of the
+    jackknife over ``y``, less the part of the latter that the finite number of ``x`` makes.
+    """
+    nearest, radius, next_radius = _balls(y, neighbours)
+    n, m = len(x), len(y)
+    hits, changes, flips = 0, np.zeros(m), 0
+    for d in _squared_distances(x, y):
+        within = d <= radius
+        gained, lost = _flips(within, ~within & (d <= next_radius), nearest)
+        hits += int(within.any(axis=1).sum())
+        changes += np.bincount(gained, minlength=m) - np.bincount(lost, minlength=m)
+        flips += len(gained) + len(lost)
+    share = (hits + 1) / (n + 2)
+    of_y = (m - 1) * float(changes.var() - flips / m) / n**2
+    return Estimate(hits / n, math.sqrt(share * (1 - share) / n + max(of_y, 0.0)))
+
+
+def _balls(y: FeatureRows, neighbours: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The nearest neighbours of each point, the squared distance of the last and of the next one.
+
+    The latter is the radius without one of these neighbours; of so few points that there is no
+    next one, it is the same.
+    """
+    last = min(neighbours + 1, len(y) - 1)
+    found = []
+    for d in _squared_distances(y, y):
+        near = np.argpartition(d, range(last + 1), axis=1)[:, : last + 1]
+        reach = np.take_along_axis(d, near[:, [neighbours, last]], axis=1)
+        # The nearest to a point is the point itself.
+        found.append((near[:, 1 : neighbours + 1], *reach.T))
+    nearest, radius, next_radius = (np.concatenate(each) for each in zip(*found, strict=True))
+    return nearest, radius, next_radius
+
+
+def _flips(
+    within: Bool[np.ndarray, "rows m"], beside: Bool[np.ndarray, "rows m"], nearest: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """For each row, the points whose ball or whose place as a neighbour decides if it is covered.
+
+    Without one of the first, one more row is covered; without one of the second, one less.
+    ``beside`` marks balls that cover a row once one of their ``nearest`` is left out.
+    """
+    m, counts = within.shape[1], within.sum(axis=1)
+    row, ball = np.nonzero(beside & (counts <= 1)[:, None])
+    pairs = np.unique(row[:, None] * m + nearest[ball])
+    row, left_out = np.divmod(pairs, m)
+    alone = np.where(counts == 1, within.argmax(axis=1), -1)
+    covered_again = row[alone[row] == left_out]
+    lost = np.setdiff1d(np.flatnonzero(counts == 1), covered_again)
+    return left_out[counts[row] == 0], alone[lost]
 
 
 def _squared_distances(x: FeatureRows, y: FeatureRows) -> Iterator[Float[np.ndarray, "rows n"]]:

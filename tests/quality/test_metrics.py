@@ -203,7 +203,7 @@ def test_too_few_images_and_features_of_two_sizes_are_refused(name, unchecked):
                 with pytest.raises(UserError, match="images or more"):
                     measure(*sets)
         found = measure(normal(20, d), normal(few + 1, d, seed=1))
-        assert np.isfinite(found).all()
+        assert all(np.isfinite(each).all() for each in found)
 
 
 # Precision and recall
@@ -214,16 +214,17 @@ def test_precision_and_recall_on_a_line_by_hand():
     reference = np.array([[0.0], [1], [2], [10]])
     samples = np.array([[0.5], [2.5], [18.5], [-1.5]])  # of radius 2, 2, 16, 2
     found = metrics.precision_recall(samples, reference, neighbours=1)
-    assert found == (2 / 4, 4 / 4, 4, 4)
+    assert (found.precision.value, found.recall.value, *found[2:]) == (2 / 4, 4 / 4, 4, 4)
 
 
 def test_precision_and_recall_distinguish_a_lost_mode_from_bad_samples():
     reference = normal(400, 3)
     reference[200:, 0] += 30
     lost = metrics.precision_recall(normal(400, 3, seed=1), reference)
-    assert lost.precision > 0.9 and 0.4 < lost.recall < 0.6
+    assert lost.precision.value > 0.9 and 0.4 < lost.recall.value < 0.6
     bad = metrics.precision_recall(np.concatenate([normal(400, 3, mean=99), reference]), reference)
-    assert bad.precision == 0.5 and bad.recall == 1
+    assert bad.precision.value == 0.5 and bad.recall.value == 1
+    assert 0 < bad.recall.stderr < 0.01
 
 
 def test_precision_and_recall_do_not_depend_on_an_offset():
@@ -237,7 +238,41 @@ def test_precision_and_recall_of_many_images_are_thinned(monkeypatch):
     monkeypatch.setattr(metrics, "ROWS", 30)
     found = metrics.precision_recall(normal(250, 2), normal(150, 2, seed=1))
     assert (found.samples, found.reference) == (100, 100)
-    assert min(found.precision, found.recall) > 0.8
+    assert min(found.precision, found.recall).value > 0.8
+
+
+@pytest.mark.parametrize("neighbours", [1, 3])
+@pytest.mark.parametrize("m", [5, 29])
+def test_the_share_without_each_point_is_that_of_the_others(neighbours, m, monkeypatch):
+    """By brute force: each point is left out, and the rest measured anew."""
+    monkeypatch.setattr(metrics, "ROWS", 10)
+    x, y = normal(37, 2, scale=1.3), normal(m, 2, seed=1)
+
+    def covered(y):
+        radius = np.sort(np.linalg.norm(y[:, None] - y, axis=2), axis=1)[:, neighbours]
+        return (np.linalg.norm(x[:, None] - y, axis=2) <= radius).any(axis=1)
+
+    shares = [covered(np.delete(y, j, axis=0)).mean() for j in range(m)]
+    flips = sum((covered(np.delete(y, j, axis=0)) != covered(y)).sum() for j in range(m))
+    of_y = (m - 1) * (np.var(shares) - flips / m / 37**2)
+    hits = covered(y).sum()
+    share = (hits + 1) / 39
+    found = metrics._covered(x, y, neighbours)
+    expected = np.sqrt(share * (1 - share) / 37 + max(of_y, 0))
+    assert found == pytest.approx((hits / 37, expected), rel=1e-9)
+
+
+@pytest.mark.parametrize(("n", "m"), [(97, 103), (501, 151)])
+@pytest.mark.parametrize("mean", [0.0, 0.5])
+def test_errors_of_precision_and_recall_are_their_spread(n, m, mean):
+    """The binomial error of the samples alone would be up to half of it."""
+    found = [
+        metrics.precision_recall(normal(n, 8, mean=mean, seed=i), normal(m, 8, seed=1000 + i))
+        for i in range(100)
+    ]
+    for measure in ("precision", "recall"):
+        values, errors = np.transpose([getattr(each, measure) for each in found])
+        assert 0.8 < errors.mean() / values.std(ddof=1) < 1.5
 
 
 # Another implementation
@@ -276,7 +311,8 @@ def test_torch_fidelity_gives_the_same(features):
 
     prc = metric_prc.prc_features_to_metric(*tensors, verbose=False)
     found = metrics.precision_recall(a, b)
-    assert (found.precision, found.recall) == pytest.approx((prc["precision"], prc["recall"]))
+    shares = (found.precision.value, found.recall.value)
+    assert shares == pytest.approx((prc["precision"], prc["recall"]))
 
 
 def test_the_error_of_a_mean_over_subsets():
