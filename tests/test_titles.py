@@ -14,7 +14,8 @@ from matplotlib.figure import Figure
 from scoremle.cli import score_words
 from scoremle.cli.commands import compare, parser_of
 from scoremle.evaluation import pictures
-from scoremle.evaluation.result import Result, quality_table, results_table
+from scoremle.evaluation.quality import quality_table
+from scoremle.evaluation.result import Result, results_table
 from scoremle.evaluation.statistics import Difference
 from scoremle.experiment import card
 from scoremle.experiment.build import build

@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from functools import cached_property
-from itertools import chain
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
@@ -11,7 +10,7 @@ import numpy as np
 from jaxtyping import Float
 
 from scoremle.errors import UserError
-from scoremle.evaluation.tables import decimals, table, wrapped
+from scoremle.evaluation.tables import table, wrapped
 from scoremle.files import inside, read_npz
 from scoremle.likelihood.images import in_words
 from scoremle.likelihood.mean import CORRECTION, Mean
@@ -19,7 +18,7 @@ from scoremle.records import Count, Error, Name, Number, check_record
 from scoremle.terminal import counted
 from scoremle.training.checksums import tree_hash
 
-__all__ = ["Result", "check_facts", "column_of", "quality_table", "results_table"]
+__all__ = ["Result", "check_facts", "column_of", "results_table"]
 
 
 class _Choice(TypedDict):
@@ -290,7 +289,7 @@ class Result(Mean):
 
 
 # The columns that a narrow screen leaves out first; results.json has them.
-SPARE = ("s/image", "NFE", "from draws", "reference images", "samples")
+SPARE = ("s/image", "NFE", "from draws")
 UPPER = "* an upper estimate, from few draws: it is a part of the standard error"
 # The kind of each field in results.json, and those that a result has beside a mean.
 KINDS: dict[str, Any] = {
@@ -411,44 +410,3 @@ def results_table(results: Sequence[Result]) -> str:
         for line in wrapped(f"{r.name}: {text}")
     )
     return "\n".join([table(header, rows, spare=SPARE), *footnotes, *what])
-
-
-def quality_table(results: Mapping[str, Mapping[str, Any]]) -> str:
-    """One line for each measure of sample quality, and under them what they are measured with.
-
-    Args:
-        results: entries of results.json, by name.
-    """
-    header = ("result", "measure", "value", "std. error", "samples", "reference images")
-    rows = [
-        (
-            name,
-            measure,
-            *_with_error(m["value"], m["stderr"]),
-            str(m["samples"]),
-            str(m["reference_images"] or ""),
-        )
-        for name, r in results.items()
-        for measure, m in r["measures"].items()
-    ]
-    what = dict.fromkeys(map(_measured_with, results.values()))
-    return "\n".join([table(header, rows, spare=SPARE), *chain.from_iterable(map(wrapped, what))])
-
-
-def _with_error(value: float, stderr: float | None) -> tuple[str, str]:
-    """A value and its standard error, with as many decimals as the error warrants."""
-    if stderr is None:
-        return f"{value:.5g}", ""
-    places = decimals(stderr)
-    return f"{value:.{places}f}", f"{stderr:.{places}f}"
-
-
-def _measured_with(r: Mapping[str, Any]) -> str:
-    reference = r["reference"]
-    what = f"origin {reference['origin']}"
-    if "dataset" in reference:
-        what = f"{reference['split']} images of {reference['dataset']}"
-    return (
-        f"features: {r['features']}; reference: {reference['path']}, {what};"
-        f" {at_step(r['step'], r.get('training'))}"
-    )

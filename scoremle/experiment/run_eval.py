@@ -15,7 +15,8 @@ import numpy as np
 import scoremle
 from scoremle.errors import UserError, in_a_line
 from scoremle.evaluation import pictures, statistics
-from scoremle.evaluation.result import Result, quality_table, results_table
+from scoremle.evaluation.quality import Quality, quality_table
+from scoremle.evaluation.result import Result, results_table
 from scoremle.experiment.build import Experiment
 from scoremle.experiment.consistency import verdicts
 from scoremle.experiment.measurement import Measurement
@@ -77,7 +78,7 @@ def run_eval(
     path = inside(folder, RESULTS)
     read_results(path)  # of an earlier run: better unreadable now than after hours
     results: list[Result] = []
-    quality: dict[str, dict[str, Any]] = {}
+    quality: dict[str, Quality] = {}
     for number in numbers:
         template = None if experiment.imported else experiment.training.template
         restored = workdir.restore(template, number)

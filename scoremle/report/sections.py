@@ -15,6 +15,7 @@ import scoremle
 from scoremle.bounded import MAX_PICTURE
 from scoremle.evaluation import baselines
 from scoremle.evaluation.pictures import as_png
+from scoremle.evaluation.quality import MEASURES, measured_with, measures_in_cells
 from scoremle.evaluation.result import Result
 from scoremle.evaluation.statistics import half_interval
 from scoremle.evaluation.tables import difference_in_cells
@@ -98,7 +99,7 @@ def _results(page: Page, subject: Subject) -> list[Chart]:
     folder = subject.workdir.folder
     if not subject.results:
         page.text(
-            f"Nothing was evaluated yet: scoremle {shlex.join(['eval', str(folder)])}"
+            f"No likelihood was evaluated yet: scoremle {shlex.join(['eval', str(folder)])}"
             f" (looked for {folder / subject.eval_folder / 'results.json'})."
         )
         return []
@@ -230,9 +231,12 @@ def _samples(page: Page, subject: Subject) -> None:
     if final := subject.final_samples():
         pictures.append(Picture(read_bytes(final, MAX_PICTURE), f"evaluated: {final.name}",
                                 "a grid of samples of the evaluated checkpoint"))  # fmt: skip
-    if pictures:
+    if pictures or subject.quality:
         page.section("Samples", "Those of the training start from the same noise at each step.")
         page.pictures(pictures, "large")
+    if quality := subject.quality:
+        words = f"Of the evaluated checkpoint, by {measured_with(quality)}."
+        page.table(MEASURES, measures_in_cells(quality), words)
 
 
 def _training(page: Page, subject: Subject) -> list[Chart]:

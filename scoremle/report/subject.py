@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from jaxtyping import UInt8
@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from scoremle import data
 from scoremle.coding.rates import RATES_FILE, Rates
 from scoremle.errors import UserError, in_a_line
+from scoremle.evaluation.quality import Quality
 from scoremle.evaluation.result import Result
 from scoremle.evaluation.statistics import Difference, paired_difference
 from scoremle.experiment import build, config
@@ -121,6 +122,18 @@ class Subject:
         """The main result: the first likelihood, or else the first bits/dim."""
         found = self.in_bits
         return next((r for r in found if not r.is_bound), found[0] if found else None)
+
+    @property
+    def quality(self) -> Quality | None:
+        """The quality of samples of the evaluated checkpoint; without results, of the newest."""
+        path = self.workdir.inside(self.eval_folder, RESULTS)
+        found = {}
+        for name, facts in read_results(path).items():
+            if isinstance(facts, dict) and facts.get("kind") == "quality":
+                check_record(facts, Quality, f"{path}: {name}")
+                found[facts["checkpoint"]] = cast(Quality, facts)
+        number = self.results[0].checkpoint if self.results else max(found, default=None)
+        return found.get(number)
 
     @property
     def checks(self) -> list[Mapping[str, Any]]:

@@ -16,7 +16,7 @@ from helpers.tiny_runs import TINY
 
 from scoremle import devices
 from scoremle.cli import main as cli
-from scoremle.evaluation.result import quality_table
+from scoremle.evaluation.quality import quality_table
 from scoremle.experiment.run_sampling import Judge, SamplingRun
 from scoremle.quality import features, metrics
 from scoremle.quality.features import PUBLISHED_SHA256, Extractor, Reference, load_inception

@@ -713,7 +713,7 @@ CHANGES: list[tuple[str, ...]] = [
     ("evaluation/result.py", "Result.is_bound",
      "'bound' in self.kind or (self.importance_samples or 1) > 1", "'bound' in self.kind",
      "test_titles.py"),
-    ("evaluation/result.py", "_with_error", "{value:.{places}f}", "{value:.5g}",
+    ("evaluation/quality.py", "measures_in_cells", "{each[key]:.{places}f}", "{each[key]:.5g}",
      "test_titles.py"),
     ("progress.py", "_duration", "{hours}h{m:02d}m", "{hours}h{m}m", "test_titles.py"),
     ("evaluation/result.py", "Result.in_cells", "f'{self.solver_error:.4f}'",

@@ -282,6 +282,34 @@ def test_samples_of_the_evaluated_checkpoint_are_on_the_page(tmp_path):
     assert base64.b64encode(picture.read_bytes()).decode() in text
 
 
+def with_quality(folder, measures, *checkpoints):
+    facts = {
+        "kind": "quality", "measures": measures, "features": "Inception", "step": STEP,
+        "reference": {"path": "x.npz", "origin": "unknown"},
+    }  # fmt: skip
+    path = folder / "eval" / "results.json"
+    found = {f"quality_ckpt_{n}": facts | {"checkpoint": n} for n in checkpoints}
+    write_json(path, read_json(path) | found)
+    return Subject(Workdir(folder), "eval")
+
+
+def test_the_quality_of_samples_is_on_the_page(tmp_path):
+    """Those of the evaluated checkpoint, with the digits of their errors; without it, none."""
+    make(tmp_path)
+    sizes = {"samples": 50, "reference_images": 60}
+    measures = {"FID": {"value": 3.14159, "stderr": 0.21, **sizes},
+                "IS": {"value": 9.87654321, "stderr": None, **sizes}}  # fmt: skip
+    assert with_quality(tmp_path, measures, 1, 7).quality is None
+    page = Page("a", "b")
+    _samples(page, with_quality(tmp_path, measures, 1, 2))
+    page.write(tmp_path / "page.html")
+    text = Reader((tmp_path / "page.html").read_text()).text
+    assert "FID 3.14 0.21 50 60 IS 9.8765 50 60" in text
+    assert "features: Inception; reference: x.npz, origin unknown; step 1200" in text
+    with pytest.raises(UserError, match="stderr must be"):
+        with_quality(tmp_path, {"FID": {"value": 3.0, "stderr": -1.0, **sizes}}, 2).quality  # noqa: B018
+
+
 def test_the_course_of_a_learned_schedule_and_that_of_numbers():
     course = {"t": [0.0, 0.5, 1.0], "learned": [6.0, 1.0, -6.0], "fixed": [6.0, 0.0, -6.0]}
     of_numbers = course | {"least": [5.0, 0.0, -6.5], "most": [7.0, 2.25, -5.5]}
@@ -315,7 +343,8 @@ def test_a_folder_without_results_and_one_without_anything(tmp_path, capsys):
     assert main(["report", str(tmp_path / "a run")]) == 0
     told = Reader((tmp_path / "a run" / "report" / "index.html").read_text()).text
     command = f"scoremle eval '{tmp_path / 'a run'}'"
-    assert f"Nothing was evaluated yet: {command}" in told and "No field differs from it" in told
+    assert f"No likelihood was evaluated yet: {command}" in told
+    assert "No field differs from it" in told
     assert main(["report", str(tmp_path)]) == 2
     assert "not a working directory" in capsys.readouterr().err
 
@@ -410,7 +439,7 @@ def test_six_grids_of_a_training_are_shown_the_first_and_the_last_among_them(
     paths = [tmp_path / f"step_{i}.png" for i in range(count)]
     for path in paths:
         path.write_bytes(b"png")
-    shown, subject = Mock(), Mock(final_samples=lambda: None)
+    shown, subject = Mock(), Mock(final_samples=lambda: None, quality=None)
     subject.sample_pictures = lambda: [(1000 * i, path) for i, path in enumerate(paths)]
     sections._samples(shown, subject)
     found = [call.args[0] for call in shown.pictures.call_args_list]
