@@ -282,6 +282,16 @@ def test_samples_of_the_evaluated_checkpoint_are_on_the_page(tmp_path):
     assert base64.b64encode(picture.read_bytes()).decode() in text
 
 
+def test_a_page_is_not_written_in_place_of_a_link_or_a_folder(tmp_path, capsys):
+    make(tmp_path / "run")
+    link, target = tmp_path / "link.html", tmp_path / "page.html"
+    link.symlink_to(target)
+    for out, words in ((link, "is a link"), (tmp_path, "is a folder")):
+        assert main(["report", str(tmp_path / "run"), f"--out={out}"]) == 2
+        assert words in capsys.readouterr().err
+    assert link.is_symlink() and not target.exists()
+
+
 def with_quality(folder, measures, *checkpoints):
     facts = {
         "kind": "quality", "measures": measures, "features": "Inception", "step": STEP,

@@ -28,7 +28,12 @@ def arguments(parser: Parser) -> None:
 
 
 def check(options: Any) -> None:
-    """Raises UserError for a workdir that is not there. What names a model is left to ``run``."""
+    """Raises UserError for a workdir that is not there, and a page that can't be written.
+
+    What names a model is left to ``run``.
+    """
+    if options.out:
+        checks.writable("--out=", options.out, force=True)
     for place in options.workdirs:
         if ":" not in str(place) and str(place) not in NAMES:
             checks.exists(place)
