@@ -235,7 +235,7 @@ def _samples(page: Page, subject: Subject) -> None:
         page.section("Samples", "Those of the training start from the same noise at each step.")
         page.pictures(pictures, "large")
     if quality := subject.quality:
-        words = f"Of the evaluated checkpoint, by {measured_with(quality)}."
+        words = f"Of the evaluated checkpoint; {measured_with(quality)}."
         page.table(MEASURES, measures_in_cells(quality), words)
 
 
