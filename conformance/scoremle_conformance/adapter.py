@@ -107,14 +107,14 @@ class Adapter:
 
     def log_prob(self, field: Field, x: np.ndarray, ask: Ask) -> Answer:
         """log p of the rows of ``x`` [n D] at the start of the field's path, in nats."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{self.name} has no method log_prob")
 
     def gradient(self, field: Field, x: np.ndarray) -> np.ndarray:
         """The gradient of log p in x, by exact traces: for those that declare "gradient"."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{self.name} has no method gradient")
 
     def log_prob_images(
         self, field: Field, images: np.ndarray, kind: Images, ask: Ask
     ) -> np.ndarray:
         """log P of integers [n h w c] in nats, for those that declare "images"."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{self.name} has no method log_prob_images")

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from scoremle_conformance.adapter import ABILITIES, Adapter
+from scoremle_conformance.adapters import ADAPTERS
 from scoremle_conformance.checks import (
     CHECKS,
     EXACT_DIMS,
@@ -70,7 +71,7 @@ def _measured(case: Case) -> str:
 def as_table(report: Report) -> str:
     """One line a case, then what is wrong."""
     adapter = report.adapter
-    lines = [f"{adapter.name} {adapter.version}, {adapter.setting}: {_set(adapter)}", ""]
+    lines = [f"{_title(adapter)}, {adapter.setting}: {_set(adapter)}", ""]
     for case in report.cases:
         lines.append(f"{case.verdict:<15} {case.check:<12} {case.name}: {_measured(case)}")
     lines += ["", *(f"{check:<12} {verdict(report.of(check))}" for check in CHECKS), ""]
@@ -88,9 +89,9 @@ def as_issue(report: Report) -> str:
     if not failed:
         return ""
     named = "; ".join(fault.name for fault in report.faults)
-    command = f"python -m scoremle_conformance {adapter.name} --setting {adapter.setting}"
+    command = f"python -m scoremle_conformance {_library(adapter)} --setting {adapter.setting}"
     return "\n\n".join([
-        f"# {adapter.name} {adapter.version}: log p is off ({named})",
+        f"# {_title(adapter)}: log p is off ({named})",
         f"Setting: {_set(adapter)}. Python {platform.python_version()}, numpy {np.__version__}.",
         *(f"{fault.name}: {fault.words}." for fault in report.faults),
         *_smallest(failed),
@@ -121,6 +122,16 @@ def _smallest(failed: list[Case]) -> list[str]:
         f"    x = {found.x[i].tolist()}\n    {what}, closed form: {found.truth[i]:.6f} nats\n"
         f"    {what}, found:       {found.answers[i]:.6f} nats",
     ]
+
+
+def _title(adapter: Adapter) -> str:
+    return f"{adapter.name} {adapter.version}".strip()
+
+
+def _library(adapter: Adapter) -> str:
+    """The argument of the command that examines it."""
+    place = f"{type(adapter).__module__}:{type(adapter).__qualname__}"
+    return adapter.name if ADAPTERS.get(adapter.name) == place else place
 
 
 def _set(adapter: Adapter) -> str:

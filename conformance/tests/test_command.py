@@ -72,6 +72,19 @@ def test_the_text_for_maintainers_has_the_smallest_example(capsys):
     assert "# sample" not in capsys.readouterr().out
 
 
+def test_a_stranger_s_issue_repeats_the_command_and_names_a_missing_method(
+    stranger, tmp_path, monkeypatch, capsys
+):
+    code = (tmp_path / "my_adapter.py").read_text()
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "claims.py").write_text(code.replace('{"exact"', '{"gradient", "exact"'))
+    assert main(["claims:Mine", "--quick", "--issue"]) == 1
+    printed = capsys.readouterr().out
+    assert printed.startswith("mine, default: as it is\n") and "\n# mine: log p" in printed
+    assert "python -m scoremle_conformance claims:Mine --setting default" in printed
+    assert "NotImplementedError: mine has no method gradient" in printed
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
