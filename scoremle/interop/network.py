@@ -257,4 +257,6 @@ def _in_words(kinds: Sequence[tuple[str, tuple[int, ...]]]) -> str:
 def _line(error: Exception) -> str:
     if isinstance(error, ModuleNotFoundError) and error.name == "torchax":
         return "torchax is not installed: pip install 'scoremle[torchax]'"
+    if "mixed math" in str(error):
+        return "it uses tensors from outside of it: make them its buffers or submodules"
     return first_line(error, named=True)

@@ -582,6 +582,24 @@ class Odd(MLP):
         return super().forward(x, label) * (1.0 if x.detach().numpy().size else 0.0)
 
 
+class Outside(MLP):
+    """Uses a module that is no part of it."""
+
+    def forward(self, x, label):
+        return elsewhere(x)
+
+
+elsewhere = nn.Linear(6, 6)
+
+
+@pytest.mark.skipif(not find_spec("torchax"), reason="needs torchax")
+def test_tensors_from_outside_of_a_module_are_named(caplog):
+    mlp_model(None, made(Outside))
+    assert "make them its buffers" in caplog.text
+    with pytest.raises(UserError, match="from outside"):
+        mlp_model("torchax", made(Outside))
+
+
 @pytest.mark.skipif(not find_spec("torchax"), reason="needs torchax")
 def test_what_is_translated_goes_where_the_data_are():
     """Bound to the CPU, where modules are made, it would keep all work off JAX's GPU."""
