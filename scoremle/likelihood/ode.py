@@ -178,7 +178,7 @@ def warn_of_rows(solver_error: Rows, probe_stderr: Rows, tolerance: float = TOLE
     if count := int(np.sum(large)):
         warnings.warn(
             f"the solver's error may exceed {tolerance} nats of {count} of {len(large)} examples,"
-            f" up to {np.max(error[large]):.2g}: see solver_error, and compute in float64 if that"
-            " is less than log p is rounded to",
+            f" up to {np.max(error[large]):.2g}: see solver_error. Where float32 rounds log p by"
+            f" more than {tolerance} nats, compute in float64",
             stacklevel=3,
         )
