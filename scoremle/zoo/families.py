@@ -124,10 +124,8 @@ FAMILIES = {
 }  # fmt: skip
 
 # For whatever is none of these.
-OTHER_FAMILIES = (
-    f"{', '.join(family.title for family in FAMILIES.values())}; use"
-    " scoremle.interop.torch.from_module in a FILE.py:function for any other"
-)
+FOR_ANY_OTHER = "use scoremle.interop.torch.from_module in a FILE.py:function for any other"
+OTHER_FAMILIES = f"{', '.join(family.title for family in FAMILIES.values())}; {FOR_ANY_OTHER}"
 
 
 def family_of(path: Path) -> str | None:

@@ -30,7 +30,7 @@ from scoremle.published import pytorch
 from scoremle.records import check_record
 from scoremle.types import Times
 from scoremle.zoo.adm import ADM, CHANNELS, adm_params
-from scoremle.zoo.families import flags_beside, named_errors, published_model
+from scoremle.zoo.families import FOR_ANY_OTHER, flags_beside, named_errors, published_model
 
 RESCALED_TO = 1000.0
 
@@ -62,8 +62,9 @@ def load(path: Path) -> ScoreModel:
     place = flags_beside(path)
     if not place.is_file():
         raise UserError(
-            f"{path}: a .pt does not say its architecture. Write the flags that it was trained"
-            f' with to {place}, such as {{"image_size": 64, "num_channels": 128, ...}}'
+            f"{path}: a .pt does not say its architecture. For a network of improved- or"
+            f" guided-diffusion, write the flags that it was trained with to {place}, such as"
+            f' {{"image_size": 64, "num_channels": 128, ...}}; {FOR_ANY_OTHER}'
         )
     flags = read_json(inside(place.parent, place.name))
     with named_errors(place, "these flags make no model"):

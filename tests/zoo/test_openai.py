@@ -160,5 +160,5 @@ def test_flags_must_be_there_and_name_a_known_schedule(load, tmp_path):
     with pytest.raises(UserError, match="not 'sqrt'"):
         load(noise_schedule="sqrt")
     families.flags_beside(tmp_path / "model.pt").unlink()
-    with pytest.raises(UserError, match=r"to \S*model\.json"):
+    with pytest.raises(UserError, match=r"to \S*model\.json.*FILE\.py:function"):
         openai.load(tmp_path / "model.pt")
