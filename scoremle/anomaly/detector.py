@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
 import scoremle
 from scoremle.anomaly.conformal import (
@@ -79,6 +79,11 @@ class Anomalies:
 
     def __len__(self) -> int:
         return len(self.p)
+
+    @property
+    def order(self) -> Int[np.ndarray, " n"]:
+        """Numbers of the examples, the most unusual first: by p, and by the score where p ties."""
+        return np.lexsort((-self.score, self.p))
 
     @property
     def adjusted(self) -> Float[np.ndarray, " n"]:

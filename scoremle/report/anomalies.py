@@ -50,7 +50,7 @@ def write_anomalies(
     page = Page(title, "The most unusual first.")
     page.section("What the numbers say", *facts, MEANING)
     listed, cards, digits = found.suspects(rate), [], 1 + len(str(references))
-    for i in np.lexsort((-found.score, found.p)):
+    for i in found.order:
         words = f"p {found.p[i]:.{digits}f}" + "; suspect" * bool(listed[i])
         picture = Picture(as_png(images[i], levels, SIDE), words, f"{names[i]}: {words}")
         p = float(found.p[i])

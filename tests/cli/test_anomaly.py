@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 import scoremle
-from scoremle.anomaly import Detector
+from scoremle.anomaly import Anomalies, Detector
 from scoremle.cli import main as cli
 from scoremle.cli.commands import anomaly as command
 from scoremle.errors import UserError
@@ -277,12 +277,16 @@ def test_mistakes_are_one_line(words, told, places, capfd, monkeypatch):
     assert code == 2 and told in said and len(said.splitlines()) == 1
 
 
-def test_ten_suspects_are_named_the_least_p_value_first():
+def test_ten_suspects_are_named_the_most_unusual_first():
     p, names = np.linspace(0.11, 0.01, 11), [*"abcdefghijk"]
-    told = command._verdict(names, p, np.ones(11, bool), 0.05)
+    found = Anomalies(-p, p)
+    told = command._verdict(names, found, np.ones(11, bool), 0.05)
     assert told.startswith("11 of 11 stand out at a rate of false discoveries of 0.05: k (p 0.01)")
     assert told.endswith("b (p 0.1) and 1 more")
-    told = command._verdict(names[:10], p[:10], np.arange(10) < 1, 0.1)
+    told = command._verdict(names[:10], Anomalies(-p[:10], p[:10]), np.arange(10) < 1, 0.1)
     assert told.endswith("of 0.1: a (p 0.11)") and told.startswith("1 of 10 ")
-    none = command._verdict(names, p, np.zeros(11, bool), 0.1)
+    none = command._verdict(names, found, np.zeros(11, bool), 0.1)
     assert none.endswith("of 0.1: the least p-value is 0.01")
+    tied = Anomalies(np.array([1.0, 9.0, 5.0]), np.full(3, 0.01))
+    told = command._verdict(["a", "b", "c"], tied, np.ones(3, bool), 0.1)
+    assert told.endswith("of 0.1: b (p 0.01), c (p 0.01), a (p 0.01)")

@@ -22,6 +22,8 @@ from scoremle.terminal import cell, say
 if TYPE_CHECKING:
     import numpy as np
 
+    from scoremle.anomaly import Anomalies
+
 NEEDS = "scoremle.anomaly.detector"
 # In place of a model: a density of the features themselves.
 GAUSSIAN = "gaussian"
@@ -173,7 +175,7 @@ def _score(options: Any) -> dict[str, Any]:
         raise UserError("--page is of images, and these are vectors or other reals")
     found = detector.score(model, data, label="scores")
     listed, names = found.suspects(options.rate), [report.name for report in kept]
-    lines = [_verdict(names, found.p, listed, options.rate)]
+    lines = [_verdict(names, found, listed, options.rate)]
     lines += filter(None, [detector.limits(len(found), options.rate)])
     lines += _of_seen(facts)
     by = f"By the statistic {detector.statistic}, with {len(detector.reference)} references."
@@ -221,14 +223,14 @@ def _facts(options: Any, recorded: dict[str, str]) -> dict[str, str]:
 RUNS = {"fit": _fit, "score": _score}
 
 
-def _verdict(names: list[str], p: np.ndarray, listed: np.ndarray, rate: float) -> str:
-    """A line on how many stand out, and the first of them."""
-    count = int(listed.sum())
+def _verdict(names: list[str], found: Anomalies, listed: np.ndarray, rate: float) -> str:
+    """A line on how many stand out, and the most unusual of them."""
+    count, p = int(listed.sum()), found.p
     stand = "stands" if count == 1 else "stand"
     line = f"{count} of {len(p)} {stand} out at a rate of false discoveries of {rate:g}"
     if not count:
         return f"{line}: the least p-value is {p.min():.3g}"
-    suspects = [f"{names[i]} (p {p[i]:.3g})" for i in p.argsort(kind="stable") if listed[i]]
+    suspects = [f"{names[i]} (p {p[i]:.3g})" for i in found.order if listed[i]]
     return f"{line}: {in_short(suspects, SHOWN)}"
 
 
