@@ -97,7 +97,7 @@ COLUMNS = {
             results_table([Result.read("exact_test_ckpt_3", FACTS, path)])
         ),
         {"result": "exact_test_ckpt_3", "value": "2.3457 bits/dim", "std. error": "0.0123",
-         "probes/draws": "0.00123", "solver, 95%": "0.00450", "NFE": "33", "s/image": "0.067"},
+         "probe/draw": "0.00123", "solver, 95%": "0.00450", "NFE": "33", "s/image": "0.067"},
     ),
     "quality": (
         lambda *_: of_lines(quality_table({"samples": QUALITY})),

@@ -289,7 +289,7 @@ class Result(Mean):
 
 
 # The columns that a narrow screen leaves out first; results.json has them.
-SPARE = ("s/image", "NFE", "probes/draws")
+SPARE = ("s/image", "NFE", "probe/draw")
 UPPER = "* an upper estimate, from few draws: it is a part of the standard error"
 # The kind of each field in results.json, and those that a result has beside a mean.
 KINDS: dict[str, Any] = {
@@ -381,7 +381,7 @@ def _precision_cost(r: Result) -> list[str]:
 def results_table(results: Sequence[Result]) -> str:
     """One line for each result: its value and errors; and under them, what each of them is.
 
-    The standard error is over images; "probes/draws" is the part of it that comes from probes or
+    The standard error is over images; "probe/draw" is the part of it that comes from probes or
     Monte-Carlo draws. The solver's error is the mean over images of what covers it: it has a sign
     of its own and does not shrink with their number. Of a corrected mean it is twice its standard
     error and what the finest level may be off.
@@ -389,7 +389,7 @@ def results_table(results: Sequence[Result]) -> str:
     Args:
         results: in the order of the lines.
     """
-    header = ("result", "value", "std. error", "probes/draws", "solver, 95%", "NFE", "s/image")
+    header = ("result", "value", "std. error", "probe/draw", "solver, 95%", "NFE", "s/image")
     rows = [
         (
             r.name,
