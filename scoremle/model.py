@@ -51,7 +51,7 @@ from scoremle.likelihood.decoders import InformedDecoder
 from scoremle.likelihood.elbo import ELBO, elbo
 from scoremle.likelihood.flow import DIVERGENCE, SOLVER
 from scoremle.likelihood.image_model import pixels_of
-from scoremle.likelihood.images import ByElbo, ByOde, Estimator
+from scoremle.likelihood.images import ByElbo, ByOde, Estimator, number_in_words
 from scoremle.likelihood.informed import fitted_scale
 from scoremle.likelihood.ode import ode_decode, ode_log_likelihood, warn_of_rows
 from scoremle.likelihood.pilot import PILOT_IMAGES, Choice, choose_within
@@ -652,16 +652,18 @@ class ScoreModel:
                 "this estimator takes no dequantizer, since it has a decoder: leave it out, or"
                 " take scoremle.ByOde()"
             )
+        noise = dequantizer or self.default_dequantizer
         found = score_images(
             model._plain(plain.noise), estimator, images, numbers,
-            dequantizer=dequantizer or self.default_dequantizer, condition=condition,
+            dequantizer=noise, condition=condition,
             passes=passes, seed=seed, batch_size=batch_size, devices=devices, label=label,
         )  # fmt: skip
         check_finite_values(found.finite, numbers, "bits/dim of image")
         if choice and tolerance:
             found = found.corrected(choice.levels, tolerance)
         scores = Scores.of_passes(found.values, self.dims)
-        return replace(scores, mean=found.mean, choice=choice)
+        words = number_in_words(estimator, noise)
+        return replace(scores, mean=found.mean, choice=choice, estimator=words)
 
     def calibrated(
         self,

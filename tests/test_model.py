@@ -398,8 +398,9 @@ def test_scores_by_a_bound_lie_above_and_say_their_error():
     points = np.asarray(PIXELS.encode(jnp.arange(8), jnp.full(8, 0.5)))
     start = truncation_start(VP, 1e-5, PIXELS)
     decoder = ByElbo(64, decoder=DiscreteDecoder(points), start=start)
-    for estimator in (ByElbo(64), decoder):
+    for estimator, words in ((ByElbo(64), ", uniform dequantization"), (decoder, "")):
         found = images().score(IMAGES, passes=4, estimator=estimator)
+        assert repr(found).endswith(f"; {estimator.title}{words})")
         assert np.mean(found.bpd - truth) > 0
         assert (found.solver_error == 0).all() and (found.probe_stderr > 0).all()
 

@@ -14,7 +14,7 @@ from scoremle.core.pytree import describe
 from scoremle.experiment.encoders import file_hash
 from scoremle.experiment.labels import ALL, under
 from scoremle.experiment.own_code import is_own
-from scoremle.likelihood.images import Estimator, in_words
+from scoremle.likelihood.images import Estimator, number_in_words
 from scoremle.likelihood.pilot import Choice
 from scoremle.model import ScoreModel
 from scoremle.resumable import facts_of_data, parts_in
@@ -66,9 +66,7 @@ class Measurement:
     @property
     def title(self) -> str:
         """Words for the number: the estimator and the dequantization noise."""
-        middles = isinstance(self.dequantizer, dequantize.TruncatedNormal)
-        noise = "truncated normal" if middles else "uniform"
-        return in_words(self.measured_by, noise * self.estimator.dequantizes)
+        return number_in_words(self.estimator, self.dequantizer, self.measured_by)
 
     def identity(self, place: str, seed: int) -> dict[str, Any]:
         """The facts that a value depends on, besides its image and its pass.

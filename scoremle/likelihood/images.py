@@ -36,7 +36,13 @@ from jaxtyping import Array, Float, Key
 from scoremle.core.arguments import check_choice, check_count, check_kind, check_part
 from scoremle.core.bijectors import AtTime
 from scoremle.core.condition import conditioned
-from scoremle.core.dequantize import Dequantizer, truncation_start
+from scoremle.core.dequantize import (
+    Dequantizer,
+    Flow,
+    TruncatedNormal,
+    Uniform,
+    truncation_start,
+)
 from scoremle.core.divergence import DivergenceEstimator, Hutchinson
 from scoremle.core.keys import normal, split
 from scoremle.core.pixels import bits_per_dim
@@ -63,7 +69,11 @@ from scoremle.solvers.base import Solver
 from scoremle.solvers.multistep import Multistep, Planned
 from scoremle.types import Data, Images, IntImages, Keys, PerExample, Scalar
 
-__all__ = ["ByElbo", "ByOde", "Estimator", "ImageValues", "in_words", "measure"]
+__all__ = [
+    "ByElbo", "ByOde", "Estimator", "ImageValues", "in_words", "measure", "number_in_words",
+]  # fmt: skip
+
+NOISES = {Uniform: "uniform", TruncatedNormal: "truncated normal", Flow: "variational"}
 
 # bpd, and what belongs to it, by name; ``profile`` has an axis over log-SNR.
 ImageValues = dict[str, PerExample | Float[Array, "b bins"]]
@@ -94,6 +104,19 @@ class Estimator(Protocol):
     def __call__(
         self, model: Any, dequantizer: Dequantizer, x: IntImages, keys: Key[Array, " b"]
     ) -> ImageValues: ...
+
+
+def number_in_words(estimator: "Estimator", dequantizer: Dequantizer, title: str = "") -> str:
+    """Words for the number that an estimator gives by this noise.
+
+    Args:
+        estimator: of the number.
+        dequantizer: its noise, if the estimator takes any.
+        title: of the estimator with more facts; "": its own.
+    """
+    known = (words for kind, words in NOISES.items() if isinstance(dequantizer, kind))
+    noise = next(known, type(dequantizer).__name__)
+    return in_words(title or estimator.title, noise * estimator.dequantizes)
 
 
 def in_words(estimator: str, dequantizer: str = "") -> str:

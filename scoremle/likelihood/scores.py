@@ -44,6 +44,7 @@ class Scores:
 
     ``mean`` is that over images, with its errors part by part; None where it was not computed.
     ``choice`` is the pilot's, of the solver, if a tolerance was given: ``mean`` is then corrected.
+    ``estimator`` says whether the number is exact or a bound, and names the dequantization noise.
 
     Example:
         >>> bpd = np.asarray([[3.0], [5.0]])  # of two passes over one image
@@ -59,6 +60,7 @@ class Scores:
     solver_error: Float[np.ndarray, " n"]
     mean: Mean | None = None
     choice: Choice | None = None
+    estimator: str = ""
 
     def __len__(self) -> int:
         return len(self.bpd)
@@ -70,7 +72,8 @@ class Scores:
         facts = [f"mean {self._mean()} bits/dim"]
         if not np.isnan(self.stderr).all():
             facts.append(f"one image +- {np.sqrt(np.nanmean(np.square(self.stderr))):.3f}")
-        return f"Scores({images}: {'; '.join([*facts, *self._of_solver()])})"
+        facts += filter(None, [*self._of_solver(), self.estimator])
+        return f"Scores({images}: {'; '.join(facts)})"
 
     def _repr_html_(self) -> str:
         """A table of the first and the last images, for notebooks."""

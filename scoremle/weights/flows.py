@@ -11,6 +11,7 @@ log p is that of another point, x' = forward(inverse(x)). The residual, in nats,
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import jax
@@ -27,13 +28,13 @@ from scoremle.core.arguments import (
     check_kind,
     check_seed,
 )
-from scoremle.core.dequantize import Dequantizer
+from scoremle.core.dequantize import Dequantizer, Uniform
 from scoremle.core.keys import split
 from scoremle.core.pixels import Pixels, bits_per_dim
 from scoremle.core.pytree import frozen_pytree, static
 from scoremle.errors import UserError
 from scoremle.likelihood.image_model import pixels_of
-from scoremle.likelihood.images import Estimator, ImageValues
+from scoremle.likelihood.images import Estimator, ImageValues, number_in_words
 from scoremle.likelihood.importance import jackknife
 from scoremle.likelihood.score_images import example_numbers, score_images
 from scoremle.likelihood.scores import Scores
@@ -124,12 +125,14 @@ class FlowModel:
         numbers = example_numbers(index, len(images))
         if not len(images):
             return Scores(*np.zeros((5, 0)))
+        estimator = ByLogProb(draws)
         found = score_images(
-            self, ByLogProb(draws), images, numbers, dequantizer=dequantizer, passes=passes,
+            self, estimator, images, numbers, dequantizer=dequantizer, passes=passes,
             seed=seed, batch_size=batch_size, devices=jax.devices()[:1], label=label,
         )  # fmt: skip
         check_finite_values(found.finite, numbers, "bits/dim of image")
-        return Scores.of_passes(found.values, self.dims)
+        scores = Scores.of_passes(found.values, self.dims)
+        return replace(scores, estimator=number_in_words(estimator, dequantizer or Uniform()))
 
 
 def from_flow(

@@ -2,6 +2,7 @@
 
 import re
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -47,6 +48,7 @@ def test_a_line_has_the_mean_and_its_errors():
     assert repr(scores(BPD[:, :2])).startswith("Scores(2 images: mean 3.500 +- 0.500 bits/dim")
     assert repr(scores(BPD[:, :0])) == "Scores(0 images)"
     assert "solver" not in repr(scores(solver_error=0.0))
+    assert repr(replace(scores(), estimator="a bound")).endswith("steps; a bound)")
     assert "the solver's error is unknown)" in repr(scores(solver_error=np.nan))
 
 

@@ -70,6 +70,7 @@ def test_values_belong_to_an_image():
     part = flow().score(IMAGES[some], draws=3, index=some, batch_size=1)
     np.testing.assert_allclose(part.bpd, whole.bpd[some], rtol=1e-6)
     assert len(flow().score(IMAGES[:0])) == 0
+    assert whole.estimator == f"{ByLogProb(3).title}, uniform dequantization"
 
 
 def test_score_images_takes_it_with_its_mean():
