@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from scoremle.likelihood.images import Estimator
     from scoremle.model import ScoreModel
 
-__all__ = ["ALL", "check_label"]
+__all__ = ["ALL", "check_label", "under"]
 
 ALL = "all"
 
@@ -38,7 +38,12 @@ def check_label(model: "ScoreModel", label: str, flag: str = "--label") -> int:
 
 
 def under(model: "ScoreModel", label: str) -> "ScoreModel":
-    """The model of one label; for all labels that of the first, which a pilot takes."""
+    """The model of one label; for all labels that of the first, which a pilot takes.
+
+    Args:
+        model: with classes, if there is a label.
+        label: a number, "all", or "" for none.
+    """
     return model.condition_on(np.array([0 if label == ALL else int(label)])) if label else model
 
 

@@ -76,7 +76,7 @@ class Measurement:
             seed: of all randomness.
         """
         return {
-            **facts_of(self.model, place, seed, self.label),
+            **facts_of(under(self.model, ALL) if self.label == ALL else self.model, place, seed),
             "pixels": describe(self.model.pixels),
             "estimator": describe(self.estimator),
             "dequantizer": describe(self.dequantizer),
@@ -96,23 +96,22 @@ class Measurement:
         return parts_in(above, self.identity(place, seed) | facts_of_data(images))
 
 
-def facts_of(model: Any, place: str, seed: int, label: str = "") -> dict[str, Any]:
+def facts_of(model: Any, place: str, seed: int) -> dict[str, Any]:
     """Facts that all values of a model depend on.
 
     A function counts by its values, by which the numbers that it takes show.
 
     Args:
-        model: a ScoreModel or a FlowModel.
+        model: a ScoreModel, under its label if it has any, or a FlowModel.
         place: of the model, as it was named.
         seed: of all randomness.
-        label: of the images, if the model is not under it.
     """
     facts = {"place": place, "code": file_hash(place) if is_own(place) else "",
              "seed": seed, "version": scoremle.__version__}  # fmt: skip
     if not isinstance(model, ScoreModel):
         return facts | {"log_prob": model.log_prob(np.full((1, *model.shape), 0.5)).tolist()}
     if is_own(place):
-        facts["outputs"] = rounded(outputs_of(under(model, label)))
+        facts["outputs"] = rounded(outputs_of(model))
     return facts | {"model": model_hash(model)}
 
 

@@ -346,6 +346,18 @@ def test_what_looks_wrong_is_said_and_nothing_if_all_is_well(score, tmp_path):
         assert "wider than half a grey level" in worth
 
 
+def test_finished_parts_belong_to_the_label(score, tmp_path):
+    """Under one label the network is asked once, and of all labels under the first."""
+    place, found = f"{tmp_path / 'mine.py'}:labelled", []
+    for label in ("0", "2", "all"):
+        measurement = prepared(model_of(tmp_path, "labelled"), IMAGES, "steps", label)
+        found.append(measurement.identity(place, 0))
+    (zero, two, all_labels) = found
+    assert zero["outputs"] != two["outputs"] and zero["model"] != two["model"]
+    assert all_labels["outputs"] == zero["outputs"]
+    assert all_labels["estimator"] != zero["estimator"]
+
+
 @pytest.mark.long
 def test_a_label_or_the_mean_over_all(score, tmp_path):
     flags = "--estimator=steps", "--repeats=2"

@@ -64,6 +64,7 @@ def run(options: Any) -> None:
 
     from scoremle.core.keys import key_of
     from scoremle.experiment import build
+    from scoremle.experiment.labels import under
     from scoremle.experiment.measurement import facts_of
     from scoremle.resumable import parts_in
 
@@ -81,7 +82,7 @@ def run(options: Any) -> None:
         model, how["sampler"] = replace(model, eps=sampler.eps), sampler.draw
     facts = {"sampling": config.sampling.to_dict(), "samples": options.n, "label": options.label,
              "log_prob": options.log_prob}  # fmt: skip
-    facts |= facts_of(model, options.model, options.seed, options.label)
+    facts |= facts_of(under(model, options.label), options.model, options.seed)
     parts = parts_in(finished.above(options.out), facts)
     with finished.kept(parts):
         found = model.sample(
