@@ -652,17 +652,17 @@ class ScoreModel:
                 "this estimator takes no dequantizer, since it has a decoder: leave it out, or"
                 " take scoremle.ByOde()"
             )
-        noise = dequantizer or self.default_dequantizer
+        dequantizer = dequantizer or self.default_dequantizer
         found = score_images(
             model._plain(plain.noise), estimator, images, numbers,
-            dequantizer=noise, condition=condition,
-            passes=passes, seed=seed, batch_size=batch_size, devices=devices, label=label,
+            dequantizer=dequantizer, condition=condition, passes=passes, seed=seed,
+            batch_size=batch_size, devices=devices, label=label,
         )  # fmt: skip
         check_finite_values(found.finite, numbers, "bits/dim of image")
         if choice and tolerance:
             found = found.corrected(choice.levels, tolerance)
         scores = Scores.of_passes(found.values, self.dims)
-        words = number_in_words(estimator, noise)
+        words = number_in_words(estimator, dequantizer, self)
         return replace(scores, mean=found.mean, choice=choice, estimator=words)
 
     def calibrated(

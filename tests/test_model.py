@@ -246,6 +246,12 @@ def test_a_representation_is_short_and_counts_the_network_alone():
     assert repr(network.condition_on(np.ones((3, 2)))) == repr(network)
 
 
+def test_scores_of_a_model_with_codes_say_that_they_are_a_bound():
+    model, _ = by_codes((1, 2, 1), Pixels(8))
+    found = model.score(np.full((3, 1, 2, 1), 5, np.uint8), estimator=ByElbo(2))
+    assert ", bound by a code of 2 of 4 bits, uniform dequantization)" in repr(found)
+
+
 @pytest.mark.long
 def test_images_in_batches_have_their_own_codes():
     """So have those of a pilot, and of the differences by which a mean is corrected."""

@@ -14,7 +14,7 @@ from scoremle.core.pytree import describe
 from scoremle.experiment.encoders import file_hash
 from scoremle.experiment.labels import ALL, under
 from scoremle.experiment.own_code import is_own
-from scoremle.likelihood.images import Estimator, number_in_words
+from scoremle.likelihood.images import Estimator, number_in_words, title_of
 from scoremle.likelihood.pilot import Choice
 from scoremle.model import ScoreModel
 from scoremle.resumable import facts_of_data, parts_in
@@ -58,15 +58,17 @@ class Measurement:
     @property
     def measured_by(self) -> str:
         """Words for the estimator, with the label and the code of the images, if any."""
-        coder = isinstance(self.model, ScoreModel) and self.model.coder
-        # The mean over all labels says so itself.
-        label = f", label {self.label}" * (self.label not in ("", ALL))
-        return self.estimator.title + label + (f", {coder.title}" if coder else "")
+        return title_of(self.estimator, self.model, self._one_label)
 
     @property
     def title(self) -> str:
         """Words for the number: the estimator and the dequantization noise."""
-        return number_in_words(self.estimator, self.dequantizer, self.measured_by)
+        return number_in_words(self.estimator, self.dequantizer, self.model, self._one_label)
+
+    @property
+    def _one_label(self) -> str:
+        """The label, if it is one: the title of the mean over all says so itself."""
+        return self.label * (self.label != ALL)
 
     def identity(self, place: str, seed: int) -> dict[str, Any]:
         """The facts that a value depends on, besides its image and its pass.

@@ -71,8 +71,10 @@ from scoremle.types import Data, Images, IntImages, Keys, PerExample, Scalar
 
 __all__ = [
     "ByElbo", "ByOde", "Estimator", "ImageValues", "in_words", "measure", "number_in_words",
+    "title_of",
 ]  # fmt: skip
 
+# Words for the noise of each dequantizer.
 NOISES = {Uniform: "uniform", TruncatedNormal: "truncated normal", Flow: "variational"}
 
 # bpd, and what belongs to it, by name; ``profile`` has an axis over log-SNR.
@@ -106,17 +108,33 @@ class Estimator(Protocol):
     ) -> ImageValues: ...
 
 
-def number_in_words(estimator: "Estimator", dequantizer: Dequantizer, title: str = "") -> str:
-    """Words for the number that an estimator gives by this noise.
+def number_in_words(
+    estimator: Estimator, dequantizer: Dequantizer, model: Any, label: str = ""
+) -> str:
+    """Words for the number that an estimator gives of a model: with ``title_of``, and the noise.
 
     Args:
         estimator: of the number.
         dequantizer: its noise, if the estimator takes any.
-        title: of the estimator with more facts; "": its own.
+        model: of the images.
+        label: a number; "": none.
     """
     known = (words for kind, words in NOISES.items() if isinstance(dequantizer, kind))
     noise = next(known, type(dequantizer).__name__)
-    return in_words(title or estimator.title, noise * estimator.dequantizes)
+    return in_words(title_of(estimator, model, label), noise * estimator.dequantizes)
+
+
+def title_of(estimator: Estimator, model: Any, label: str = "") -> str:
+    """The title of an estimator, with the label and the code of the images, if there are any.
+
+    Args:
+        estimator: of a number.
+        model: of the images; a code makes the number a bound.
+        label: a number; "": none.
+    """
+    coder = getattr(model, "coder", None)
+    of_label = f", label {label}" * bool(label)
+    return estimator.title + of_label + (f", {coder.title}" if coder else "")
 
 
 def in_words(estimator: str, dequantizer: str = "") -> str:

@@ -125,14 +125,14 @@ class FlowModel:
         numbers = example_numbers(index, len(images))
         if not len(images):
             return Scores(*np.zeros((5, 0)))
-        estimator = ByLogProb(draws)
+        estimator, dequantizer = ByLogProb(draws), dequantizer or Uniform()
         found = score_images(
             self, estimator, images, numbers, dequantizer=dequantizer, passes=passes,
             seed=seed, batch_size=batch_size, devices=jax.devices()[:1], label=label,
         )  # fmt: skip
         check_finite_values(found.finite, numbers, "bits/dim of image")
         scores = Scores.of_passes(found.values, self.dims)
-        return replace(scores, estimator=number_in_words(estimator, dequantizer or Uniform()))
+        return replace(scores, estimator=number_in_words(estimator, dequantizer, self))
 
 
 def from_flow(
