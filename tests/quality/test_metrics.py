@@ -64,7 +64,7 @@ def test_frechet_distance_of_a_set_from_itself_is_nothing_even_with_few_images()
 @pytest.mark.parametrize(("n", "m"), [(13, 37), (150, 70)])
 @pytest.mark.parametrize(("mean", "scale"), [(0.5, 1.0), (0.0, 1.4)])
 def test_error_of_the_frechet_distance_is_its_spread(n, m, mean, scale):
-    """Of sets with fewer images than features, too."""
+    """Takes sets with fewer images than features, too."""
     d = 17
     root, other = (normal(d, d, seed=seed) / np.sqrt(d) for seed in (1, 2))
     found = [

@@ -316,8 +316,9 @@ def test_the_quality_of_samples_is_on_the_page(tmp_path):
     text = Reader((tmp_path / "page.html").read_text()).text
     assert "FID 3.14 0.21 50 60 IS 9.8765 50 60" in text
     assert "features: Inception; reference: x.npz, origin unknown; step 1200" in text
+    wrong = with_quality(tmp_path, {"FID": {"value": 3.0, "stderr": -1.0, **sizes}}, 2)
     with pytest.raises(UserError, match="stderr must be"):
-        with_quality(tmp_path, {"FID": {"value": 3.0, "stderr": -1.0, **sizes}}, 2).quality  # noqa: B018
+        assert wrong.quality is None
 
 
 def test_the_course_of_a_learned_schedule_and_that_of_numbers():
