@@ -238,8 +238,8 @@ class Result(Mean):
         values = self.column(self.metric)
         return None if values is None else values.mean(axis=0, dtype=np.float64)
 
-    @property
-    def contributions(self) -> Float[np.ndarray, " n"] | None:
+    @cached_property
+    def corrected_values(self) -> Float[np.ndarray, " n"] | None:
         """Values of images with their contributions to the correction: their mean is the result's.
 
         None where there is no file of them. Raises UserError for one without contributions to the

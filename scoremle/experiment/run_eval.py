@@ -217,12 +217,13 @@ class EvaluationRun:
         self, one: Measurement, restored: Restored, name: str, facts: dict[str, Any],
         parts: Path, found: Scored,
     ) -> tuple[Result, np.ndarray]:
-        """Writes all about a measurement; gives its result, and values that have its mean."""
+        """Writes all about a measurement; gives its result, and the corrected values of images."""
         experiment = self.experiment
         write_npz(self.folder / f"{name}.npz", found.values)
         self._check_finite(one, found, name)
         if one.choice:
             found = found.corrected(one.choice.levels, self._evaluation.tolerance)
+        if CORRECTION in found.values:
             write_npz(self.folder / f"{name}.npz", found.values)
         mean = cast(Mean, found.mean)  # of finite values
         facts |= self.trainings(flow=one.of_flow) | {
@@ -256,9 +257,8 @@ class EvaluationRun:
         add_results(self.folder / RESULTS, {name: result.to_json()})
         if "probe_bias" in found.values:
             _warn_of_optimism(result)
-        means = found.values[found.column].mean(axis=0)
-        self._write_extremes(result, means)
-        return result, means + found.values.get(CORRECTION, np.zeros((1, 1)))[0]
+        self._write_extremes(result, found.values[found.column].mean(axis=0))
+        return result, found.corrected_values
 
     def _say_if_replaced(self, result: Result) -> None:
         """Prints a line if another number of this name is there, by whatever version."""

@@ -19,7 +19,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Array, Bool, Int, Integer
+from jaxtyping import Array, Bool, Float, Int, Integer
 
 from scoremle.core.arguments import as_index, check_count, check_part
 from scoremle.core.condition import rows_of
@@ -77,6 +77,12 @@ class Scored:
     def finite(self) -> Bool[np.ndarray, " n"]:
         """Marks the images whose values are finite in each pass."""
         return _finite(self.values)
+
+    @property
+    def corrected_values(self) -> Float[np.ndarray, " n"]:
+        """Values of images over the passes, with their contributions to the correction, if any."""
+        names = [name for name in (self.column, CORRECTION) if name in self.values]
+        return np.sum([self.values[name].mean(axis=0) for name in names], axis=0)
 
     def corrected(self, levels: StepLevels | None, tolerance: float) -> "Scored":
         """These values with the mean at the finest of these levels of the solver.

@@ -41,7 +41,7 @@ def paired(first: Result, second: Result) -> Difference | None:
 
     None where the images or their noise are not the same.
     """
-    a, b = first.contributions, second.contributions
+    a, b = first.corrected_values, second.corrected_values
     alike = all(getattr(first, name) == getattr(second, name) for name in ALIKE)
     if not alike or a is None or b is None or len(a) != len(b) or len(a) < 2:
         return None

@@ -341,16 +341,23 @@ def test_the_published_solver_is_there_to_compare_with(tiny):
 
 @pytest.mark.slow
 @pytest.mark.long
-def test_the_suite_measures_everything_and_judges_it(tiny, capfd):
-    few = {"eval__num_images": 6, "eval__bound_draws": 8}
+def test_the_suite_measures_everything_and_judges_it(tiny, capfd, monkeypatch):
+    """A difference is that of the means, which are corrected for their solvers."""
+    monkeypatch.setattr("scoremle.likelihood.levels.FEWEST_DIFFERENCES", 16)
+    few = {"eval__num_images": 21, "eval__num_repeats": 2, "eval__bound_draws": 8}
+    few |= {"eval__solver": "auto", "training__smallest_time": 0.05}  # which takes few steps
     _, results = evaluate(tiny, "suite", eval__suite=True, **few)
     kinds = {name.partition("_test_ckpt_2")[0] for name in results}
     assert kinds == {
         "exact", "exact_truncated_normal", "exact_k10", "exact_trace", "bound", "bound_none",
         "bound_sliced", "checks",
     }  # fmt: skip
-    words = {check["words"] for check in results["checks_test_ckpt_2"]}
-    assert words == {"exact_k10 <= exact", "bound_sliced == bound", "exact_trace == exact"}
+    found = {check["words"]: check["difference"] for check in results["checks_test_ckpt_2"]}
+    assert set(found) == {"exact_k10 <= exact", "bound_sliced == bound", "exact_trace == exact"}
+    assert results["exact_test_ckpt_2"]["correction"] != 0
+    for words, difference in found.items():
+        first, second = (results[f"{kind}_test_ckpt_2"]["mean"] for kind in words.split()[::2])
+        assert difference == pytest.approx(first - second, abs=1e-6)
     assert "exact_trace == exact: difference" in capfd.readouterr().out
 
 

@@ -582,7 +582,7 @@ CHANGES: list[tuple[str, ...]] = [
     ("experiment/consistency.py", "verdicts", "abs(mean) if relation == '==' else mean", "mean"),
     ("experiment/consistency.py", "verdicts", "stdtrit(images - 1, ndtr(TOLERANCE))",
      "TOLERANCE"),
-    ("report/subject.py", "paired", "first.contributions, second.contributions",
+    ("report/subject.py", "paired", "first.corrected_values, second.corrected_values",
      "first.values, second.values", "report/test_report.py"),
     ("likelihood/levels.py", "contributions", "n * (n - 1) / (m * (m - 1))", "n / m",
      "likelihood/test_levels.py"),

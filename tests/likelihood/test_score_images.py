@@ -221,6 +221,27 @@ def test_a_mean_that_no_levels_correct_stays_as_it_is():
     assert one.corrected(StepLevels((8, 16), (0.1,), 0.0), 0.01) is one
 
 
+def test_corrected_values_have_the_corrected_mean(monkeypatch):
+    """Those of images whose values are finite, whatever the order of the differences."""
+    changes = np.array([0.5, 0.1, 0.3, 0.2])
+
+    def measured(model, estimator, images, *_, **__):
+        if isinstance(estimator, OdeDifference):
+            n = len(images)
+            return {"bpd": changes[None, :n], "halving": changes[None, :n]}, 0.0
+        return {"bpd": np.array([[1.0, np.nan, 3.0, 4.0, 6.0], [2.0, 2.0, 3.0, 5.0, 7.0]])}, 0.0
+
+    monkeypatch.setattr(module, "_measured", measured)
+    plain = score_images(MODEL, Toy(), IMAGES[:5], passes=2)
+    np.testing.assert_allclose(plain.corrected_values, [1.5, np.nan, 3, 4.5, 6.5])
+    found = plain.corrected(StepLevels((8, 16), (0.1,), 0.0), 0.01)
+    values = found.corrected_values[found.finite]
+    assert found.mean.mean == pytest.approx(15.5 / 4 + changes.mean())
+    assert values.mean() == pytest.approx(found.mean.mean)
+    assert values.std(ddof=1) / 2 == pytest.approx(found.mean.stderr)
+    assert np.isnan(found.corrected_values[1])
+
+
 def test_a_difference_of_levels_is_finite(monkeypatch):
     bad = []
 

@@ -203,12 +203,15 @@ def _kind(name: str) -> str:
 def _of_arrays(path: Path, result: "Result | None") -> ComparedMeasurement:
     from scoremle.evaluation.result import column_of
 
-    values = column_of(result.arrays() if result else scoremle.files.read_npz(path), "bpd")
-    if values is None:
-        raise UserError(f"{path} has no bits/dim of images")
     if result is None:
-        return _checked(path, values.astype(float).mean(axis=0), None, None)
-    return _checked(path, result.contributions, result.data_hash or None, result.solver_error)
+        values = column_of(scoremle.files.read_npz(path), "bpd")
+        bpd = None if values is None else values.astype(float).mean(axis=0)
+    else:
+        bpd = result.corrected_values if result.metric == "bpd" else None
+    if bpd is None:
+        raise UserError(f"{path} has no bits/dim of images")
+    known = (result.data_hash or None, result.solver_error) if result else (None, None)
+    return _checked(path, bpd, *known)
 
 
 def _of_scores(path: Path) -> ComparedMeasurement:
