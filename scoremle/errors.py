@@ -2,8 +2,11 @@
 
 import difflib
 import re
+import sys
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from traceback import walk_stack
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -67,6 +70,17 @@ def first_line(error: BaseException, *, named: bool = False) -> str:
     if not lines:
         return kind
     return f"{kind}: {lines[0]}" if named and not isinstance(error, UserError) else lines[0]
+
+
+def warn(text: str) -> None:
+    """Warns at the line that called this package, rather than at one of its own.
+
+    Args:
+        text: of the warning.
+    """
+    names = [frame.f_globals.get("__name__", "") for frame, _ in walk_stack(sys._getframe())]
+    ours = [i for i, name in enumerate(names, 1) if name.partition(".")[0] == __package__]
+    warnings.warn(text, stacklevel=max(ours) + 1)
 
 
 @contextmanager

@@ -25,6 +25,7 @@ from scoremle.errors import (
     no_labels,
     no_model,
     out_of_memory,
+    warn,
 )
 from scoremle.evaluation.tables import table
 from scoremle.experiment.own_images import refuse
@@ -171,6 +172,15 @@ def test_a_traceback_of_what_jax_called_is_for_debugging(least):
     with cli._logged(least):
         assert jax_says.disabled == (least == logging.INFO)
     assert not jax_says.disabled
+
+
+def test_a_warning_names_the_line_of_the_caller():
+    within = {"__name__": "scoremle.within", "warn": warn}
+    exec("def inner(text):\n    warn(text)\ndef outer(text):\n    inner(text)", within)
+    for call in (within["inner"], within["outer"]):
+        with pytest.warns(UserWarning, match="odd") as warned:
+            call("odd")
+        assert warned[0].filename == __file__
 
 
 def test_a_name_of_several_lines_takes_one(capsys, caplog):

@@ -4,7 +4,6 @@ Here are the defaults, and the checks of what was given. `flow.py` has the mathe
 `pilot.py` and `refine.py` what meets a tolerance.
 """
 
-import warnings
 from typing import Any
 
 import jax.numpy as jnp
@@ -18,7 +17,7 @@ from scoremle.core.keys import example_keys
 from scoremle.core.prediction import check_model
 from scoremle.core.pytree import known
 from scoremle.core.sde import SDE
-from scoremle.errors import UserError
+from scoremle.errors import UserError, warn
 from scoremle.likelihood.flow import along_flow
 from scoremle.likelihood.pilot import FEW_DIMS, choose_within
 from scoremle.likelihood.published_rk45 import PublishedRK45
@@ -106,10 +105,9 @@ def ode_log_likelihood(
     if found.refined:
         warn_of_rows(found.solver_error, found.probe_stderr, tolerance or TOLERANCE)
         if count := int(np.sum(~np.isfinite(np.asarray(found.log_prob)))):
-            warnings.warn(
+            warn(
                 f"log p of {count} of {len(x)} examples is not finite: the noise prediction is"
-                " not, or the data are far beyond its range",
-                stacklevel=2,
+                " not, or the data are far beyond its range"
             )
     return found
 
@@ -176,9 +174,8 @@ def warn_of_rows(solver_error: Rows, probe_stderr: Rows, tolerance: float = TOLE
     error = np.asarray(solver_error)
     large = too_large(error, probe_stderr, tolerance) & ~np.isnan(error)
     if count := int(np.sum(large)):
-        warnings.warn(
+        warn(
             f"the solver's error may exceed {tolerance} nats of {count} of {len(large)} examples,"
             f" up to {np.max(error[large]):.2g}: see solver_error. Where float32 rounds log p by"
-            f" more than {tolerance} nats, compute in float64",
-            stacklevel=3,
+            f" more than {tolerance} nats, compute in float64"
         )

@@ -17,7 +17,6 @@ more steps of the solver, not with more samples.
 """
 
 import math
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -27,7 +26,7 @@ from jaxtyping import Float
 from scipy.special import logsumexp, softmax
 
 from scoremle.core.arguments import as_reals, check_examples, check_kind
-from scoremle.errors import UserError
+from scoremle.errors import UserError, warn
 from scoremle.sampling.samples import Samples
 from scoremle.weights.pareto import LARGEST_OF_ERRORS, largest_trusted, pareto_k
 
@@ -175,18 +174,16 @@ def reweigh(
         solver_errors=errors,
     )
     if not found.pareto_k <= (most := largest_trusted(n)):
-        warnings.warn(
+        warn(
             f"Pareto k of {n} weights is {found.pareto_k:.2f}, above {most:.2f}: neither their"
             " mean nor its error can be trusted; draw more samples, or train a model nearer to the"
-            " target",
-            stacklevel=2,
+            " target"
         )
     elif found.pareto_k > LARGEST_OF_ERRORS:
-        warnings.warn(
+        warn(
             f"Pareto k of {n} weights is {found.pareto_k:.2f}, above {LARGEST_OF_ERRORS}: their"
             " variance may be infinite, and the errors that are stated too small; train a model"
-            " nearer to the target",
-            stacklevel=2,
+            " nearer to the target"
         )
     return found
 
