@@ -203,14 +203,14 @@ def _kind(name: str) -> str:
 def _of_arrays(path: Path, result: "Result | None") -> ComparedMeasurement:
     from scoremle.evaluation.result import column_of
 
-    if result is None:
-        values = column_of(scoremle.files.read_npz(path), "bpd")
-        bpd = None if values is None else values.astype(float).mean(axis=0)
-    else:
+    if result:
         bpd = result.corrected_values if result.metric == "bpd" else None
+        known = result.data_hash or None, result.solver_error
+    else:
+        values, known = column_of(scoremle.files.read_npz(path), "bpd"), (None, None)
+        bpd = None if values is None else values.astype(float).mean(axis=0)
     if bpd is None:
         raise UserError(f"{path} has no bits/dim of images")
-    known = (result.data_hash or None, result.solver_error) if result else (None, None)
     return _checked(path, bpd, *known)
 
 
