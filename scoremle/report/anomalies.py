@@ -13,9 +13,11 @@ from scoremle.report.page import Card, Page, Picture
 __all__ = ["write_anomalies"]
 
 MEANING = (
-    "A p-value is the share of normal images that are as unusual as this one or more so, by the"
-    " detector's statistic. A small one says that the image is unlike the normal ones in what that"
-    " statistic sees. A large one is not proof that it belongs."
+    "A p-value is (1 + k) / (1 + n). Here n is the number of normal images that the detector keeps"
+    " as references, and k is the number of those that are more unusual than this image by the"
+    " detector's statistic, with ties broken at random. A small p-value says that the image is"
+    " unlike the normal ones in what that statistic sees. A large one is not proof that the image"
+    " belongs."
 )
 SIDE = 64
 
