@@ -111,9 +111,9 @@ class _Tensors(PickleReader):
 def is_zip(file: File) -> bool:
     """Whether this is a zip with a pickle that names its tensors."""
     try:
-        with zipfile.ZipFile(file) as archive:
+        with open_zip(file, "the zip") as archive:
             return any(name.endswith(CONTENT) for name in archive.namelist())
-    except zipfile.BadZipFile:
+    except Exception:  # zipfile raises many kinds for what is odd or damaged
         return False
 
 

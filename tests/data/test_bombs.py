@@ -744,6 +744,37 @@ def test_a_list_of_members_of_256_mib_is_read(size, fine):
         assert bounded._Listed(io.BytesIO(b"listed")).read(size) == b"listed"
 
 
+def zip_of_one(name, at, byte):
+    """A zip with a member, a byte of whose entry in the list of members is changed."""
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w") as archive:
+        archive.writestr(name, b"1")
+    content = bytearray(stream.getvalue())
+    content[content.index(b"PK\x01\x02") + at] = byte
+    return bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        (zip_of_one("a/data.pkl", 4, 20), True),
+        (zip_of_one("\u00e9/data.pkl", 46, 0xFF), False),  # its name is not UTF-8
+        (zip_of_one("a/data.pkl", 6, 99), False),  # a version of zip that there is not
+        (zip_of_one("a/data.pkl", 10, 12), False),  # bzip2
+        (b"PK\x03\x04", False),
+    ],
+)
+def test_an_odd_zip_is_no_file_of_pytorch(content, found, tmp_path):
+    (tmp_path / "a").write_bytes(content)
+    assert pytorch.is_torch_file(tmp_path / "a") == found
+
+
+def test_a_long_list_of_members_is_not_read_to_see_what_a_file_is(tmp_path, monkeypatch):
+    (tmp_path / "a").write_bytes(zip_of_one("a/data.pkl", 4, 20))
+    monkeypatch.setattr(bounded, "MAX_LISTING", 46)
+    assert not pytorch.is_torch_file(tmp_path / "a")
+
+
 @pytest.mark.parametrize("length", [0, 1, 5, 1 << 20, (1 << 20) + 1, (2 << 20) + 7])
 def test_a_stream_is_read_as_far_as_asked(length):
     stream = io.BytesIO(bytes(range(256)) * (1 << 14))
