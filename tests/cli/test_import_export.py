@@ -22,7 +22,7 @@ from scoremle.errors import UserError
 from scoremle.experiment.build import build
 from scoremle.experiment.results import add_results
 from scoremle.experiment.workdir import Workdir
-from scoremle.files import SEAL, read_json
+from scoremle.files import SEAL, read_json, write_json
 from scoremle.published import PublishedCheckpoints, safetensors
 from scoremle.training.checksums import tree_hash
 
@@ -95,6 +95,25 @@ def test_a_training_of_our_own_is_exported_and_read_again(tiny, tmp_path):
     tree = flax.serialization.msgpack_restore(path.read_bytes())
     assert tree["optimizer"]["target"]["GroupNorm_0"]["scale"].shape == (1, 1, 1, 4)
     assert tree["rng"].tolist() == [0, 42]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"model.name": "vdm", "model.attn_resolutions": ()},
+        {"training.time_density": "learned", "training.importance_weighting": False},
+        {"training.sde": "vdm", "model.schedule": "scalar", "data.bin_middles": True,
+         "data.uniform_dequantization": False, "training.importance_weighting": False},
+    ],
+)  # fmt: skip
+def test_what_the_published_format_has_no_place_for_is_not_exported(
+    tiny, tmp_path, capsys, fields
+):
+    workdir = Workdir(shutil.copytree(tiny.workdir, tmp_path / "w"))
+    config = workdir.config()
+    config.update_from_flattened_dict(fields)
+    write_json(workdir.config_path, config.to_dict())
+    assert "no place" in one_line(capsys, "export", workdir.folder, tmp_path / "checkpoint_2")
 
 
 def test_an_export_is_imported_as_the_training_that_it_was(tiny, tmp_path, capsys):

@@ -9,6 +9,7 @@ ending gets the whole training state as score_flow saved it, which Flax 0.3.3 re
 has no room for what it is: PATH.json says it, and ``scoremle import`` reads it.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -61,10 +62,10 @@ def run(options: Any) -> None:
 
     workdir, path = Workdir(options.workdir), options.path
     experiment = build.build(workdir.config(), levels=workdir.levels())
-    if path.suffix != ".safetensors" and experiment.config["model"]["name"] != "ncsnpp":
+    if path.suffix != ".safetensors" and not _published(experiment.config):
         raise UserError(
-            f"{path}: score_flow's format has no such network as that of {workdir.folder}; name a"
-            " .safetensors"
+            f"{path}: score_flow's format has no place for the network, the learned schedule or the"
+            f" learned times of {workdir.folder}; name a .safetensors"
         )
     restored = workdir.restore(experiment.training.template, options.checkpoint)
     number, step, state = restored.number, restored.meta["step"], restored.tree
@@ -89,3 +90,10 @@ def run(options: Any) -> None:
             of_card = path.with_name(f"{path.name}.md")
             scoremle.files.write_bytes(of_card, text.encode())
             say(f"its card: {of_card}")
+
+
+def _published(config: Mapping[str, Any]) -> bool:
+    """Whether score_flow's format has a place for all that is trained."""
+    model, density = config["model"], config["training"]["time_density"]
+    fixed = model["schedule"] == "fixed" and density != "learned"
+    return fixed and model["name"].lower() == "ncsnpp"
