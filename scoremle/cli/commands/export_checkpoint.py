@@ -64,8 +64,8 @@ def run(options: Any) -> None:
     experiment = build.build(workdir.config(), levels=workdir.levels())
     if path.suffix != ".safetensors" and not _published(experiment.config):
         raise UserError(
-            f"{path}: score_flow's format has no place for the network, the learned schedule or the"
-            f" learned times of {workdir.folder}; name a .safetensors"
+            f"{path}: score_flow's format has no place for the network, the learned schedule or"
+            f" the learned times of {workdir.folder}; name a .safetensors"
         )
     restored = workdir.restore(experiment.training.template, options.checkpoint)
     number, step, state = restored.number, restored.meta["step"], restored.tree
