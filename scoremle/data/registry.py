@@ -125,15 +125,14 @@ def load(
     check_count("batch_size", batch_size)
     check_seed(seed)
     check_count("image_size", image_size, least=0)
-    check_count("num_channels", num_channels, least=0)
-    check_count("levels", levels, least=0)
     dataset = lookup(name)
     if fit and "fit" not in dataset.options:
         raise UserError(f"fit is {fit!r}, but {name} has no images of other sizes")
     # Without fit, images of any size keep their own, and so do those that are prepared.
     keeps = "fit" in dataset.options or (path and is_prepared(Path(path)))
     size = 0 if keeps and not fit else image_size
-    options = Options(size, num_channels, fit, levels)
+    with named_as(NAMES.__getitem__, NAMES):
+        options = Options(size, num_channels, fit, levels)
     if dataset.packaged and not path:
         with tempfile.TemporaryDirectory() as temporary:
             prepared = Prepared(Path(temporary) / dataset.name)

@@ -31,6 +31,7 @@ from scoremle.files import write_atomically
         ("model__embedding", "logsnr", ["model.embedding must be time or log_snr, not 'logsnr'"]),
         ("model__parameterization", "V", ["model.parameterization must be published or eps or"]),
         ("data__num_channels", 3, ["data.num_channels is 3, but digits has 1"]),
+        ("data__num_channels", 2, ["data.num_channels must be 1 or 3"]),
         ("model__name", "unet", ["unknown network", "'unet'", "there are: ncsnpp"]),
         ("model__ch_mult", "(1,2,2,2,2)", ["8x8 cannot be halved 4 times", "model.ch_mult"]),
         ("model__ch_mult", "()", ["model.ch_mult must be at least 1"]),

@@ -481,10 +481,16 @@ def write_pictures(folder: Path, count: int, size: tuple[int, int] = (10, 8)) ->
     return folder
 
 
-@pytest.mark.parametrize("name", ["size", "channels", "levels"])
-def test_a_size_below_0_is_refused(name):
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("size", -8), ("channels", -8), ("channels", 2), ("levels", -8), ("fit", "stretch")],
+)
+def test_an_option_that_there_is_not_is_refused(name, value):
     with pytest.raises(UserError, match=f"{name} must be"):
-        data.Options(**{name: -8})
+        data.Options(**{name: value})
+    of_load = {"size": "image_size", "channels": "num_channels"}.get(name, name)
+    with pytest.raises(UserError, match=f"{of_load} must be"):
+        data.load("images", path="none", **{of_load: value})
 
 
 def test_prepare_and_show(tmp_path, capsys, monkeypatch):

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from scoremle.bounded import LARGEST_SIDE
-from scoremle.core.arguments import check_count
+from scoremle.core.arguments import check_choice, check_count
 from scoremle.core.pixels import Pixels
 from scoremle.errors import UserError
 
@@ -37,7 +37,7 @@ class Options:
         test_fraction: the share of test images, where the source has no split.
         skip_bad: whether images that can't be used are left out; else they are refused.
 
-    Raises UserError for a size, channels or levels below 0.
+    Raises UserError for a size or levels below 0, other channels, and another fit.
     """
 
     size: int = 0
@@ -51,6 +51,10 @@ class Options:
         check_count("size", self.size, 0, LARGEST_SIDE)
         for name in ("channels", "levels"):
             check_count(name, getattr(self, name), least=0)
+        if self.channels not in (0, 1, 3):
+            raise UserError(f"channels must be 1 or 3, or 0 for any, not {self.channels}")
+        if self.fit:
+            check_choice("fit", self.fit, ("crop", "resize", "pad"))
 
 
 class ImageReport(NamedTuple):
