@@ -276,9 +276,11 @@ def _protocol(page: Page, subject: Subject) -> None:
         )
     if measured:
         rows = ((name, *(getattr(result, name) for result in measured)) for name in IDENTITY)
-        page.table(("what", *(result.kind_in_words for result in measured)), (
-            ["" if cell is None else str(cell) for cell in row] for row in rows if any(row[1:])
-        ), "What a comparison needs.")  # fmt: skip
+        cells = (["" if cell is None else str(cell) for cell in row] for row in rows)
+        page.table(
+            ("what", *(result.kind_in_words for result in measured)),
+            (row for row in cells if any(row[1:])), "What a comparison needs.",
+        )  # fmt: skip
     page.table(("what", "version"), (
         ("scoremle", scoremle.__version__), ("Python", platform.python_version()),
         *((name, version(name)) for name in LIBRARIES), ("device", jax.devices()[0].device_kind),

@@ -87,6 +87,19 @@ def test_the_command_that_measures_again_names_the_images_and_the_dequantizer(tm
     assert report == f"scoremle report {tmp_path}"
 
 
+def test_a_seed_of_0_is_among_what_a_comparison_needs(tmp_path):
+    make(tmp_path)
+    path, page = tmp_path / "eval" / "results.json", Page("a", "b")
+    results = json.loads(path.read_text())
+    for name in ("exact_test_ckpt_2", "bound_test_ckpt_2", "exact_train_ckpt_2"):
+        results[name] |= {"seed": 0, "precision": ""}
+    write_json(path, results)
+    sections._protocol(page, Subject(Workdir(tmp_path), "eval"))
+    page.write(tmp_path / "a.html")
+    told = Reader((tmp_path / "a.html").read_text()).text
+    assert "seed 0 0 0" in told and "precision" not in told
+
+
 def test_the_flags_set_a_smallest_time_of_the_result(tmp_path):
     make(tmp_path)
     results = json.loads((tmp_path / "eval" / "results.json").read_text())
