@@ -103,9 +103,10 @@ class Reweighted:
         away = values - mean
         with np.errstate(divide="ignore", invalid="ignore"):
             moves = (away.T * (weights / (1 - weights))).T
-        spread = np.square(moves).sum(axis=0) - np.square(moves.sum(axis=0)) / n
+        usual = moves.sum(axis=0) / n  # of all samples: those without a weight move nothing
+        spread = np.square(moves - usual).sum(axis=0) + (n - len(moves)) * np.square(usual)
         return Expectation(
-            mean + moves.sum(axis=0) * (n - 1) / n,
+            mean + usual * (n - 1),
             np.sqrt(spread * (n - 1) / n),
             np.tensordot(weights * errors, np.abs(away), 1),
         )

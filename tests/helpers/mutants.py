@@ -323,7 +323,7 @@ CHANGES: list[tuple[str, ...]] = [
     ("weights/reweighting.py", "reweigh", "+ spread / 2", "- spread / 2"),
     ("weights/reweighting.py", "Reweighted.expectation", "weights * errors, np.abs(away)",
      "weights * errors, away"),
-    ("weights/reweighting.py", "Reweighted.expectation", "mean + moves", "mean - moves"),
+    ("weights/reweighting.py", "Reweighted.expectation", "mean + usual", "mean - usual"),
     ("weights/flows.py", "ByLogProb.__call__", "- math.log(self.draws)", ""),
     ("weights/flows.py", "ByLogProb.__call__", "- np.asarray(log_q, np.float64)", ""),
     ("weights/flows.py", "FlowModel.residual", "- self.log_prob(x))", ")"),

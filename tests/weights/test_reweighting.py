@@ -77,6 +77,17 @@ def test_the_bias_of_the_logarithm_is_corrected_and_stated():
     assert abs(np.mean(off)) < 3 * error < 0.3 * abs(np.mean(bias))
 
 
+@pytest.mark.parametrize("spread", [0.0, 1e-9])
+def test_a_constant_has_no_error_under_weights_that_are_nearly_equal(spread):
+    """Squares of nearly nothing, one subtracted from another, would be below zero."""
+    x = np.random.default_rng(0).normal(size=(1000, 1))
+    found = reweigh(samples(x, 0 * x[:, 0]), lambda x: spread * x[:, 0])
+    for i in range(50):
+        mean, stderr, _ = found.expectation(np.full(1000, 0.1 + i))
+        np.testing.assert_allclose(mean, 0.1 + i, rtol=1e-12)
+        assert 0 <= stderr < 1e-12
+
+
 @pytest.mark.filterwarnings("ignore:Pareto k")
 def test_the_bias_of_an_expectation_is_subtracted():
     """Over seeds, less the mean of w (f - E[f]), whose expectation is 0."""
