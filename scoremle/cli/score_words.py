@@ -65,7 +65,10 @@ def error_in_words(rows: Sequence[ScoreRow], passes: int) -> str:
     """The standard error of an image, in the median of rows with a score."""
     if passes == 1:
         return "one pass has no spread and so no error: use --repeats=2 or more"
-    median = statistics.median(row.error for row in rows if math.isfinite(row.error))
+    known = [row.error for row in rows if math.isfinite(row.error)]
+    if not known:
+        return "the solver states no error, so that the error of an image is not known"
+    median = statistics.median(known)
     return (
         f"the median standard error is {median:.2g}; four times as many passes halve all of it but"
         " the solver's part"

@@ -557,6 +557,16 @@ def test_parts_are_not_written_through_a_link(folder, tmp_path, capfd):
     assert code == 2 and "is a link" in told and not [*(tmp_path / "theirs").iterdir()]
 
 
+def test_a_solver_that_states_no_error_leaves_that_of_images_unknown(folder, tmp_path, capfd):
+    """And no pilot takes another solver."""
+    few = ", solver=scoremle.Multistep(3), origin=scoremle.model.Origin(pilot=False))\n"
+    (tmp_path / "a.py").write_text(GAUSSIAN.removesuffix(")\n") + few)
+    page = tmp_path / "p.html"
+    flags = folder, f"--out={tmp_path / 's.csv'}", f"--page={page}", "--repeats=2"
+    code, told, _ = score(capfd, f"{tmp_path}/a.py:model", *flags)
+    assert code == 0 and "not known" in page.read_text()
+
+
 def test_a_mean_that_is_not_corrected_is_said(tiny, tmp_path, capfd):
     """A model whose config states the solver's steps has no pilot that chooses them."""
     np.save(tmp_path / "x.npy", IMAGES)
