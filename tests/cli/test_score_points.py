@@ -71,6 +71,7 @@ def test_points_have_the_librarys_values_and_errors(score):
     assert summary["mean"] == pytest.approx(values.mean(), abs=1e-5)
     assert summary["stderr"] == pytest.approx(values.mean(axis=0).std(ddof=1) / 7**0.5, rel=1e-3)
     assert (summary["unit"], summary["points"], summary["passes"]) == ("nats", 7, 3)
+    assert json.loads(Path("scores.csv.json").read_text()) == summary
     solver = np.mean([found.solver_error for found in passes], axis=0)
     for i, row in enumerate(table):
         error = float(row["error"])

@@ -167,6 +167,13 @@ def _beside(table: Path) -> Path:
     return Path(f"{table}.json")
 
 
+def _described(table: Path, facts: dict[str, Any]) -> dict[str, Any]:
+    """The facts of a table, which are written beside it unless it is a stream."""
+    if not is_stream(table):
+        scoremle.files.write_json(_beside(table), facts)
+    return facts
+
+
 def run(options: Any) -> dict[str, Any]:
     """Scores the images, writes the table, and prints the answer; gives what is beside the table.
 
@@ -181,7 +188,7 @@ def run(options: Any) -> dict[str, Any]:
         return score_on_ray.run(options)
     model = models.load_to_score(options.model, options.checkpoint)
     if model.pixels is None:
-        return score_points.run(model, options)
+        return _described(options.out, score_points.run(model, options))
     if options.profile:
         _check_can_profile(model)
     pixels, shape = models.of_images(model, options.model)
@@ -272,8 +279,7 @@ class _Answer(NamedTuple):
                 options.out, self.rows, dims=self.found.model.dims, reference=self.reference,
                 estimator=f"{self.found.title}; {cost}",
             )  # fmt: skip
-        if not is_stream(options.out):
-            scoremle.files.write_json(_beside(options.out), summary)
+        _described(options.out, summary)
         if options.page and (last or not is_stream(options.page)):
             from scoremle.report.scores import write_page
 
