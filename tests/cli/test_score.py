@@ -563,7 +563,7 @@ def test_a_solver_that_states_no_error_leaves_that_of_images_unknown(folder, tmp
     (tmp_path / "a.py").write_text(GAUSSIAN.removesuffix(")\n") + few)
     page = tmp_path / "p.html"
     flags = folder, f"--out={tmp_path / 's.csv'}", f"--page={page}", "--repeats=2"
-    code, told, _ = score(capfd, f"{tmp_path}/a.py:model", *flags)
+    code, _, _ = score(capfd, f"{tmp_path}/a.py:model", *flags)
     assert code == 0 and "not known" in page.read_text()
 
 
