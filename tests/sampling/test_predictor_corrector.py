@@ -436,3 +436,32 @@ def test_a_model_refuses_what_the_sampler_does(sde, options):
             draw()
         words.add(str(found.value))
     assert len(words) == 1
+
+
+def test_samples_that_langevin_mixes_are_not_copies_of_the_last():
+    """The last batch has the samples that follow: of more samples, the first are the same."""
+    sde = SDES["ve"]
+    model = ScoreModel(lambda x, t: expand(sde.sigma(t), x) * x, sde, 1e-3, (2,))
+    method = PredictorCorrector(5, reverse_diffusion, langevin)
+    draw = partial(model.sample, sampler=partial(pc_sample, method=method), batch_size=8)
+    few, many = (np.asarray(draw(n, jax.random.key(0))) for n in (9, 16))
+    np.testing.assert_array_equal(few, many[:9])
+
+
+def test_a_sample_that_fills_a_batch_up_may_be_any():
+    """Only those that are wanted must be of finite numbers."""
+    model = ScoreModel(lambda x, t: x, SDES["ve"], 1e-3, (1,))
+
+    def below(limit):
+        def sampler(noise, sde, key, shape, *, eps):
+            x = jax.vmap(lambda k: jax.random.normal(k, shape[1:]))(key)
+            return jnp.where(x > limit, jnp.nan, x)
+
+        return partial(model.sample, key=jax.random.key(0), sampler=sampler)
+
+    x = below(np.inf)(50)[:, 0]
+    largest = 3 + int(x[3:].argmax())
+    draw = below(x[largest] - 1e-3)
+    np.testing.assert_array_equal(draw(largest, batch_size=largest - 1)[:, 0], x[:largest])
+    with pytest.raises(UserError, match=f"sample {largest} "):
+        draw(largest + 1, batch_size=largest - 1)
