@@ -117,6 +117,25 @@ def test_one_that_was_trained_on_others_is_compared_on_the_same_images(tmp_path,
         )
 
 
+def test_each_data_set_that_both_were_measured_on_is_compared(tmp_path, capsys):
+    """Whatever the order of the results; with the hash where names would be the same."""
+    of_others = "exact_test_of_0123abcd_ckpt_1"
+    for name, others_first in (("a", False), ("b", True)):
+        path = tmp_path / name / "eval"
+        evaluated(path, A if name == "a" else B)
+        results = json.loads((path / "results.json").read_text())
+        extra = {of_others: facts(1) | {"data_hash": "other"}}
+        results = extra | results if others_first else results | extra
+        (path / "results.json").write_text(json.dumps(results))
+        np.savez(path / f"{of_others}.npz", bpd=A + 1)
+    for first, second, sign in (("a", "b", 1), ("b", "a", -1)):
+        _, out, _ = compare(capsys, tmp_path / first, tmp_path / second, "--json")
+        found = {kind: facts["difference"] for kind, facts in json.loads(out).items()}
+        assert found == {
+            "exact_test": pytest.approx(sign * DIFFERENCE.mean()), "exact_test_of_0123abcd": 0
+        }
+
+
 def test_single_files(both, capsys, tmp_path):
     files = both / "a/eval/exact_test_ckpt_1.npz", both / "b/eval/exact_test_ckpt_2.npz"
     code, out, _ = compare(capsys, *files, "--json")

@@ -90,17 +90,19 @@ def _pairs(
 ) -> dict[str, tuple[ComparedMeasurement, ComparedMeasurement]]:
     """Measurements of one kind by A and by B: those of the same images, if any are known to be.
 
-    The name of one on another data set than the model's own ends with the images' hash.
+    The name of one on another data set than the model's own ends with the images' hash, which
+    stays where there are several of a kind.
     """
     pairs = defaultdict(list)
     for (name, a), (other, b) in product(first.items(), second.items()):
         if (kind := OF_OTHERS.sub("", name)) == OF_OTHERS.sub("", other):
-            pairs[kind].append((a, b))
-    return {kind: max(each, key=_of_the_same) for kind, each in pairs.items()}
-
-
-def _of_the_same(pair: tuple[ComparedMeasurement, ComparedMeasurement]) -> bool:
-    return bool(pair[0].images == pair[1].images)
+            pairs[kind].append((max(name, other, key=len), (a, b)))
+    found = {}
+    for kind, each in pairs.items():
+        same = {name: (a, b) for name, (a, b) in each if a.images == b.images}
+        _, some = each[0]
+        found |= same if len(same) > 1 else {kind: next(iter(same.values()), some)}
+    return found
 
 
 def _compared(kind: str, a: ComparedMeasurement, b: ComparedMeasurement) -> dict[str, Any]:
