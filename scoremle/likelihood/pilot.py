@@ -27,7 +27,7 @@ from jaxtyping import Float
 from scipy.special import stdtrit
 
 from scoremle.core.arguments import as_data, check_count, check_number, check_seed
-from scoremle.core.condition import conditioned, rows_of
+from scoremle.core.condition import conditioned, parted, rows_of
 from scoremle.core.divergence import DivergenceEstimator, Exact, Hutchinson
 from scoremle.core.keys import example_keys, key_of
 from scoremle.core.prediction import check_model
@@ -406,7 +406,9 @@ def choose_within(
     if not len(x):
         raise UserError("a tolerance needs examples")
     few, (noise, sde) = x[:EXAMPLES], of_examples((noise, sde), slice(EXAMPLES))
-    rows = jax.tree.map(lambda row: row[: len(few)], rows_of(condition, len(x)))
+    noise, own = parted(noise)
+    rows = rows_of(own if condition is None else condition, len(x))
+    rows = jax.tree.map(lambda row: row[: len(few)], rows)
     pilot = Pilot.of_reals(
         conditioned(noise, rows), sde, few, key_of(seed), eps=eps,
         divergence=Hutchinson(PROBES), finest=FINEST,

@@ -7,6 +7,7 @@ import pytest
 from helpers.marks import some
 from helpers.oracles import SDES, Gaussian, RoughGaussian
 
+from scoremle.core.condition import conditioned
 from scoremle.core.divergence import Exact, Hutchinson
 from scoremle.likelihood.levels import StepLevels
 from scoremle.likelihood.ode import ode_log_likelihood
@@ -87,6 +88,20 @@ def test_the_error_of_the_most_steps_is_that_from_the_solution_by_twice_as_many(
     bias = np.mean(data.log_model(sde, x.astype(np.float64), 1e-5) - result.log_prob)
     assert abs(choice.solver_bias - bias) < 3 * choice.solver_bias_stderr
     assert abs(choice.solver_bias) > 1e-3  # from its own solution there is none
+
+
+def test_a_pilot_takes_the_conditions_of_its_own_rows():
+    """As the argument, or within the noise prediction."""
+    sde, means = SDES["vp"], np.random.default_rng(0).normal(size=(100, 2)).astype(np.float32)
+
+    def noise(x, t, mean):
+        alpha, sigma = sde.alpha(t)[:, None], sde.sigma(t)[:, None]
+        return sigma * (x - alpha * mean) / (0.3 * alpha**2 + sigma**2)
+
+    how = {"tolerance": 0.1, "eps": 1e-3}
+    apart = choose_within(noise, sde, jnp.asarray(means), **how, condition=means)
+    within = choose_within(conditioned(noise, means), sde, jnp.asarray(means), **how)
+    assert within == apart
 
 
 @pytest.mark.long
