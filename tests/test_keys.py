@@ -289,6 +289,11 @@ OTHERS = {
     "estimator": replace(FOUND, estimator=scoremle.ByElbo()),
     "solver": replace(FOUND, estimator=scoremle.ByOde(solver=scoremle.Multistep(9))),
 }
+# What a pilot found, which has other last digits on another machine.
+PILOTED = scoremle.Multistep(calibration=1.1, typical=0.3)
+CALIBRATED = replace(
+    FOUND, model=replace(MODEL, solver=PILOTED), estimator=scoremle.ByOde(solver=PILOTED)
+)
 
 
 def parts_of_scores(folder, monkeypatch, experiment):
@@ -300,7 +305,7 @@ def parts_of_scores(folder, monkeypatch, experiment):
         return found.parts(folder, place, images, seed)
 
     yield "", key()
-    yield SAME, key()
+    yield SAME, key(CALIBRATED)
     for name, found in OTHERS.items():
         yield name, key(found)
     yield "place", key(place="digits")
@@ -332,7 +337,7 @@ def table_on_ray(folder, monkeypatch, experiment):
         return asked(score_on_ray.run, parser_of("score").parse_args(command))
 
     yield "", key()
-    yield SAME, key()
+    yield SAME, key(found=CALIBRATED)
     for name, found in OTHERS.items():
         yield name, key(found=found)
     for flag in ("fit=resize", "label=3", "repeats=9", "seed=1"):

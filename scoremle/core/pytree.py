@@ -133,7 +133,8 @@ def describe(value: Any) -> Any:
 
     A number is the shortest decimal of its float32, an array the hash of its float32: so it is the
     same before and after a record was on a device. A function is its name, and an object of a
-    class of one's own is that of the class and all that it holds.
+    class of one's own is that of the class and all that it holds. Fields whose metadata have
+    ``recorded`` False are left out.
 
     Args:
         value: a dataclass, a dict, a number, an array, a function, a word, a bool, None, or an
@@ -143,6 +144,7 @@ def describe(value: Any) -> Any:
         inside = {
             field.metadata.get("recorded") or field.name: describe(getattr(value, field.name))
             for field in dataclasses.fields(value)
+            if field.metadata.get("recorded") is not False
         }
         return {"type": type(value).__name__, **inside}
     if isinstance(value, dict):

@@ -98,7 +98,10 @@ def decoder_worth(
 def _likeliest(
     model: ImageModel, error: Float[Array, "n h w c"], images: Integer[np.ndarray, "n h w c"]
 ) -> float:
-    """The scale under which these integers are, by the errors of the predicted noise."""
+    """The scale under which these integers are, by the errors of the predicted noise.
+
+    In three digits, which are the same on machines that round otherwise, as a rule.
+    """
     from scipy.optimize import minimize_scalar  # slow to import, and seldom needed
 
     pixels, t = pixels_of(model), jnp.full(len(images), model.eps)
@@ -108,7 +111,7 @@ def _likeliest(
     found = minimize_scalar(
         lambda at: float(_nats(at, points, error, model.sde, x, t)), bounds=ends, method="bounded"
     )
-    return math.exp(found.x)
+    return float(f"{math.exp(found.x):.3g}")
 
 
 @jax.jit

@@ -347,8 +347,14 @@ class Multistep:
     """
 
     steps: int = static(default=DEFAULT_STEPS, recorded="nodes")
-    calibration: float | Float[Array, ""] = dataclasses.field(default=1.0, repr=False)
-    typical: float | Float[Array, ""] = dataclasses.field(default=0.0, repr=False)
+    # Not recorded: their last digits depend on the processors that the pilot ran on, and parts
+    # that are finished on one machine count on another.
+    calibration: float | Float[Array, ""] = dataclasses.field(
+        default=1.0, repr=False, metadata={"recorded": False}
+    )
+    typical: float | Float[Array, ""] = dataclasses.field(
+        default=0.0, repr=False, metadata={"recorded": False}
+    )
 
     def __post_init__(self) -> None:
         check_count("steps", self.steps)
