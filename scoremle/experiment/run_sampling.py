@@ -96,12 +96,13 @@ def judge(evaluation: Any, data: ImageSet) -> Judge | None:
     reference = read_reference(Path(evaluation.stats), extractor)
     if len(reference.pool) < FEWEST_IMAGES:
         raise UserError(f"{evaluation.stats} has fewer than {FEWEST_IMAGES} images")
-    ours = list(data.shape)
-    if reference.facts.get("shape", ours) != ours:
-        raise UserError(
-            f"{evaluation.stats} has features of images of shape {reference.facts['shape']}, but"
-            f" the samples have {ours}: make it anew with --image-size={ours[0]}"
-        )
+    for name, ours in (("shape", list(data.shape)), ("levels", data.levels)):
+        if (theirs := reference.facts.get(name, ours)) != ours:
+            raise UserError(
+                f"{evaluation.stats} has features of images of {name} {theirs}, but the samples"
+                f" have {ours}: make it anew, by scoremle stats with --image-size or with the"
+                " --path of images that were prepared like those of the training"
+            )
     return Judge(extractor, reference)
 
 

@@ -274,6 +274,14 @@ def test_statistics_of_another_size(tiny, judged, tmp_path, capfd):
     mistaken(tiny, [judged[1][0], f"--config.eval.stats={path}"], words, capfd)
 
 
+def test_statistics_of_other_grey_levels(tiny, judged, tmp_path, capfd):
+    path = tmp_path / "fewer.npz"
+    facts = {"shape": [8, 8, 1], "levels": 16}
+    features.write_reference(path, np.ones((20, 3)), stand_in(), facts)
+    flags = [judged[1][0], f"--config.eval.stats={path}"]
+    mistaken(tiny, flags, "levels 16, but the samples have 17", capfd)
+
+
 def test_statistics_of_too_few_images(tiny, judged, tmp_path, capfd):
     path = tmp_path / "few.npz"
     features.write_reference(path, np.ones((19, 3)), stand_in(), {})
