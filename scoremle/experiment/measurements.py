@@ -184,9 +184,12 @@ class Measurements:
             own = (
                 ByElbo(decoder=fitted, start=eps) if fitted else ByElbo.without_noise(self.model)
             )
-            start = float(own.first(self.model))
-            by_elbo = replace(by_elbo, decoder=own.decoder, times=None, start=start)
-            facts |= {"offset": None, "times": "log_snr", "stratified": True}
+            start, name = float(own.first(self.model)), evaluation.bound_times
+            name = "log_snr" if name == LEARNED else name  # nothing is fitted here
+            even = stratified and name == "log_snr"  # also where a pixel has a log-SNR of its own
+            times = None if even else BOUND_TIMES[name](sde, start, stratified)
+            by_elbo = replace(by_elbo, decoder=own.decoder, times=times, start=start)
+            facts |= {"offset": None, "times": name}
         elif evaluation.bound_times == LEARNED:
             if sde.schedule.per_example:
                 raise UserError(

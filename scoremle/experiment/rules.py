@@ -155,6 +155,9 @@ def _of_evaluation(config: Any) -> Iterator[tuple[bool, str]]:
            f"eval.dequantizer means variational dequantization, not {noise}")
     yield (noise == "none" and not flags.bound,
            "eval.dequantization=none is for the bound, with its discrete decoder: set eval.bound")
+    yield (flags.bound and not flags.offset and noise in ("none", "informed"),
+           f"eval.offset is of the step to reals, and eval.dequantization={noise} takes the step"
+           " to integers: leave it True")  # fmt: skip
     yield (flags.bound_steps > 0 and noise in ("truncated_normal", "variational"),
            "eval.bound_steps is a bound on integers, which takes no dequantization noise: unset"
            f" eval.dequantization={noise}")  # fmt: skip

@@ -202,6 +202,7 @@ TOGETHER = [
     ({"training.batch_size": 12, "training.accumulate": 4}, {"training.accumulate": 5}),
     ({"eval.dequantizer": True}, {"eval.dequantization": "informed"}),
     ({"eval.bound": True, "eval.dequantization": "none"}, {"eval.bound": False}),
+    ({"eval.bound": True, "eval.dequantization": "informed"}, {"eval.offset": False}),
     ({"eval.bound_steps": 9}, {"eval.dequantization": "truncated_normal"}),
     ({"eval.bound_steps": 9}, {"eval.dequantization": "variational"}),
     ({"eval.bound_steps": 1}, {"eval.suite": True}),

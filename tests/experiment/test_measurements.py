@@ -17,9 +17,10 @@ import scoremle
 from scoremle.cli import main as cli
 from scoremle.core.dequantize import Flow, TruncatedNormal, Uniform, truncation_start
 from scoremle.core.pytree import describe
+from scoremle.core.times import evenly
 from scoremle.errors import UserError
 from scoremle.experiment import measurement
-from scoremle.experiment.build import build
+from scoremle.experiment.build import BOUND_TIMES, build
 from scoremle.experiment.config import published_config
 from scoremle.experiment.measurements import Measurements
 from scoremle.experiment.own_measurement import prepared
@@ -265,6 +266,25 @@ def test_the_suite_with_a_network_decoder_has_the_discrete_one_too(measurements,
     assert type(found.estimator.decoder) is DiscreteDecoder
     start = truncation_start(model.sde, model.eps, model.pixels)
     assert found.estimator.start == pytest.approx(float(start))
+
+
+@pytest.mark.parametrize(
+    ("times", "stratified", "drawn"),
+    [
+        ("learned", True, "log_snr"), ("log_snr", True, "log_snr"),
+        ("learned", False, "log_snr"), ("time", True, "time"), ("time", False, "time"),
+    ],
+)  # fmt: skip
+def test_times_of_a_bound_of_integers_are_those_that_were_asked_for(
+    times, stratified, drawn, measurements, tmp_path
+):
+    model = model_of(tmp_path, "plain")
+    fields = {"bound_times": times, "bound_stratified": stratified}
+    found = measurements(model, dequantization="none", **fields)["bound_none"]
+    assert (found.facts["times"], found.facts["stratified"]) == (drawn, stratified)
+    by, start = found.estimator, found.estimator.start
+    expected = BOUND_TIMES[drawn](model.sde, start, stratified)
+    assert describe(by.times or evenly(model.sde, start)) == describe(expected)
 
 
 @pytest.mark.parametrize(
