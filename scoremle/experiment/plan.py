@@ -142,8 +142,9 @@ class Plan:
         split = training.config.devices.fsdp
         given = bytes_of_each(template, self.devices) if split else self.needs.given
         room = self.memory - given - bytes_of_copy(template)
-        few, whole = (self._few, self._needs(self._few)), (self.batch, self.needs)
-        return self.devices * largest_batch(room, few, whole)
+        few = self._few
+        whole = (self.batch, self.needs) if few < self.batch else (2 * few, self._needs(2 * few))
+        return self.devices * largest_batch(room, (few, self._needs(few)), whole)
 
     @cached_property
     def step(self) -> Pace:

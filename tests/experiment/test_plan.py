@@ -231,6 +231,17 @@ def test_a_plan_of_a_tiny_network():
     assert doubling._likelihood() == (None, None)
 
 
+@pytest.mark.parametrize("least", [1, 2])
+def test_the_largest_batch_is_known_from_the_least(least):
+    """By one of twice as many images."""
+    plan, usual = (
+        Plan(tiny(*(f"--config.training.{flag}" for flag in flags)), memory=2**30)
+        for flags in ((f"batch_size={n}", f"accumulate={least}") for n in (least, 8))
+    )
+    assert plan._few == plan.batch < usual.batch
+    assert plan._largest_batch() == pytest.approx(usual._largest_batch(), rel=0.3)
+
+
 def test_a_network_whose_noise_depends_on_a_code_is_timed_under_one():
     fields = {
         "data.dataset": "digits", "data.image_size": 8, "data.num_channels": 1,
