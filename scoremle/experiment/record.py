@@ -25,8 +25,8 @@ PLACE_FIELDS = {"data.path", "eval.inception", "eval.stats"}
 THE_FLOW = {f"deq.{name}" for name in FLOW_FIELDS}
 # What the training of a flow dequantizer depends on besides the network, and its own sections.
 OF_THE_FLOW = {
-    "training.batch_size", "training.smallest_time", "training.stratified", "seed",
-    "data.random_flip",
+    "training.batch_size", "training.accumulate", "training.smallest_time", "training.stratified",
+    "seed", "data.random_flip", "model.dtype",
 }  # fmt: skip
 FLOW_SECTIONS = {"deq", "optim"}
 OF_THE_NETWORK = {

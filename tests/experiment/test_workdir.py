@@ -64,9 +64,9 @@ COUNTING = {
     ),
     "evaluation": (NETWORK, NOT_OF_IT),
     "flow": (
-        f"{NETWORK} deq optim training.batch_size training.smallest_time training.stratified seed"
-        " data.random_flip",
-        f"{NOT_OF_IT} deq.n_iters",
+        f"{NETWORK} deq optim training.batch_size training.accumulate training.smallest_time"
+        " training.stratified seed data.random_flip",
+        f"{NOT_OF_IT.replace('model.dtype ', '')} deq.n_iters",
     ),
 }
 
