@@ -260,7 +260,7 @@ class FlowObjective:
 
     def measure(self, score: Params, params: Params, x: IntImages, key: PRNGKey) -> Numbers:
         """The quick bound of images dequantized by the flow."""
-        return _quick_bound(self.model, score, self.dequantizer(params), x, key)
+        return _quick_bound(self.model, score, self.dequantizer(params), x, key, self.decoder)
 
 
 def _quick_bound(

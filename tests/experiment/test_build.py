@@ -244,9 +244,16 @@ def test_names_of_choices_in_upper_case():
 
 
 @pytest.mark.parametrize("offset", [True, False])
-def test_the_loss_of_a_flow_counts_the_step_to_the_data_where_the_config_says_so(offset):
-    decoder = digits(f"deq.offset={offset}").flow.decoder
-    assert isinstance(decoder, GaussianDecoder if offset else Entropy)
+def test_the_loss_of_a_flow_counts_the_step_to_the_data_where_the_config_says_so(
+    offset, monkeypatch
+):
+    """And so does the bound of test images that is logged beside it."""
+    flow = digits(f"deq.offset={offset}").flow
+    assert isinstance(flow.decoder, GaussianDecoder if offset else Entropy)
+    used = []
+    monkeypatch.setattr(training, "_quick_bound", lambda *given: used.append(given[-1]) or {})
+    flow.measure({}, {}, np.zeros((2, 8, 8, 1), int), jax.random.key(0))
+    assert used == [flow.decoder]
 
 
 def test_estimators_and_solvers():
