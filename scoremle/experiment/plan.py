@@ -199,6 +199,8 @@ class Plan:
     def _likelihood(self) -> tuple[float | None, int | None]:
         """Seconds an image of what eval measures, and the evaluations of the network for it."""
         how = self.experiment
+        if how.evaluation.suite or not how.evaluation.enable_bpd:
+            return None, None  # of several estimators, or none
         if evaluations := how.evaluation.bound_steps:
             if not how.origin.without_noise:
                 evaluations += decoder_draws(InformedDecoder, evaluations)
