@@ -71,7 +71,8 @@ def _facts(
             yield name, str(facts[name])
     yield "augmentation", augmentation(config["data"])
     parameters = sum(leaf.size for leaf in jax.tree.leaves(restored.tree.ema))
-    fields = ", ".join(f"{name} {of_model[name]}" for name in NETWORK)
+    others = {"ch_mult"} if of_model["name"].lower() == "vdm" else set()  # it never halves images
+    fields = ", ".join(f"{name} {of_model[name]}" for name in NETWORK if name not in others)
     yield "network", f"{of_model['name']}: {fields}; {parameters:,} parameters"
     yield "average", f"of the parameters over the steps, decay {of_model['ema_rate']}"
     yield "SDE", f"{model.sde}, from t = {model.eps:g}"
