@@ -19,6 +19,7 @@ from helpers.tiny_runs import TINY
 
 import scoremle
 from scoremle import processes
+from scoremle.cli import main as cli
 from scoremle.cli.commands import experiment
 from scoremle.errors import UserError
 from scoremle.experiment.build import build
@@ -39,6 +40,16 @@ def test_what_processes_must_agree_on():
     assert facts["mode"] == "train" and facts["training.batch_size"] == 12
     assert facts["jax"] == jax.__version__ and facts["scoremle"] == scoremle.__version__
     assert "eval.nodes" in facts and not facts.keys() & {"data.path", "eval.stats"}
+
+
+@pytest.mark.parametrize("flag", ["--process=0", "--processes=1", "--distributed"])
+def test_each_flag_of_a_process_makes_it_one_of_several(flag, tmp_path, monkeypatch, capsys):
+    def met(options):
+        raise UserError("it was met")
+
+    monkeypatch.setattr(experiment, "_one_of_several", met)
+    assert cli.main(["train", "digits", str(tmp_path), flag]) == 2
+    assert "it was met" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -45,7 +45,7 @@ def arguments(parser: ConfigParser) -> None:
                " --coordinator=HOST:PORT --processes=N --process=I",
                action="store_true")  # fmt: skip
     parser.add("--coordinator", SUPPRESS, default="")
-    parser.add("--processes", SUPPRESS, type=checks.at_least(0))
+    parser.add("--processes", SUPPRESS, type=checks.at_least(1))
     parser.add("--process", SUPPRESS, type=checks.at_least(0))
 
 
@@ -54,7 +54,8 @@ def run(options: Any) -> dict[str, Any] | None:
     evaluates = options.mode == "eval"
     if options.json and not evaluates:
         raise UserError("--json is for eval, and for --print-config")
-    several = options.distributed or options.coordinator or options.processes or options.process
+    numbers = options.processes, options.process
+    several = options.distributed or options.coordinator or numbers != (None, None)
     goes_on = going_on("the same command resumes it") if evaluates else nullcontext()
     with goes_on, _one_of_several(options) if several else answered():
         with passing("loading"):
