@@ -59,6 +59,6 @@ def _partition(path: Path) -> dict[str, str]:
         raise UserError(f"{path}: no {PARTITION} in it, which says what is for training")
     content = read_bytes(inside(path, str(file.relative_to(path))), MAX_PARTITION)
     lines = [line.split() for line in content.decode(errors="replace").splitlines() if line]
-    if not lines or any(len(line) != 2 or line[1] not in "012" for line in lines):
+    if not lines or any(len(line) != 2 or line[1] not in ("0", "1", "2") for line in lines):
         raise UserError(f"{file}: not lines of a file's name and 0, 1 or 2; fetch it again")
     return dict(lines)
