@@ -77,8 +77,8 @@ def origin(place: Path) -> PublishedModel | None:
     for folder in (place, *place.parents[:2]):
         if match := SCORE_FLOW.fullmatch(folder.name):
             dataset, _, sde, *options = match.groups()
-            flip = bool(match[2])
-            return PublishedModel(dataset.lower(), sde.lower(), flip, *map(bool, options))
+            deep = bool(match[2])
+            return PublishedModel(dataset.lower(), sde.lower(), deep, *map(bool, options))
         if match := SCORE_SDE.fullmatch(f"{folder.parent.name}/{folder.name}"):
             return PublishedModel(match[2], match[1], bool(match[4]))
     return None
