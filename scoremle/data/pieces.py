@@ -114,7 +114,7 @@ def _kind(file: str) -> str:
         return PICTURES
     if is_parquet(file):
         return PARQUET
-    return ARCHIVES if is_archive(Path(file)) else ARRAYS * file.endswith(".npy")
+    return ARCHIVES if is_archive(Path(file)) else ARRAYS * file.lower().endswith(".npy")
 
 
 def piece_images(

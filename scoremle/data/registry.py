@@ -24,7 +24,7 @@ from scoremle.data.readers.cifar import read_cifar10, read_cifar100
 from scoremle.data.readers.digits import read_digits
 from scoremle.data.readers.idx import read_idx
 from scoremle.data.readers.imagenet import read_imagenet
-from scoremle.data.readers.parquet import read_parquet
+from scoremle.data.readers.parquet import is_parquet, read_parquet
 from scoremle.data.readers.photos import read_photos
 from scoremle.data.readers.pictures import read_pictures
 from scoremle.data.readers.svhn import read_svhn
@@ -39,7 +39,7 @@ def _read_images(path: Path, options: Options) -> Reading:
     ending = path.suffix.lower()
     if ending in (".npy", ".npz") or (path / "train.npy").is_file():
         return read_array_files(path, options)
-    if ending == ".parquet" or next(path.rglob("*.parquet"), None):
+    if any(is_parquet(file.name) for file in (path, *path.rglob("*"))):
         return read_parquet(path, options)
     if path.is_dir() or is_archive(path):
         return read_pictures(path, options)

@@ -85,7 +85,8 @@ def test_indices_do_not_depend_on_what_is_bad_or_left_out(tmp_path):
 
 def test_a_single_file(tmp_path):
     np.save(tmp_path / "x.npy", PIXELS)
-    (piece,) = pieces_of(tmp_path / "x.npy")
+    (tmp_path / "x.npy").rename(tmp_path / "x.NPY")
+    (piece,) = pieces_of(tmp_path / "x.NPY")
     assert [index for index, _ in piece_images(piece, SIZE)] == list(range(7))
 
 

@@ -49,7 +49,7 @@ def read_array_files(path: Path, options: Options) -> Reading:
         }  # fmt: skip
     levels = _levels(arrays.pop("levels"), path) if "levels" in arrays else None
     source = Source(path)
-    of_folder = partial(source.hash, lambda name: name.endswith(".npy"))
+    of_folder = partial(source.hash, lambda name: name.lower().endswith(".npy"))
     sha256 = of_folder if path.is_dir() else source.sha256
     return Reading(_chunks(path, arrays, options), sha256, levels)
 

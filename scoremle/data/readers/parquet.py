@@ -23,7 +23,7 @@ ROWS = 16
 
 
 def is_parquet(name: str) -> bool:
-    return name.endswith(".parquet")
+    return name.lower().endswith(".parquet")
 
 
 def read_parquet(path: Path, options: Options) -> Reading:
