@@ -155,6 +155,10 @@ def _of_evaluation(config: Any) -> Iterator[tuple[bool, str]]:
            f"eval.dequantizer means variational dequantization, not {noise}")
     yield (noise == "none" and not flags.bound,
            "eval.dequantization=none is for the bound, with its discrete decoder: set eval.bound")
+    yield (flags.bound and noise == "truncated_normal",
+           "eval.bound begins at the smallest time, and the noise of eval.dequantization="
+           "truncated_normal at another: take none, where the model was trained on the middles of"
+           " bins, or uniform")  # fmt: skip
     yield (flags.bound and not flags.offset and noise in ("none", "informed"),
            f"eval.offset is of the step to reals, and eval.dequantization={noise} takes the step"
            " to integers: leave it True")  # fmt: skip

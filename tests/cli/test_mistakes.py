@@ -203,6 +203,7 @@ TOGETHER = [
     ({"eval.dequantizer": True}, {"eval.dequantization": "informed"}),
     ({"eval.bound": True, "eval.dequantization": "none"}, {"eval.bound": False}),
     ({"eval.bound": True, "eval.dequantization": "informed"}, {"eval.offset": False}),
+    ({"eval.dequantization": "truncated_normal"}, {"eval.bound": True}),
     ({"eval.bound_steps": 9}, {"eval.dequantization": "truncated_normal"}),
     ({"eval.bound_steps": 9}, {"eval.dequantization": "variational"}),
     ({"eval.bound_steps": 1}, {"eval.suite": True}),
