@@ -1,9 +1,10 @@
 """Randomness that belongs to an image, and not to its place in a batch.
 
-The key of image i, its index in the data set, in pass r is fold_in(fold_in(key, r), i). So a value
-does not depend on the batch size, on the other images of the batch, or on how many devices share
-the work. Whatever is random takes one key, or one for each example: one key means
-fold_in(key, place) at each place of the batch.
+The key of image i, its index in the data set, in pass r is fold_in(fold_in(key, r), i), where the
+two halves of the 64 bits of i are folded in one after the other. So a value does not depend on the
+batch size, on the other images of the batch, or on how many devices share the work. Whatever is
+random takes one key, or one for each example: one key means fold_in(key, place) at each place of
+the batch.
 """
 
 import math
