@@ -186,9 +186,9 @@ class Measurements:
             )
             start, name = float(own.first(self.model)), evaluation.bound_times
             name = "log_snr" if name == LEARNED else name  # nothing is fitted here
-            even = stratified and name == "log_snr"  # also where a pixel has a log-SNR of its own
-            times = None if even else BOUND_TIMES[name](sde, start, stratified)
-            by_elbo = replace(by_elbo, decoder=own.decoder, times=times, start=start)
+            by_elbo = replace(by_elbo, decoder=own.decoder, start=start, times=None)
+            if name != "log_snr" or not stratified:  # by default also of a log-SNR of each pixel
+                by_elbo = replace(by_elbo, times=BOUND_TIMES[name](sde, start, stratified))
             facts |= {"offset": None, "times": name}
         elif evaluation.bound_times == LEARNED:
             if sde.schedule.per_example:

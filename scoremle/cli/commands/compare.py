@@ -97,7 +97,7 @@ def _pairs(
     for (name, a), (other, b) in product(first.items(), second.items()):
         if (kind := OF_OTHERS.sub("", name)) == OF_OTHERS.sub("", other):
             pairs[kind].append((max(name, other, key=len), (a, b)))
-    found = {}
+    found: dict[str, tuple[ComparedMeasurement, ComparedMeasurement]] = {}
     for kind, each in pairs.items():
         same = {name: (a, b) for name, (a, b) in each if a.images == b.images}
         _, some = each[0]
