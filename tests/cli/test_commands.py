@@ -162,7 +162,7 @@ LEAST = {
     "anomaly": {"size": 1, "seed": 0}, "compress": {"steps": 2}, "data": {"size": 0},
     "plan": {"devices": 1},
 }  # fmt: skip
-LEAST |= {mode: {"processes": 0, "process": 0} for mode in ("train", "eval", "train-deq")}
+LEAST |= {mode: {"processes": 1, "process": 0} for mode in ("train", "eval", "train-deq")}
 
 
 @pytest.mark.parametrize("command", COMMANDS)
