@@ -2,6 +2,7 @@
 
 import json
 import os
+import runpy
 import subprocess
 import sys
 import sysconfig
@@ -116,3 +117,10 @@ def test_an_editable_install_is_found_from_the_folder_above_the_clone(clone, tmp
     code = "import scoremle; print(scoremle.__file__, scoremle.VP.__name__)"
     found = done(programs / "python", "-c", code, cwd=clone.parent)
     assert found.split() == [str(clone / "scoremle" / "__init__.py"), "VP"]
+
+
+def test_what_a_release_is_tried_by_runs(tmp_path, monkeypatch):
+    """In the checkout, as later of the wheel in a new environment."""
+    monkeypatch.chdir(tmp_path)
+    exec(runpy.run_path(str(ROOT / ".ci" / "release"))["SMOKE"], {})
+    assert (tmp_path / "grid.png").exists()
