@@ -78,7 +78,8 @@ np.save(flags.folder / "digits.npy", digits)
 def score(name, model, images, *options):
     """The bits/dim of each image, and the mean's error over images."""
     out = flags.folder / f"{name}.csv"
-    arguments = ["score", str(model), str(flags.folder / images), f"--out={out}", *options]
+    arguments = ["score", str(model), str(flags.folder / images), f"--out={out}", "--force"]
+    arguments += options
     print("\n$ scoremle " + " ".join(arguments), flush=True)
     if code := cli.main(arguments):
         raise SystemExit(code)
