@@ -166,7 +166,8 @@ def main() -> None:
     parser.add_argument("--counts", nargs="+", type=int, default=COUNTS, help="of images")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=[*PARTS], help="(all)")
     options = parser.parse_args()
-    os.environ["SCOREMLE_DATA"] = tempfile.mkdtemp()
+    folder = tempfile.TemporaryDirectory()
+    os.environ["SCOREMLE_DATA"] = folder.name
     found: dict[str, dict[int, Cost]] = {part: {} for part in options.parts}
     for count in options.counts:
         for part, each in measured(options.parts, count):
