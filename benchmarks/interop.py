@@ -74,7 +74,7 @@ def models(network: torch.nn.Module) -> dict[str, scoremle.ScoreModel]:
 def by_dopri5(
     network: torch.nn.Module, x: np.ndarray, probe: np.ndarray, tolerance: float
 ) -> tuple:
-    """log p of images and evaluations, by dopri5 in t."""
+    """log p of images as ``log_prob`` has it, of data without noise, and evaluations; in t."""
     from torchdiffeq import odeint
 
     x, v = (torch.from_numpy(np.moveaxis(a, -1, 1).copy()) for a in (x, probe))
@@ -94,9 +94,9 @@ def by_dopri5(
         return drift.detach(), (product * v).sum((1, 2, 3))
 
     t = torch.tensor([EPS, 1.0], dtype=torch.float64)
-    z, change = (
-        a[-1] for a in odeint(rates, (x, torch.zeros(len(x))), t, rtol=tolerance, atol=tolerance)
-    )
+    log_alpha = float(jnp.log(SDE.alpha(jnp.asarray(EPS))))
+    start = x * math.exp(log_alpha), torch.full((len(x),), log_alpha * x[0].numel())
+    z, change = (a[-1] for a in odeint(rates, start, t, rtol=tolerance, atol=tolerance))
     log_prob = torch.distributions.Normal(0.0, 1.0).log_prob(z).sum((1, 2, 3)) + change
     return log_prob.numpy(), count
 
