@@ -877,7 +877,7 @@ class ScoreModel:
         def work(_: int, indices: Integer[np.ndarray, " size"]) -> Arrays:
             given = jax.tree.map(lambda row: row[indices], rows)
             # What fills the last batch up is drawn, too: copies would enter the means of langevin.
-            numbers = indices[0] + np.arange(len(indices))
+            numbers = indices[:1] + np.arange(len(indices))
             inputs = split_rows((image_keys(key, numbers), given), devices)
             found, finite = draw(of_examples(model, indices), *inputs)
             check_finite_values(np.asarray(finite) | (numbers > indices), indices, "sample")
