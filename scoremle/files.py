@@ -434,6 +434,8 @@ def read_npz(path: Path) -> dict[str, np.ndarray] | None:
     try:
         with opened(path, MAX_FILE) as file:
             return read_arrays(file, path)
+    except MemoryError:
+        raise
     except Exception:
         # Damaged files come out of zipfile, zlib and numpy as every kind of exception.
         return None

@@ -244,6 +244,16 @@ class Harm:
         return (Path.touch, (self.place,))
 
 
+def test_memory_that_does_not_suffice_is_no_damage_of_an_npz(tmp_path, monkeypatch):
+    def fails(*_):
+        raise MemoryError
+
+    np.savez(tmp_path / "x.npz", a=1)
+    monkeypatch.setattr(files, "read_arrays", fails)
+    with pytest.raises(MemoryError):
+        read_npz(tmp_path / "x.npz")
+
+
 def test_an_npz_with_a_pickle_is_none_and_runs_nothing(tmp_path):
     harm = np.empty(1, object)
     harm[0] = Harm(tmp_path / "harm")

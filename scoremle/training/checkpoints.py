@@ -24,7 +24,7 @@ import numpy as np
 from scoremle import files
 from scoremle.bounded import LONGEST_JSON, MAX_MODEL, array_bytes, check_ratio
 from scoremle.devices import part_axis
-from scoremle.errors import UserError
+from scoremle.errors import UserError, out_of_memory
 from scoremle.records import Count, Number, check_record
 from scoremle.training import checksums
 from scoremle.training.checksums import named_leaves
@@ -386,6 +386,8 @@ def _damage() -> Iterator[None]:
     try:
         yield
     except Exception as error:
+        if out_of_memory(error):
+            raise
         raise Damaged(f"unreadable: {type(error).__name__}") from error
 
 

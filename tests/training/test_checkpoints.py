@@ -188,6 +188,18 @@ def test_damaged_newest(store, damage, caplog):
         store.restore(make_tree(), 2)
 
 
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("RESOURCE_EXHAUSTED: out of memory")], ids=str
+)
+def test_memory_that_does_not_suffice_is_no_damage(store, error, monkeypatch):
+    def fails(*_, **__):
+        raise error
+
+    monkeypatch.setattr("orbax.checkpoint.Checkpointer.restore", fails)
+    with pytest.raises(type(error)):
+        store.restore(make_tree())
+
+
 def test_every_byte_counts(store):
     """Wherever in the arrays' files a byte is flipped, wrong values are not given back."""
     rng = np.random.default_rng(0)
