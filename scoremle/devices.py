@@ -85,6 +85,9 @@ def memory_of_machine() -> Memory | None:
     with suppress(OSError, ValueError):  # "max" where there is no limit
         limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
         used = int(Path("/sys/fs/cgroup/memory.current").read_text())
+        with suppress(OSError, StopIteration):  # what the system keeps of files can be freed
+            lines = Path("/sys/fs/cgroup/memory.stat").read_text().splitlines()
+            used -= int(next(x for x in lines if x.startswith("inactive_file ")).split()[1])
         whole, free = min(whole, limit), min(free, limit - used)
     if limited := _address_space():
         whole, free = min(whole, limited.whole), min(free, limited.free)

@@ -187,11 +187,13 @@ def test_memory_of_a_gpu_is_what_its_driver_allows_less_what_is_in_use(stats, fo
         ({"memory.max": "7000", "memory.current": "500"}, -1, (7000, 4000)),
         ({"memory.max": "7000", "memory.current": "6500"}, -1, (7000, 500)),
         ({"memory.max": "9000", "memory.current": "6500"}, -1, (8000, 2500)),
+        ({"memory.max": "7000", "memory.current": "6500",
+          "memory.stat": "active_file 9\ninactive_file 2000\n"}, -1, (7000, 2500)),
         ({"statm": "5 3 2"}, 7000, (7000, 2000)),
         ({"statm": "5 3 2"}, 9500, (8000, 4000)),
         ({}, 7000, (8000, 4000)),
     ],
-)
+)  # fmt: skip
 def test_memory_of_a_machine_is_no_more_than_a_container_and_a_limit_leave(
     files, limit, found, monkeypatch, tmp_path
 ):
