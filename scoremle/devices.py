@@ -145,7 +145,7 @@ def in_gib(size: float) -> str:
     return f"{size / 2**30:.3g} GiB"
 
 
-# By program and shapes: XLA has to compile for it.
+# By program, shapes and types: XLA has to compile for it.
 NEEDED: WeakKeyDictionary[Any, dict[Any, Needs | None]] = WeakKeyDictionary()
 
 
@@ -162,7 +162,8 @@ def within_memory(program: Any) -> Callable[..., Any]:
     def call(*arguments: Any, **static: Any) -> Any:
         one, arguments, static = parted(*arguments, **static)
         leaves, structure = jax.tree.flatten(arguments)
-        shapes = structure, *map(np.shape, leaves), *static.items()
+        kinds = ((np.shape(leaf), getattr(leaf, "dtype", type(leaf))) for leaf in leaves)
+        shapes = structure, *kinds, *static.items()
         if (one, shapes) not in known and jax.default_backend() == "cpu":
             needed = NEEDED.setdefault(one, {})
             if shapes not in needed:

@@ -148,6 +148,11 @@ def test_arrays_and_programs_fit_to_the_last_byte(short, monkeypatch):
     monkeypatch.setattr(devices, "memory", lambda: Memory(work, work - short))
     with pytest.raises(MemoryError, match="needed") if short else contextlib.nullcontext():
         assert devices.within_memory(program)(x).shape == (300,)
+    looked = devices.within_memory(program)
+    monkeypatch.setattr(devices, "memory", lambda: Memory(work, work // 2))
+    assert looked(x.astype(jnp.int8)).shape == (300,)  # a quarter of it
+    with pytest.raises(MemoryError, match="needed"):
+        looked(x)
     monkeypatch.setattr(devices, "memory", lambda: None)  # where nothing is known, all fits
     devices.check_room(tree)
     assert devices.within_memory(program)(x).shape == (300,)
