@@ -174,6 +174,8 @@ def test_a_list_of_numbers_is_an_array_of_conditions():
     arrays = {name: np.asarray(values) for name, values in rows.items()}
     found, expected = (model.log_prob(x, KEY, condition=c).log_prob for c in (rows, arrays))
     np.testing.assert_array_equal(found, expected)
+    of_numpy = model.log_prob(x, KEY, condition=arrays | {"scale": [*np.float32(rows["scale"])]})
+    np.testing.assert_array_equal(of_numpy.log_prob, expected)
     with pytest.raises(UserError, match="1 row"):
         model.log_prob(x, KEY, condition=rows | {"scale": [1.0, 2.0]})
 

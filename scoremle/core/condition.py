@@ -92,7 +92,8 @@ def as_condition(condition: Any, n: int) -> Any:
 def _of_numbers(node: Any) -> bool:
     """Whether this is a list of numbers, or of such lists: an array elsewhere, too."""
     leaves = jax.tree.leaves(node) if isinstance(node, list) else []
-    return bool(leaves) and all(isinstance(leaf, int | float) for leaf in leaves)
+    number = int | float | np.number | np.bool_
+    return bool(leaves) and all(isinstance(leaf, number) for leaf in leaves)
 
 
 def check_classes(labels: Any, classes: int) -> None:
