@@ -113,7 +113,7 @@ def _check_reals(params: Params) -> None:
 def _checked(examples: Any) -> Any:
     """A batch. Raises UserError if its arrays have no axis of examples, or not the same."""
     counts = {np.shape(as_array(leaf, "a batch"))[:1] for leaf in jax.tree.leaves(examples)}
-    if len(counts) != 1 or counts == {()}:
+    if len(counts) != 1 or counts <= {(), (0,)}:
         raise UserError("batch(i) must be arrays with an axis of examples, the same for all")
     return examples
 

@@ -270,6 +270,9 @@ def test_a_network_of_ones_own_is_trained_by_the_same_steps(tmp_path, capsys):
     assert tree_hash(fitted(10, tmp_path)) == expected
     with pytest.raises(UserError, match="loss is nan"):
         fitted(3, batch=lambda i: np.full((4, 2, 2, 1), np.nan))
+    for batch in (np.ones(()), np.ones((0,)), {"a": np.ones(0), "b": np.ones(())}):
+        with pytest.raises(UserError, match="axis of examples"):
+            fitted(3, batch=lambda i, batch=batch: batch)
     with pytest.raises(UserError, match="ema_rate"):
         fitted(3, ema_rate=1.5)
     with pytest.raises(UserError, match=r"\(3,\)"):
