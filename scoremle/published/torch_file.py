@@ -29,6 +29,7 @@ from scoremle.bounded import (
     read_no_further,
 )
 from scoremle.data.unpickle import KNOWN_NAMES, PickledName, PickleReader, of
+from scoremle.errors import UserError, damaged
 
 __all__ = ["check_zip"]
 
@@ -111,9 +112,9 @@ class _Tensors(PickleReader):
 def is_zip(file: File) -> bool:
     """Whether this is a zip with a pickle that names its tensors."""
     try:
-        with open_zip(file, "the zip") as archive:
+        with damaged("the zip", "odd or damaged"), open_zip(file, "the zip") as archive:
             return any(name.endswith(CONTENT) for name in archive.namelist())
-    except Exception:  # zipfile raises many kinds for what is odd or damaged
+    except UserError:
         return False
 
 
