@@ -107,6 +107,8 @@ def _columns(file: Path, names: list[str]) -> Batch:
             name: table[name].to_numpy().astype(kinds.get(name, object), casting="safe")
             for name in names
         }
+    except MemoryError:
+        raise
     except Exception as error:  # Arrow raises many kinds for damaged files
         raise UserError(
             f"{file} is damaged ({type(error).__name__}): remove it, and its images are scored"

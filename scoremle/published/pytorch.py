@@ -60,6 +60,8 @@ def load_pth(path: Path) -> Any:
     with opened(path, MAX_MODEL) as file:
         try:
             return torch_file.read(file, os.fstat(file.fileno()).st_size)
+        except MemoryError:
+            raise
         except Exception as error:
             # Damaged files come out of pickletools, zipfile and numpy as every kind of exception.
             raise Damaged(f"not a PyTorch checkpoint: {first_line(error, named=True)}") from None
