@@ -7,6 +7,7 @@ into a folder. ``load`` opens such a folder, which it makes in the cache on firs
 import tempfile
 from collections.abc import Mapping
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ def _read_images(path: Path, options: Options) -> Reading:
     ending = path.suffix.lower()
     if ending in (".npy", ".npz") or (path / "train.npy").is_file():
         return read_array_files(path, options)
-    if any(is_parquet(file.name) for file in (path, *path.rglob("*"))):
+    if any(is_parquet(file.name) for file in chain([path], path.rglob("*"))):
         return read_parquet(path, options)
     if path.is_dir() or is_archive(path):
         return read_pictures(path, options)
