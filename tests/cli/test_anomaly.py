@@ -89,6 +89,7 @@ def test_noise_among_digits_is_listed(places, tmp_path, capfd):
     code, told, _ = anomaly(capfd, *words, "--force", "--fail-on-suspects", "--json")
     summary = json.loads(told)
     assert (code, summary["suspects"], summary["references"]) == (4, sum(listed), 80)
+    assert "stand out" in summary["facts"][0]
     few = places / "normal.npz"
     code, told, _ = anomaly(capfd, "score", places / "detector", few, f"--out={out}", "--force",
                             "--rate=0.001", "--fail-on-suspects", named)  # fmt: skip
@@ -102,6 +103,9 @@ def test_it_says_which_normal_ones_the_model_has_seen(places, tiny, capfd, tmp_p
     page = tmp_path / "p.html"
     of = "score", tmp_path / "d", places / "mixed.npz", f"--out={tmp_path / 'a.csv'}"
     assert warning in anomaly(capfd, *of, f"--page={page}")[1] and warning in page.read_text()
+    for again in (words, of):
+        facts = json.loads(anomaly(capfd, *again, "--force", "--json")[1])["facts"]
+        assert any(warning in line for line in facts)
     others = replace(DIGITS, facts={"train_sha256": "of other images at the same place"})
     monkeypatch.setattr(seen, "images_of", lambda config: others)
     assert seen.seen_in_training(str(tiny.workdir), TRAIN[:60]) is None

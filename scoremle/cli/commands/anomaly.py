@@ -109,24 +109,26 @@ def _fit(options: Any) -> dict[str, Any]:
         facts["checkpoint"] = str(model.origin.checkpoint)
     if model is not None and model.pixels is not None:
         facts |= _seen(options.model, data)
-    say(*wrapped(*_of_seen(facts)))
+    lines = _of_seen(facts)
+    say(*wrapped(*lines))
     detector = scoremle.anomaly.Detector.fit(
         model, data, statistic=options.statistic, seed=options.seed, facts=facts, label="normal"
     )
     check(options)  # another process may have written there
     detector.write(options.out)
+    n, more = len(detector.reference), list[str]()
     if detector.equal:
-        say(*wrapped(
+        more.append(
             f"{detector.equal} of {len(data)} normal ones are equal to others; each counts, since"
             " as many may come again: leave out copies that were made by accident"
-        ))  # fmt: skip
-    n = len(detector.reference)
-    say(*wrapped(
+        )
+    more.append(
         f"{detector.statistic}, with {n} references: the least p-value is 1/{n + 1}, so that at a"
-        f" rate of 0.1 one suspect can stand out among {max(1, (n + 1) // 10)}",
-        f"written to {options.out}",
-    ))  # fmt: skip
+        f" rate of 0.1 one suspect can stand out among {max(1, (n + 1) // 10)}"
+    )
+    say(*wrapped(*more, f"written to {options.out}"))
     return {
+        "facts": [*lines, *more],
         "statistic": detector.statistic, "references": n, "equal": detector.equal,
         "left_out": sum(report.pixels is None for report in reports), "detector": str(options.out),
     }  # fmt: skip
@@ -194,7 +196,7 @@ def _score(options: Any) -> dict[str, Any]:
     lines += [f"{len(bad)} of {len(reports)} files have no score: their rows say why"] * bool(bad)
     say(*wrapped(*lines, f"written to {written}"))
     return {
-        "images": len(found), "suspects": int(listed.sum()), "rate": options.rate,
+        "facts": lines, "images": len(found), "suspects": int(listed.sum()), "rate": options.rate,
         "statistic": detector.statistic, "references": len(detector.reference),
         "left_out": len(bad), "table": str(options.out),
     }  # fmt: skip
