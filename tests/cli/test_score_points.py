@@ -134,6 +134,10 @@ def test_points_without_log_p_are_refused_or_left_out(score):
     assert code == 3 and json.loads(told)["left_out"] == 2
     notes = [row["note"] for row in table]
     assert [i for i, note in enumerate(notes) if note] == [2, 4]
+    code, told, _, _ = score(
+        points, "--skip-bad", "--repeats=1", "--force", model="positive"
+    )
+    assert code == 3 and "2 of 7 points have no log p" in told
     assert "bijector" in notes[4] and table[4]["log_prob"] == ""
     alone = load("mine.py:positive").log_prob(
         points[[6]], image_keys(jax.random.fold_in(jax.random.key(0), 0), np.asarray([6]))

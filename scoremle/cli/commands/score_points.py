@@ -80,6 +80,8 @@ def run(model: Any, options: Any) -> dict[str, Any]:
     order = known[np.argsort(-columns["log_prob"], kind="stable")].tolist()
     in_order = [f"point {i} {rows[i]['log_prob']} +- {rows[i]['error']}" for i in order]
     say(*tables.wrapped(*both_ends(in_order)), f"written to {options.out}")
+    if reasons:
+        say(f"{len(reasons)} of {len(points)} points have no log p: their rows say why")
     return {
         "unit": "nats", **mean.to_json(), "points": mean.images, "left_out": len(reasons),
         "estimator": estimator, "model": options.model, "table": str(options.out),
