@@ -265,7 +265,7 @@ def test_what_cannot_be_compared(both, capsys, tmp_path):
         ("text", "exact_test_ckpt_1.npz has no bits/dim of images"),
         ("typed", "checkpoint must be a whole number of at least 0, not '1'"),
         ("altered", "exact_test_ckpt_1 is not as it was written"),
-        ("nowhere", "nowhere holds no results: "),
+        ("nowhere", "no folder or file"), ("", "holds no results: "),
     ):
         code, out, err = compare(capsys, both / "a", tmp_path / place)
         assert code == 2 and out == "" and words in err and err.count("\n") == 1

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import scoremle
+from scoremle.cli import checks
 from scoremle.cli.parser import Parser
 from scoremle.errors import UserError
 from scoremle.evaluation.tables import difference_in_cells, table, wrapped
@@ -182,6 +183,7 @@ def _read(place: Path) -> dict[str, ComparedMeasurement]:
     """Reads results by kind: of a folder those of the newest checkpoint, of a file its content."""
     from scoremle.experiment import results
 
+    checks.exists(place)
     if place.suffix.lower() == ".csv" and place.is_file():
         return {"scores": _of_scores(place)}
     if place.suffix.lower() == ".npz" and place.is_file():
