@@ -74,7 +74,8 @@ class ConfigParser(Parser):
                  metavar="VALUE", default=SUPPRESS)  # fmt: skip
         self.add("--print-config", "print the config, flags included, and do nothing else",
                  action="store_true")  # fmt: skip
-        self.add("--json", "print the result, or that of --print-config, as JSON",
+        of_result = "the result, or " * (not mode.startswith("train"))
+        self.add("--json", f"print {of_result}that of --print-config, as JSON",
                  action="store_true")  # fmt: skip
         fields = self.add_argument_group()
         self._action_groups.remove(fields)  # help does not list them
