@@ -261,3 +261,17 @@ def test_two_samples_are_weighed_and_one_is_not():
     assert "effective sample size 2, Pareto k inf)" in repr(found)
     with pytest.raises(UserError, match="two or more"):
         reweigh(samples(np.zeros((1, 1)), np.zeros(1)), lambda x: x[:, 0])
+
+
+def test_the_error_of_an_expectation_is_the_jackknifes_where_some_weights_are_0():
+    """By hand: each sample left out in turn, those that the target does not reach, too."""
+    x = np.random.default_rng(3).normal(size=(40, 1))
+    target = np.where(x[:, 0] > 0.3, -x[:, 0], -np.inf)
+    found = reweigh(samples(x, np.zeros(40)), lambda x: target)
+    weights, values = np.exp(target), x[:, 0]
+    left = [np.average(np.delete(values, i), weights=np.delete(weights, i)) for i in range(40)]
+    mean, stderr, _ = found.expectation(values)
+    whole = np.average(values, weights=weights)
+    assert mean == pytest.approx(40 * whole - 39 * np.mean(left), rel=1e-9)
+    spread = np.sum((left - np.mean(left)) ** 2)
+    assert stderr == pytest.approx(np.sqrt(39 / 40 * spread), rel=1e-9)
