@@ -1,8 +1,9 @@
 """A model card: what a checkpoint is, what was measured of it, and how to use it, as Markdown."""
 
 import shlex
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -71,9 +72,7 @@ def _facts(
             yield name, str(facts[name])
     yield "augmentation", augmentation(config["data"])
     parameters = sum(leaf.size for leaf in jax.tree.leaves(restored.tree.ema))
-    others = {"ch_mult"} if of_model["name"].lower() == "vdm" else set()  # it never halves images
-    fields = ", ".join(f"{name} {of_model[name]}" for name in NETWORK if name not in others)
-    yield "network", f"{of_model['name']}: {fields}; {parameters:,} parameters"
+    yield "network", f"{_network(of_model)}; {parameters:,} parameters"
     yield "average", f"of the parameters over the steps, decay {of_model['ema_rate']}"
     yield "SDE", f"{model.sde}, from t = {model.eps:g}"
     chosen = [n for n in ("likelihood_weighting", "importance_weighting") if training[n]]
@@ -82,6 +81,13 @@ def _facts(
     yield "training", f"{steps:,} steps of {batch} images; seed {config['seed']}"
     yield "made by", f"scoremle {scoremle.__version__}, checkpoint {restored.number}"
     yield "licence", "not stated: say which"
+
+
+def _network(fields: Mapping[str, Any]) -> str:
+    """The kind of a network and its sizes; VDM's has no levels, since it never halves an image."""
+    unread = {"ch_mult"} if fields["name"].lower() == "vdm" else set()
+    sizes = (f"{name} {fields[name]}" for name in NETWORK if name not in unread)
+    return f"{fields['name']}: {', '.join(sizes)}"
 
 
 def _results(results: Sequence[Result]) -> list[str]:

@@ -19,6 +19,7 @@ import scoremle
 from scoremle import published
 from scoremle.cli import main as cli
 from scoremle.errors import UserError
+from scoremle.experiment import card
 from scoremle.experiment.build import build
 from scoremle.experiment.results import add_results
 from scoremle.experiment.workdir import Workdir
@@ -157,6 +158,13 @@ def test_an_exported_safetensors_is_a_model(tiny, tmp_path, capsys):
     safetensors.write(path, arrays, notes | {"config": "["})
     with pytest.raises(UserError, match="notes are damaged"):
         scoremle.load(path)
+
+
+@pytest.mark.parametrize(("name", "levels"), [("ncsnpp", True), ("vdm", False), ("VDM", False)])
+def test_a_card_has_the_sizes_that_its_network_reads(name, levels):
+    sizes = {"nf": 8, "ch_mult": (1, 2), "num_res_blocks": 1, "attn_resolutions": ()}
+    fields = {"name": name, **sizes}
+    assert ("ch_mult (1, 2)" in card._network(fields)) == levels
 
 
 def test_a_card_says_what_was_measured_of_the_checkpoint(tiny, tmp_path, capsys):
