@@ -90,6 +90,11 @@ def _field(adapter: Adapter, subject: Subject, network: tuple[str, str] | None =
     return Field(subject, path if free else cut(path), output)
 
 
+def _needs(field: Field, *abilities: str) -> tuple[str, ...]:
+    """The abilities, and a stated noise where the path is cut."""
+    return abilities + ("noise",) * (field.path != PATHS[field.path.name])
+
+
 def _rng(*numbers: int) -> np.random.Generator:
     return np.random.default_rng([7, *numbers])
 
@@ -133,9 +138,7 @@ def _value_question(adapter: Adapter, field: Field, ask: Ask, *needs: str) -> Qu
     exact = field.dims <= EXACT_DIMS and "exact" in adapter.can
     if not field.subject.single:  # whose probe variance is not known
         exact = True
-    needs += ("exact",) if exact else ("probes",)
-    if field.path != PATHS[field.path.name]:
-        needs += ("noise",)
+    needs = _needs(field, *needs, "exact" if exact else "probes")
     return Question(name, needs, partial(_of_value, adapter, field, replace(ask, exact=exact)))
 
 
@@ -181,12 +184,15 @@ def images(adapter: Adapter, quick: bool) -> Questions:
         needs = ["images", "exact" if ask.exact else "probes"]
         needs += ["several draws"] if ask.draws > 1 else []
         needs += ["dequantizer"] if ask.dequantizer != "uniform" else []
-        yield Question(name, tuple(needs), partial(_of_images, adapter, kind, copies, ask))
+        field = _field(adapter, kind.subject)
+        asked = partial(_of_images, adapter, field, kind, copies, ask)
+        yield Question(name, _needs(field, *needs), asked)
 
 
-def _of_images(adapter: Adapter, kind: Images, copies: int, ask: Ask) -> Measured:
+def _of_images(
+    adapter: Adapter, field: Field, kind: Images, copies: int, ask: Ask
+) -> Measured:
     """Of the mean over ``copies`` of each of three images."""
-    field = _field(adapter, kind.subject)
     k = kind.draw(_rng(kind.dims), 3)
     many = adapter.log_prob_images(field, np.repeat(k, copies, axis=0), kind, ask)
     each = np.asarray(many, np.float64).reshape(len(k), copies)
@@ -204,9 +210,14 @@ PROBE_DIMS, PROBE_COUNT = 6, 512
 LIKE = 0.5
 
 
+def _probed(adapter: Adapter) -> Field:
+    """A Gaussian, of which the variance of a probe is known."""
+    return _field(adapter, subjects.anisotropic(PROBE_DIMS))
+
+
 def _by_probes(adapter: Adapter, probes: int, seed: int = 0) -> tuple[Evidence, float]:
     """Answers for many draws of a Gaussian, and the variance of one probe."""
-    field = _field(adapter, subjects.anisotropic(PROBE_DIMS))
+    field = _probed(adapter)
     ask = Ask(exact=False, probes=probes, seed=seed or probes)
     found = _evidence(adapter, field, PROBE_COUNT, ask)
     return found, field.subject.probe_variance(field.path, adapter.probe)
@@ -214,8 +225,9 @@ def _by_probes(adapter: Adapter, probes: int, seed: int = 0) -> tuple[Evidence, 
 
 def mean(adapter: Adapter, quick: bool) -> Questions:
     """The mean over probes is the value."""
-    yield Question("1 probe", ("probes",), partial(_mean, adapter, 1))
-    yield Question("3 probes", ("probes", "several probes"), partial(_mean, adapter, 3))
+    needs = _needs(_probed(adapter), "probes")
+    yield Question("1 probe", needs, partial(_mean, adapter, 1))
+    yield Question("3 probes", (*needs, "several probes"), partial(_mean, adapter, 3))
 
 
 def _mean(adapter: Adapter, probes: int) -> Measured:
@@ -226,7 +238,7 @@ def _mean(adapter: Adapter, probes: int) -> Measured:
 
 def variance(adapter: Adapter, quick: bool) -> Questions:
     """The variance over probes is that of one that is held; or less, if each step has its own."""
-    yield Question("1 probe", ("probes",), partial(_variance, adapter))
+    yield Question("1 probe", _needs(_probed(adapter), "probes"), partial(_variance, adapter))
 
 
 def _variance(adapter: Adapter) -> Measured:
@@ -242,10 +254,12 @@ def _variance(adapter: Adapter) -> Measured:
 
 def calibration(adapter: Adapter, quick: bool) -> Questions:
     """Stated errors are those that are made."""
-    yield Question(
-        "error by the probes", ("probes", "probe error"), partial(_probe_error, adapter)
-    )
-    yield Question("error of the solver", ("exact", "solver error"), partial(_solver, adapter))
+    needs = _needs(_probed(adapter), "probes", "probe error")
+    yield Question("error by the probes", needs, partial(_probe_error, adapter))
+    # Of a Gaussian, whose value is known to all digits.
+    field = _field(adapter, subjects.anisotropic(3))
+    needs = _needs(field, "exact", "solver error")
+    yield Question("error of the solver", needs, partial(_solver, adapter, field))
 
 
 def _probe_error(adapter: Adapter) -> Measured:
@@ -258,9 +272,8 @@ def _probe_error(adapter: Adapter) -> Measured:
     return Measured(np.abs(np.log2(ratio)), 1.0, words)
 
 
-def _solver(adapter: Adapter) -> Measured:
-    # Of a Gaussian, whose value is known to all digits.
-    found = _evidence(adapter, _field(adapter, subjects.anisotropic(3)), 64, Ask())
+def _solver(adapter: Adapter, field: Field) -> Measured:
+    found = _evidence(adapter, field, 64, Ask())
     assert found.stated is not None
     stated = np.asarray(found.stated.solver_error, np.float64)
     rounding = 1e-5 * (1 + np.abs(found.truth))
@@ -274,22 +287,22 @@ BATCH = 7
 
 def batch(adapter: Adapter, quick: bool) -> Questions:
     """A value depends neither on its neighbours nor on the batch size, and none is lost."""
-    yield Question("three alone, and among seven", ("exact",), partial(_alone, adapter))
-    yield Question(
-        "seven in batches of three", ("exact", "batches"), partial(_in_batches, adapter)
-    )
-
-
-def _alone(adapter: Adapter) -> Measured:
     field = _field(adapter, subjects.mixture(3))
+    needs = _needs(field, "exact")
+    yield Question("three alone, and among seven", needs, partial(_alone, adapter, field))
+    asked = partial(_in_batches, adapter, field)
+    yield Question("seven in batches of three", (*needs, "batches"), asked)
+
+
+def _alone(adapter: Adapter, field: Field) -> Measured:
     found = _evidence(adapter, field, BATCH, Ask())
     alone = [adapter.log_prob(field, found.x[i : i + 1], Ask()).log_prob for i in range(3)]
     off = np.concatenate(alone) - found.answers[:3]
     return Measured(np.abs(off).max(), _limit(field.dims) / 2)
 
 
-def _in_batches(adapter: Adapter) -> Measured:
-    field, ask = _field(adapter, subjects.mixture(3)), Ask(batch_size=3)
+def _in_batches(adapter: Adapter, field: Field) -> Measured:
+    ask = Ask(batch_size=3)
     whole, found = (_evidence(adapter, field, BATCH, a) for a in (Ask(), ask))
     found = replace(found, truth=whole.answers)
     off = _missing(found)
@@ -303,12 +316,13 @@ STEPS = (8, 16, 32, 64)
 
 def order(adapter: Adapter, quick: bool) -> Questions:
     """The error falls with the steps as fast as the method says."""
-    yield Question("8 to 64 steps", ("exact", "steps"), partial(_order, adapter))
-
-
-def _order(adapter: Adapter) -> Measured:
     even = [network for network in adapter.networks if network[0] == "straight"]
     field = _field(adapter, subjects.anisotropic(3), even[0] if even else None)
+    needs = _needs(field, "exact", "steps")
+    yield Question("8 to 64 steps", needs, partial(_order, adapter, field))
+
+
+def _order(adapter: Adapter, field: Field) -> Measured:
     measured = [_evidence(adapter, field, 8, Ask(steps=steps)) for steps in STEPS]
     errors = np.array([np.abs(found.answers - found.truth).max() for found in measured])
     rounding = 1e-5 * (1 + np.abs(measured[0].truth).max())
@@ -323,11 +337,12 @@ def _order(adapter: Adapter) -> Measured:
 
 def gradient(adapter: Adapter, quick: bool) -> Questions:
     """d log p / dx passes through the solver and the divergence."""
-    yield Question("mixture, D = 3", ("exact", "gradient"), partial(_gradient, adapter))
-
-
-def _gradient(adapter: Adapter) -> Measured:
     field = _field(adapter, subjects.mixture(3))
+    needs = _needs(field, "exact", "gradient")
+    yield Question("mixture, D = 3", needs, partial(_gradient, adapter, field))
+
+
+def _gradient(adapter: Adapter, field: Field) -> Measured:
     x = field.subject.draw(_rng(8), 4, field.path)
     truth = field.subject.slope(x, field.path)
     found = Evidence(field, x, Ask(), np.asarray(adapter.gradient(field, x), np.float64), truth)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from scoremle_conformance import sample_library
-from scoremle_conformance.adapter import Adapter, Answer
+from scoremle_conformance.adapter import ABILITIES, Adapter, Answer
 from scoremle_conformance.adapters.sample import Sample
 from scoremle_conformance.checks import CHECKS, FAIL, NOT_APPLICABLE, PASS
 from scoremle_conformance.report import examined, verdict
@@ -246,6 +246,15 @@ def test_what_has_random_probes_alone_is_not_asked_for_mixtures():
     report = examined(Random(), quick=True)
     assert not report.faults
     assert [c.name.split(",")[0] for c in report.of("value") if c.verdict != PASS] == ["mixture"]
+
+
+def test_no_density_at_a_noise_is_asked_of_what_declares_none():
+    class Clean(Sample):
+        can = frozenset(ABILITIES) - {"noise", "solver error"}
+        networks = property(lambda self: [("straight", "eps")])
+
+    cases = examined(Clean(), quick=True).cases
+    assert {case.verdict for case in cases} == {NOT_APPLICABLE}
 
 
 def test_an_ability_that_there_is_not_is_refused():
