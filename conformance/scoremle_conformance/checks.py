@@ -197,7 +197,10 @@ def _of_images(
     many = adapter.log_prob_images(field, np.repeat(k, copies, axis=0), kind, ask)
     each = np.asarray(many, np.float64).reshape(len(k), copies)
     truth = kind.expected(k, field.path, draws=ask.draws, dequantizer=ask.dequantizer)
-    noise = each.std(1, ddof=1).max() / math.sqrt(copies)
+    variance = kind.variance(k, field.path, draws=ask.draws, dequantizer=ask.dequantizer).max()
+    if not ask.exact:
+        variance += field.subject.probe_variance(field.path, adapter.probe)
+    noise = math.sqrt(variance / copies)
     found = Evidence(field, k, ask, each.mean(1), truth, kind=kind)
     gap = (kind.log_probability(k, field.path) - truth).max()
     words = f"nats, of a bound up to {gap:.2g} nats below log P"

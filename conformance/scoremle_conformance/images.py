@@ -28,7 +28,7 @@ DEQUANTIZERS = {
     "uniform": (1 / 12, 0.0),
     "beta": (1 / 20, math.log(6) - 5 / 3),  # q(u) = 6 u (1 - u)
 }
-DRAWS = 4000
+DRAWS, OF_VARIANCE = 4000, 400
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,10 +91,23 @@ class Images:
             noise = (2 / self.levels) ** 2 * spread / variance
             entropy = -self.dims * log_q
             return log_normal(middle, mean, variance) - noise.sum() / 2 + self.log_volume + entropy
-        rng = np.random.default_rng(0)
-        shape = (len(k), DRAWS, draws, self.dims)
+        return self._simulated(images, path, DRAWS, draws, dequantizer).mean(1)
+
+    def variance(
+        self, images: np.ndarray, path: Path, *, draws: int, dequantizer: str
+    ) -> np.ndarray:
+        """Variance of that estimate over u, by simulation."""
+        return self._simulated(images, path, OF_VARIANCE, draws, dequantizer).var(1)
+
+    def _simulated(
+        self, images: np.ndarray, path: Path, count: int, draws: int, dequantizer: str
+    ) -> np.ndarray:
+        """``count`` such estimates of each image, by its closed density."""
+        mean, variance = self._moments(path)
+        k, rng = images.reshape(len(images), -1), np.random.default_rng(0)
+        shape = (len(k), count, draws, self.dims)
         u = rng.uniform(size=shape) if dequantizer == "uniform" else rng.beta(2, 2, size=shape)
         logs = log_normal(-1 + 2 * (k[:, None, None] + u) / self.levels, mean, variance)
         if dequantizer == "beta":
             logs = logs - np.log(6 * u * (1 - u)).sum(-1)
-        return (logsumexp(logs, axis=2) - math.log(draws)).mean(1) + self.log_volume
+        return logsumexp(logs, axis=2) - math.log(draws) + self.log_volume

@@ -140,6 +140,18 @@ def test_a_constant_of_images_is_noticed_in_the_quick_suite():
     assert {case.verdict for case in report.of("images")} == {PASS, FAIL}
 
 
+def test_noise_that_no_draw_explains_does_not_widen_the_limit():
+    class Noisy(Sample):
+        can = frozenset({"exact", "images"})
+
+        def log_prob_images(self, field, images, kind, ask):
+            found = super().log_prob_images(field, images, kind, ask)
+            return found + np.random.default_rng(0).normal(size=len(found))
+
+    case, *_ = examined(Noisy(), quick=True).of("images")
+    assert case.verdict == FAIL
+
+
 VELOCITY = {  # of the flow x' = f x - g^2 score / 2
     "the score twice": lambda own, linear: 2 * own - linear,
     "half of the score": lambda own, linear: (own + linear) / 2,
