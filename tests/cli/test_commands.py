@@ -232,7 +232,8 @@ def test_flags_of_a_config_that_help_names_are_understood(command):
     for name in re.findall(r"^  (--[a-z-]+)", parser.format_help(), re.MULTILINE):
         if name != "--config":
             action = parser._option_string_actions[name]
-            line.append(name if action.nargs == 0 else f"{name}={'1' if action.type else 'x'}")
+            value = {"--memory": "1GB", "--devices": "1"}.get(name, "x")
+            line.append(name if action.nargs == 0 else f"{name}={value}")
     assert parser.checked(line).config.seed == 3 and len(line) >= 5
 
 

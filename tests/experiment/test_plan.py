@@ -162,7 +162,7 @@ def test_arrays_and_programs_fit_to_the_last_byte(short, monkeypatch):
     ("text", "size"),
     [
         ("24GB", 24 * 10**9), ("24gb", 24 * 10**9), ("1.5 GiB", 3 << 29), (".5MiB", 1 << 19),
-        ("500MB", 5 * 10**8), ("7", 7), ("2 MB", 2 * 10**6),
+        ("500MB", 5 * 10**8), ("2 MB", 2 * 10**6),
     ],
 )  # fmt: skip
 def test_sizes_of_memory(text, size):
@@ -303,7 +303,8 @@ def test_mistakes_of_the_command(capfd):
     for arguments, line in (
         (["plan"], "missing CONFIG, such as in: scoremle plan digits"),
         (["plan", "digits", "--memory=much"], "--memory: much is not a size such as 24GB"),
-        (["plan", "digits", "--memory=0"], "--memory: 0 is not a size"),
+        (["plan", "digits", "--memory=0GB"], "--memory: 0GB is not a size"),
+        (["plan", "digits", "--memory=24"], "--memory: 24 is not a size such as 24GB"),
         (["plan", "digits", "--memory=4 cows"], "--memory: 4 cows is not a size"),
         (["plan", "digits", "--devices=0"], "0 is not an integer from 1"),
     ):

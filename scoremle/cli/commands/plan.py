@@ -20,7 +20,7 @@ from scoremle.terminal import say
 PARSER, NEEDS = ConfigParser, "scoremle.experiment.plan"
 # Test images of a data set that is not here.
 IMAGES = 10_000
-SIZES = {"": 1, "MB": 10**6, "GB": 10**9, "MIB": 2**20, "GIB": 2**30}
+SIZES = {"MB": 10**6, "GB": 10**9, "MIB": 2**20, "GIB": 2**30}
 
 
 def arguments(parser: ConfigParser) -> None:
