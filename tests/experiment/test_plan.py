@@ -236,7 +236,7 @@ def test_a_plan_of_a_tiny_network():
         assert Plan(tiny(f"--config.eval.{flag}"), memory=2**30)._likelihood() == (None, None)
 
 
-@pytest.mark.parametrize("least", [1, 2])
+@pytest.mark.parametrize("least", [1, pytest.param(2, marks=pytest.mark.long)])
 def test_the_largest_batch_is_known_from_the_least(least):
     """By one of twice as many images."""
     plan, usual = (
