@@ -97,7 +97,7 @@ def group_norm(channels: int, *, dtype: DTypeLike) -> nn.GroupNorm:
     if channels % groups:
         raise UserError(
             f"{channels} channels do not split into {groups} equal groups for normalisation: "
-            "take a multiple of 4 (of 32 where layers have more than 128 channels)"
+            "take an nf that is a multiple of 4 (of 32 where layers have more than 128 channels)"
         )
     return nn.GroupNorm(num_groups=groups, epsilon=1e-6, dtype=wide(dtype))
 
