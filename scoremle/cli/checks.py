@@ -72,6 +72,16 @@ def ending(flag: str, place: Path, *endings: str) -> None:
         raise UserError(f"{flag}{place}: the name to write must end in {' or '.join(endings)}")
 
 
+def table(place: Path, *, force: bool) -> None:
+    """Raises UserError if a CSV can't be written there, or one exists and ``force`` is not given.
+
+    Its name may have no ending, and a stream has any.
+    """
+    writable("--out=", place, force=force)
+    if place.suffix and not is_stream(place):
+        ending("--out=", place, ".csv")
+
+
 def model(options: Any) -> None:
     """Raises UserError for a model that is not there.
 

@@ -375,7 +375,7 @@ def test_mistakes_in_commands(line, words, capsys):
 
 @pytest.mark.parametrize(
     "line",
-    ["score digits x.npy --out=x.npz", "score digits x.npy --out=y.csv --page=x.html",
+    ["score digits x.npy --out=x.csv", "score digits x.npy --out=y.csv --page=x.html",
      "score digits x.npy", "sample digits", "sample digits --log-prob",
      "sample digits -o x.npz", "compress digits x.npy -o x.npz", "decompress x.bits -o x.npz",
      "anomaly fit digits x.npy --out=x.npz", "anomaly score x.npz x.npy --out=x.csv",
@@ -440,6 +440,18 @@ def test_a_folder_is_no_file_to_write(line, place, tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"write|there|exists" if place else "empty"):
         parser_of(command).checked([*words, last + place])
     assert [*tmp_path.iterdir()] == [tmp_path / "x.npy"]
+
+
+@pytest.mark.parametrize("line", ["score digits x.npy", "anomaly score x.json x.npy"])
+def test_a_table_has_the_name_of_one(line, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("x.npy", "x.json"):
+        (tmp_path / name).touch()
+    command, *words = line.split()
+    with pytest.raises(UserError, match=r"page.html.* end in .csv"):
+        parser_of(command).checked([*words, "--out=page.html"])
+    for out in ("y.CSV", "y"):
+        parser_of(command).checked([*words, f"--out={out}"])
 
 
 @pytest.mark.parametrize(

@@ -82,7 +82,10 @@ def check(options: Any) -> None:
     if detector:
         checks.exists(detector)
     checks.different((model, options.encoder, detector, options.images), options.out, page)
-    checks.writable("--out=", options.out, force=options.force)
+    if options.what == "fit":
+        checks.writable("--out=", options.out, force=options.force)
+        return
+    checks.table(options.out, force=options.force)
     if page:
         checks.writable("--page=", page, force=options.force)
 
