@@ -192,7 +192,7 @@ class _Bound(_Partial):
 
 @dataclass(frozen=True)
 class _Option:
-    """A number among these options, and its type: 1 equals 1.0, and their programs differ."""
+    """A number that is part of a program, and its type: 1 equals True, and programs differ."""
 
     value: Any
     kind: type
@@ -250,7 +250,7 @@ def _kind(leaf: Any) -> Any:
         return ARRAY
     # Methods are equal if their owner is the same object.
     by_identity = inspect.ismethod(leaf) or type(leaf).__eq__ is object.__eq__
-    return THING if by_identity or not _is_hashable(leaf) else leaf
+    return THING if by_identity or not _is_hashable(leaf) else _option(leaf)
 
 
 def _identity(thing: Any) -> Any:

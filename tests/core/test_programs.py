@@ -417,3 +417,8 @@ def test_a_thing_that_can_not_be_held_weakly_is_held():
 
 def test_what_has_no_hash_is_no_part_of_a_program():
     assert [*map(programs._is_hashable, ((1, "a"), ([],), {}, None))] == [True, False, False, True]
+
+
+def test_a_number_is_no_truth_in_a_program():
+    function = programs.OfModels(lambda x, option: x * (2 if option is True else 3))
+    assert [float(function(1.0, option)) for option in (True, 1, True)] == [2, 3, 2]
