@@ -481,6 +481,12 @@ def write_pictures(folder: Path, count: int, size: tuple[int, int] = (10, 8)) ->
     return folder
 
 
+@pytest.mark.parametrize("share", [0, 1.0, 1.5, -0.1, float("nan")])
+def test_a_share_of_test_images_is_between_0_and_1(share):
+    with pytest.raises(UserError, match="test_fraction must be"):
+        data.Options(test_fraction=share)
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [("size", -8), ("channels", -8), ("channels", 2), ("levels", -8), ("fit", "stretch")],

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from scoremle.bounded import LARGEST_SIDE
-from scoremle.core.arguments import check_choice, check_count
+from scoremle.core.arguments import check_choice, check_count, check_number
 from scoremle.core.pixels import Pixels
 from scoremle.errors import UserError
 
@@ -37,7 +37,8 @@ class Options:
         test_fraction: the share of test images, where the source has no split.
         skip_bad: whether images that can't be used are left out; else they are refused.
 
-    Raises UserError for a size or levels below 0, other channels, and another fit.
+    Raises UserError for a size or levels below 0, other channels, another fit, and a fraction that
+    is not between 0 and 1.
     """
 
     size: int = 0
@@ -51,6 +52,7 @@ class Options:
         check_count("size", self.size, 0, LARGEST_SIDE)
         for name in ("channels", "levels"):
             check_count(name, getattr(self, name), least=0)
+        check_number("test_fraction", self.test_fraction, above=0, below=1)
         if self.channels not in (0, 1, 3):
             raise UserError(f"channels must be 1 or 3, or 0 for any, not {self.channels}")
         if self.fit:
