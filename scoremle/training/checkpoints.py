@@ -393,7 +393,7 @@ def _damage() -> Iterator[None]:
 
 def _read_tree(path: Path, template: Any) -> Any:
     found = _read(path, "state", jax.tree.map(_as_wanted, _by_name(template)))
-    return found if _by_name(template) is template else type(template)(**found)
+    return found if _by_name(template) is template else template._replace(**found)
 
 
 def _by_name(tree: Any) -> Any:

@@ -280,6 +280,15 @@ def test_a_network_of_ones_own_is_trained_by_the_same_steps(tmp_path, capsys):
             optimizer=optax.sgd(0.1))  # fmt: skip
 
 
+def test_an_optimizer_without_a_state_goes_on(tmp_path):
+    downhill = optax.GradientTransformation(
+        lambda params: (), lambda g, state, params=None: (jax.tree.map(lambda x: -x / 9, g), state)
+    )
+    fitted(3, tmp_path, optimizer=downhill)
+    found, whole = fitted(6, tmp_path, optimizer=downhill), fitted(6, optimizer=downhill)
+    assert tree_hash(found) == tree_hash(whole)
+
+
 def test_the_parameters_that_a_training_begins_with_stay():
     first = {"mean": jnp.zeros(3)}
     for _ in range(2):
