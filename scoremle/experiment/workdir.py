@@ -336,18 +336,20 @@ class Workdir:
         """
         store, freq = self.snapshots, config["training"]["snapshot_freq"]
         end = config[section]["n_iters"]
-        newest = max(store.own(), default=0)
+        newest = max(store.own(), default=None)
         try:
-            step = store.meta(newest).get("step") if newest else None
+            step = None if newest is None else store.meta(newest).get("step")
         except UserError:  # damaged: named when it is restored
             step = None
-        if step is not None and step // freq < newest:
+        if newest is None or step is None:
+            return
+        if step // freq < newest:
             raise UserError(
                 f"{store.path(newest)} is of step {step}: the numbers of snapshots, step /"
                 f" training.snapshot_freq, would begin anew with {freq}; set"
                 f" {max(1, step // newest)} or less, or move {store.folder} away"
             )
-        if step is not None and step < end and end // freq == newest:
+        if step < end and end // freq == newest:
             logger.warning(
                 "%s is of step %d, and will be replaced by step %d: the number of a snapshot is"
                 " step / training.snapshot_freq", store.path(newest), step, end,

@@ -181,6 +181,15 @@ def test_a_snapshot_that_will_be_replaced_is_named(
     ] * replaced
 
 
+def test_the_snapshot_of_number_0_is_named_too(experiment, tmp_path, caplog):
+    workdir = Workdir(tmp_path / "short")
+    workdir.snapshots.save(0, STATE, {"step": 15})
+    fields = {"training__snapshot_freq": 50, "training__n_iters": 20}
+    workdir._check_numbers(with_fields(experiment, **fields).config, "training")
+    (told,) = (record.getMessage() for record in caplog.records)
+    assert "checkpoint_0 is of step 15" in told and "step 20" in told
+
+
 def test_without_its_config_a_checkpoint_says_what_it_is_of(recorded, experiment):
     recorded.config_path.unlink()
     with pytest.raises(UserError, match=r"optim\.lr was"):
