@@ -122,10 +122,12 @@ def _check_score_model(workdir: Workdir, note: dict[str, Any]) -> None:
     old = read_sealed(path, "put its copy back, or move it away")
     check_record(old, _ScoreModel, path)
     if old != note:
+        known, given = old["score_checkpoint"], note["score_checkpoint"]
+        other = known != given
         raise UserError(
-            f"{workdir.folder} is for checkpoint {old['score_checkpoint']} of the score model"
-            f" (step {old['score_step']}), and this is checkpoint {note['score_checkpoint']}: set"
-            f" --config.eval.ckpt_id={old['score_checkpoint']}, or another --deq_folder"
+            f"{workdir.folder} is for checkpoint {known} of the score model (step"
+            f" {old['score_step']}), and this is checkpoint {given} (step {note['score_step']}):"
+            + f" set --config.eval.ckpt_id={known}, or" * other + " name another --deq-folder"
         )
 
 

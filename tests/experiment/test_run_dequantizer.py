@@ -18,6 +18,7 @@ import scoremle
 from scoremle.evaluation.result import Result
 from scoremle.experiment import run_eval
 from scoremle.experiment.workdir import chosen_checkpoints
+from scoremle.files import read_sealed, write_sealed
 from scoremle.likelihood.images import ByOde
 from scoremle.likelihood.record import Likelihood
 from scoremle.training.checkpoints import Checkpoints
@@ -76,6 +77,12 @@ def test_it_does_not_go_on_for_another_score_model_or_another_flow(trained, capf
     # Unset, the newest checkpoint is meant; and the flow was begun for the first.
     line = mistake(capfd, "train_deq", trained.workdir, **FLOW)
     assert "for checkpoint 1" in line and "set --config.eval.ckpt_id=1" in line
+    of = trained.workdir / FOLDER / "score_model.json"
+    note = read_sealed(of, "")
+    write_sealed(of, note | {"score_hash": "of the one before"})
+    line = mistake(capfd, "train_deq", trained.workdir, eval__ckpt_id=1, **FLOW)
+    assert "name another --deq-folder" in line and "ckpt_id" not in line
+    write_sealed(of, note)
     other = FLOW | {"deq__filters": 8}
     line = mistake(capfd, "train_deq", trained.workdir, eval__ckpt_id=1, **other)
     assert "deq.filters was" in line
