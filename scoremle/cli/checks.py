@@ -72,7 +72,7 @@ def ending(flag: str, place: Path, *endings: str) -> None:
         raise UserError(f"{flag}{place}: the name to write must end in {' or '.join(endings)}")
 
 
-def table(place: Path, *, force: bool) -> None:
+def writable_table(place: Path, *, force: bool) -> None:
     """Raises UserError if a CSV can't be written there, or one exists and ``force`` is not given.
 
     Its name may have no ending, and a stream has any.

@@ -85,7 +85,7 @@ def check(options: Any) -> None:
     if options.what == "fit":
         checks.writable("--out=", options.out, force=options.force)
         return
-    checks.table(options.out, force=options.force)
+    checks.writable_table(options.out, force=options.force)
     if page:
         checks.writable("--page=", page, force=options.force)
 

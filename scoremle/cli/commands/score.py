@@ -140,7 +140,7 @@ def _check_here(options: Any) -> None:
         raise UserError("--workers and --address are for --engine=ray: leave them out")
     read = options.model, options.images
     checks.different(read, options.out, _beside(options.out), options.page)
-    checks.table(options.out, force=options.force)
+    checks.writable_table(options.out, force=options.force)
     if not is_stream(options.out):
         checks.writable("--out=", _beside(options.out), force=options.force)
     if options.page:
