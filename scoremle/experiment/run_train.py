@@ -123,11 +123,11 @@ def _check_score_model(workdir: Workdir, note: dict[str, Any]) -> None:
     check_record(old, _ScoreModel, path)
     if old != note:
         known, given = old["score_checkpoint"], note["score_checkpoint"]
-        other = known != given
+        back = f"set --config.eval.ckpt_id={known}, or " * (known != given)
         raise UserError(
             f"{workdir.folder} is for checkpoint {known} of the score model (step"
             f" {old['score_step']}), and this is checkpoint {given} (step {note['score_step']}):"
-            + f" set --config.eval.ckpt_id={known}, or" * other + " name another --deq-folder"
+            f" {back}name another --deq-folder"
         )
 
 
