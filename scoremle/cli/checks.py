@@ -72,16 +72,6 @@ def ending(flag: str, place: Path, *endings: str) -> None:
         raise UserError(f"{flag}{place}: the name to write must end in {' or '.join(endings)}")
 
 
-def writable_table(place: Path, *, force: bool) -> None:
-    """Raises UserError if a CSV can't be written there, or one exists and ``force`` is not given.
-
-    Its name may have no ending, and a stream has any.
-    """
-    writable("--out=", place, force=force)
-    if place.suffix and not is_stream(place):
-        ending("--out=", place, ".csv")
-
-
 def model(options: Any) -> None:
     """Raises UserError for a model that is not there.
 
@@ -98,13 +88,14 @@ def model(options: Any) -> None:
             raise no_chain(as_flag)
 
 
-def writable(flag: str, place: Path, *, force: bool | None) -> None:
+def writable(flag: str, place: Path, *, force: bool | None, kind: str = "") -> None:
     """Raises UserError if no file can be written there, or one exists and ``force`` is not given.
 
     Args:
         flag: how the user named the place; "" for the place alone.
         place: of the file.
         force: write over what is there; None: the command never does.
+        kind: the ending of its name, if that has one and is no stream's; "": any.
     """
     what = ""
     if str(place) == "-":
@@ -122,6 +113,8 @@ def writable(flag: str, place: Path, *, force: bool | None) -> None:
     if place.exists() and not (force or is_stream(place)):
         way = "move it away" if force is None else "--force writes over it"
         raise UserError(f"{place} is there: {way}, or name another file")
+    if kind and place.suffix and not is_stream(place):
+        ending(flag, place, kind)
 
 
 def different(read: Iterable[str | Path | None], *written: Path | None) -> None:

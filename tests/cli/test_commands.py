@@ -442,16 +442,21 @@ def test_a_folder_is_no_file_to_write(line, place, tmp_path, monkeypatch):
     assert [*tmp_path.iterdir()] == [tmp_path / "x.npy"]
 
 
-@pytest.mark.parametrize("line", ["score digits x.npy", "anomaly score x.json x.npy"])
-def test_a_table_has_the_name_of_one(line, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("line", "kind"),
+    [("score digits x.npy --out=", ".csv"), ("score digits x.npy --page=", ".html"),
+     ("anomaly score x.json x.npy --out=", ".csv"), ("report . --out=", ".html"),
+     ("anomaly score x.json x.npy --page=", ".html")],
+)  # fmt: skip
+def test_a_table_and_a_page_have_the_names_of_such(line, kind, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("x.npy", "x.json"):
         (tmp_path / name).touch()
-    command, *words = line.split()
-    with pytest.raises(UserError, match=r"end in .csv"):
-        parser_of(command).checked([*words, "--out=page.html"])
-    for out in ("y.CSV", "y"):
-        parser_of(command).checked([*words, f"--out={out}"])
+    command, *words, last = line.split()
+    with pytest.raises(UserError, match="must end in"):
+        parser_of(command).checked([*words, f"{last}y.txt"])
+    for name in (f"y{kind.upper()}", "y"):
+        parser_of(command).checked([*words, last + name])
 
 
 @pytest.mark.parametrize(

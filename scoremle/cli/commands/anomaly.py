@@ -82,12 +82,10 @@ def check(options: Any) -> None:
     if detector:
         checks.exists(detector)
     checks.different((model, options.encoder, detector, options.images), options.out, page)
-    if options.what == "fit":
-        checks.writable("--out=", options.out, force=options.force)
-        return
-    checks.writable_table(options.out, force=options.force)
+    kind = "" if options.what == "fit" else ".csv"
+    checks.writable("--out=", options.out, force=options.force, kind=kind)
     if page:
-        checks.writable("--page=", page, force=options.force)
+        checks.writable("--page=", page, force=options.force, kind=".html")
 
 
 def run(options: Any) -> dict[str, Any]:

@@ -33,7 +33,7 @@ def check(options: Any) -> None:
     What names a model is left to ``run``.
     """
     if options.out:
-        checks.writable("--out=", options.out, force=True)
+        checks.writable("--out=", options.out, force=True, kind=".html")
     for place in options.workdirs:
         if ":" not in str(place) and str(place) not in NAMES:
             checks.exists(place)

@@ -140,11 +140,11 @@ def _check_here(options: Any) -> None:
         raise UserError("--workers and --address are for --engine=ray: leave them out")
     read = options.model, options.images
     checks.different(read, options.out, _beside(options.out), options.page)
-    checks.writable_table(options.out, force=options.force)
+    checks.writable("--out=", options.out, force=options.force, kind=".csv")
     if not is_stream(options.out):
         checks.writable("--out=", _beside(options.out), force=options.force)
     if options.page:
-        checks.writable("--page=", options.page, force=options.force)
+        checks.writable("--page=", options.page, force=options.force, kind=".html")
 
 
 def _check_for_ray(options: Any) -> None:

@@ -72,7 +72,8 @@ def run(model: Any, options: Any) -> dict[str, Any]:
         numbers = {name: f"{column[k]:.{digits}f}" for name, column in columns.items()}
         rows[i] = {"point": str(i), **numbers, "estimator": estimator}
     header = ["point", *columns, "estimator", "note"]
-    checks.writable_table(options.out, force=options.force)  # another may have written there
+    # Another process may have written there.
+    checks.writable("--out=", options.out, force=options.force, kind=".csv")
     scoremle.files.write_rows(options.out, header, [rows[i] for i in sorted(rows)])
     finished.remove(parts)
     said = mean_in_words(mean, "nats a point", "points")
