@@ -185,7 +185,10 @@ def _writers(training: Training, workdir: Workdir, note: Mapping[str, Any]) -> l
 
 
 def _on_eval(training: Training, held: tuple[Params, ...]) -> OnEval:
-    """Makes the function that measures averaged parameters on test images."""
+    """Makes the function that measures averaged parameters on a window of test images.
+
+    It also gives how many such windows the test images fill: after so many, they come again.
+    """
     test, measure = training.data.test, xla.compiled(training.objective.measure)
     size = min(training.data.batch_size, len(test))
 
@@ -196,7 +199,8 @@ def _on_eval(training: Training, held: tuple[Params, ...]) -> OnEval:
         x = test[(first + np.arange(size)) % len(test)]
         ema = devices.replicate(state.ema)
         found = devices.to_numpy(measure(*held, ema, devices.shared(x), key))
-        return {name: float(value) for name, value in found.items()}
+        numbers = {name: float(value) for name, value in found.items()}
+        return numbers | {"windows": len(test) / size}
 
     return on_eval
 

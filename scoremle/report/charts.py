@@ -131,13 +131,16 @@ def training_bpd(rows: Sequence[LoggedRow], uniform: float) -> Chart:
     """bits/dim of test images while training, with its error; from where it beats ``uniform``.
 
     Before, the averaged parameters are mostly those of the beginning, and their bits/dim mean
-    nothing.
+    nothing. Rows on the same images have a common error, which their mean does not lessen. So may
+    all rows of a log that does not state how many windows there are.
     """
     steps, values, errors = _columns(rows, "eval_bpd", "eval_bpd_stderr")
     kept = np.maximum.accumulate(values < uniform)
     steps, values, errors = (column[kept] for column in (steps, values, errors))
     mean, averaged = _smooth(values), len(_window(len(values)))
-    band = Z95 * np.sqrt(_sums(np.square(errors))) / _sums(np.ones_like(values))
+    windows = max((row.get("eval_windows") or 1.0 for row in rows), default=1.0)
+    others = np.minimum(_sums(np.ones_like(values)), windows)  # rows on other images
+    band = Z95 * np.sqrt(_smooth(np.square(errors)) / others)
 
     def draw(axes: Any) -> None:
         if not len(mean):

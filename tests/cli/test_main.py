@@ -44,6 +44,7 @@ def test_training_leaves_its_config_numbers_checkpoints_and_pictures(tiny):
     assert [row["step"] for row in rows] == [5, 10, 15, 20]
     assert all(np.isfinite(row["loss"]) for row in rows)
     assert rows[1]["eval_bpd"] > 0 and "eval_bpd" not in rows[0]
+    assert rows[1]["eval_windows"] == 360 / 32
     assert Checkpoints(tiny.workdir / "checkpoints", keep=None).numbers() == [1, 2]
     for step in (10, 20):
         with Image.open(tiny.workdir / "samples" / f"step_{step}.png") as picture:

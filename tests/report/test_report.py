@@ -158,11 +158,12 @@ def test_charts_are_written_and_hold_their_data(reported):
     assert "#1f2328" not in text.split("</style>")[1]  # ink is the page's
 
 
-def test_the_band_is_the_error_of_the_mean_of_the_rows():
-    rows = [{"step": i, "eval_bpd": 2.0, "eval_bpd_stderr": 0.1} for i in range(80)]
-    words = charts.training_bpd(rows, uniform=4.0).alt
-    # At the end of the line ten rows before the last are averaged with it.
-    assert words.endswith(f"2.000 ± {1.96 * 0.1 / np.sqrt(11):.3f} at last.")
+@pytest.mark.parametrize(("windows", "rows"), [(80.0, 11), (11.0, 11), (2.5, 2.5), (None, 1)])
+def test_the_band_is_the_error_of_the_mean_of_the_rows(windows, rows):
+    """As many as are on other images, of the ten before the last and of the last."""
+    row = {"eval_bpd": 2.0, "eval_bpd_stderr": 0.1, "eval_windows": windows}
+    words = charts.training_bpd([{"step": i, **row} for i in range(80)], uniform=4.0).alt
+    assert words.endswith(f"2.000 ± {1.96 * 0.1 / np.sqrt(rows):.3f} at last.")
 
 
 def test_rows_after_the_first_that_beats_a_uniform_distribution_stay():
@@ -508,7 +509,7 @@ def test_a_curve_is_drawn_of_what_was_logged(row, drawn, unchecked):
 
 STEPS = np.arange(1, 41)
 LOGGED = [{"step": int(i), "loss": float(i), "eval_loss": 2.0 * i, "eval_bpd": 2 + i / 100,
-           "eval_bpd_stderr": 0.1} for i in STEPS]  # fmt: skip
+           "eval_bpd_stderr": 0.1, "eval_windows": 40.0} for i in STEPS]  # fmt: skip
 NOISE = {"log_snr_edges": [-1, 0, 2], "bits_per_dim": [1.0, 3.0], "stderr": [0.01, 0.02]}
 LEARNED = {"t": [0, 0.5, 1], "learned": [9, 0, -9], "fixed": [8, 1, -8]}
 AT = np.array([1.0, 2.0])
