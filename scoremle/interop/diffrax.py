@@ -1,5 +1,6 @@
 """Solvers of diffrax for the probability flow: explicit Runge-Kutta methods of adaptive steps."""
 
+import math
 from typing import Any
 
 import jax.numpy as jnp
@@ -24,8 +25,9 @@ class ByDiffrax:
     """Solver of diffrax (extra ``diffrax``), whose steps keep each example within a tolerance.
 
     Examples of a batch take their steps together: a value depends on its neighbours, within the
-    tolerance. Each problem is solved twice. The stated error is 1.5 times the change of log p from
-    ten times the tolerance to the tolerance.
+    tolerance. Those that are not finite from the start take no part in the choice of steps. Each
+    problem is solved twice. The stated error is 1.5 times the change of log p from ten times the
+    tolerance to the tolerance.
 
     Args:
         solver: an explicit Runge-Kutta method, such as ``diffrax.Tsit5()``.
@@ -52,8 +54,8 @@ class ByDiffrax:
             return problem.field(jnp.full(len(state), t, state.dtype), y[0], ONE_DRAW)[:2]
 
         def norm(y):
-            squares = sum_data(jnp.square(y[0])) / y[0][0].size, jnp.square(y[1]).ravel()
-            return jnp.sqrt(jnp.max(jnp.concatenate(squares)))
+            squares = sum_data(jnp.square(y[0])) / math.prod(state.shape[1:]), jnp.square(y[1])
+            return jnp.sqrt(jnp.max(jnp.vstack(squares), initial=0.0, where=begun))
 
         def solved(near):
             control = diffrax.PIDController(near, near, norm=norm)
@@ -62,7 +64,9 @@ class ByDiffrax:
                 stepsize_controller=control, throw=False,
             )  # fmt: skip
 
-        first = state, jnp.zeros_like(rates(problem.start, (state,))[1])
+        velocity, trace = rates(problem.start, (state,))
+        begun = jnp.isfinite(sum_data(velocity)) & jnp.isfinite(trace).all(axis=0)
+        first = state, jnp.zeros_like(trace)
         begin = FIRST_STEP * (problem.stop - problem.start)
         coarse, fine = solved(10 * self.tolerance), solved(self.tolerance)
         (before, less), (end, found) = ([a[-1] for a in each.ys] for each in (coarse, fine))
