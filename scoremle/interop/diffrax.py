@@ -18,6 +18,9 @@ __all__ = ["ByDiffrax"]
 MARGIN = 1.5
 # Of the span; the step controller goes on from there.
 FIRST_STEP = 0.01
+# With this tolerance and ten times it the steps may be the same ones, of the largest growth: their
+# results do not differ, and state no error.
+LOOSEST = 0.02
 
 
 @frozen_static
@@ -33,14 +36,15 @@ class ByDiffrax:
         solver: an explicit Runge-Kutta method, such as ``diffrax.Tsit5()``.
         tolerance: of a step, absolute and relative.
 
-    Raises UserError for another solver, a tolerance that is not above 0, and without diffrax.
+    Raises UserError for another solver, a tolerance that is not between 0 and 0.02, and without
+    diffrax.
     """
 
     solver: Any
     tolerance: float = 1e-5
 
     def __post_init__(self) -> None:
-        check_number("tolerance", self.tolerance, above=0)
+        check_number("tolerance", self.tolerance, above=0, below=LOOSEST)
         with needing("ByDiffrax", "diffrax"):
             from diffrax import AbstractERK
         if not isinstance(self.solver, AbstractERK):

@@ -30,6 +30,8 @@ def test_a_solver_of_diffrax_is_within_its_stated_error_of_a_mixture():
     assert np.ptp(found.evaluations) == 0 and 40 < found.evaluations[0] < 400
     with pytest.raises(scoremle.UserError, match="Tsit5"):
         ByDiffrax(diffrax.Kvaerno3())
+    with pytest.raises(scoremle.UserError, match="below"):
+        ByDiffrax(diffrax.Dopri5(), 0.03)
 
 
 @pytest.mark.long
