@@ -297,7 +297,8 @@ def _of_log_snr(kernel: str, model: Any, prior_std: float | None = None) -> SDE:
     """
     with as_fields("model"):
         schedule = LinearLogSNR(model.log_snr_min, model.log_snr_max)
-    last = float(KERNELS[kernel].sigma(jnp.asarray(model.log_snr_min)))
+    # In one precision, whatever JAX's is: the number is part of the identity of a model.
+    last = float(KERNELS[kernel].sigma(jnp.float32(model.log_snr_min)))
     return SDE(kernel, schedule, last if prior_std is None else prior_std)
 
 

@@ -15,6 +15,7 @@ from scoremle.errors import UserError
 from scoremle.evaluation.baselines import histogram_bpd
 from scoremle.experiment.results import measured
 from scoremle.experiment.shipped import FOLDER
+from scoremle.training.checksums import model_hash
 from scoremle.zoo.diffusers import WEIGHTS
 
 OWN = """
@@ -225,3 +226,11 @@ def test_the_hub_needs_its_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(UserError, match=r"pip install 'scoremle\[hub\]'"):
         scoremle.load("hf:someone/digits")
+
+
+def test_a_model_is_the_same_in_double_precision():
+    hashes = set()
+    for precise in (False, True):
+        with jax.enable_x64(precise):
+            hashes.add(model_hash(scoremle.load("digits")))
+    assert len(hashes) == 1
