@@ -75,6 +75,9 @@ def _extracted(module: nn.Module) -> tuple[Callable[..., Any], dict[str, Any]]:
         for operation, function in (
             (torch.ops.aten.convolution.default, _convolve),
             (torch.ops.aten.embedding.default, _embed),
+            (torch.ops.aten.gather.default, _gather),
+            (torch.ops.aten.index_select.default, _select),
+            (torch.ops.aten.take.default, _take),
         ):
             environment.override_op_definition(operation, _of_tensors(environment, function))
         getitem, read = torch.Tensor.__getitem__, partial(_read, environment)
@@ -144,7 +147,30 @@ def _of_tensors(environment: Any, function: Callable[..., Any]) -> Callable[...,
 
 def _embed(table: Array, rows: Array, *_: Any) -> Array:
     """Rows of a table; NaN below 0 and beyond its end."""
-    return jnp.take(table, jnp.where(rows < 0, len(table), rows), axis=0, mode="fill")
+    return _select(table, 0, rows)
+
+
+def _select(x: Array, axis: int, places: Array) -> Array:
+    """torch.index_select; NaN below 0 and beyond the end."""
+    return jnp.take(x, _inside(places, x.shape[axis]), axis=axis, mode="fill")
+
+
+def _gather(x: Array, axis: int, places: Array, *_: Any) -> Array:
+    """torch.gather, which may read fewer rows than there are; NaN below 0 and beyond the end."""
+    axis %= x.ndim
+    rows = (slice(None if i == axis else size) for i, size in enumerate(places.shape))
+    places = _inside(places, x.shape[axis])
+    return jnp.take_along_axis(x[tuple(rows)], places, axis=axis, mode="fill")
+
+
+def _take(x: Array, places: Array) -> Array:
+    """torch.take, whose places may be from the end; NaN beyond both ends."""
+    return jnp.take(x.ravel(), places, mode="fill")
+
+
+def _inside(places: Array, size: int) -> Array:
+    """Places of which none is from the end: those below 0 are beyond it."""
+    return jnp.where(places < 0, size, places)
 
 
 def _read(environment: Any, tensor: Any, places: Any) -> Any:

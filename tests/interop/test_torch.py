@@ -29,7 +29,7 @@ from scoremle.training.checksums import model_hash
 torch = pytest.importorskip("torch")
 nn = torch.nn
 
-from scoremle.interop import network  # noqa: E402
+from scoremle.interop import by_torchax, network  # noqa: E402
 from scoremle.interop.by_torch import InTorch  # noqa: E402
 from scoremle.interop.frozen import Frozen  # noqa: E402
 
@@ -526,8 +526,6 @@ def settings():
 @pytest.mark.skipif(not find_spec("torchax"), reason="needs torchax")
 def test_what_torchax_changes_is_set_back(monkeypatch):
     """By its import, too, of which a process has one: here each setting is changed by hand."""
-    from scoremle.interop import by_torchax
-
     monkeypatch.delenv("ENABLE_RUNTIME_UPTIME_TELEMETRY", raising=False)
     before = settings()
     with by_torchax._settings_kept():
@@ -803,6 +801,20 @@ def test_a_mask_is_of_truth_values(by):
         masked.log_prob(x, KEY, condition=mask.astype(int))
 
 
+@pytest.mark.parametrize("axis", [0, 1, -1])
+def test_what_is_read_of_a_table_is_what_torch_reads(axis):
+    x, places = torch.arange(12.0).reshape(3, 4), torch.tensor([[2, 0], [1, 2]])
+    for function, operation, where in (
+        (by_torchax._gather, torch.gather, places),  # fewer rows than there are
+        (by_torchax._select, torch.index_select, places[0]),
+    ):
+        found = function(jnp.asarray(x), axis, jnp.asarray(where))
+        np.testing.assert_array_equal(found, operation(x, axis, where))
+    where = places * 5 - 12
+    found = by_torchax._take(jnp.asarray(x), jnp.asarray(where))
+    np.testing.assert_array_equal(found, x.take(where))
+
+
 class OfClass(nn.Module):
     """The noise prediction of N(mean of a class, I), whose means are read from a table."""
 
@@ -813,12 +825,15 @@ class OfClass(nn.Module):
     def forward(self, x, log_snr, label):
         alpha, sigma = (torch.sigmoid(sign * log_snr)[:, None].sqrt() for sign in (1, -1))
         table = self.means.weight
+        both = label[:, None].expand(-1, 2)
         means = {"layer": lambda: self.means(label), "index": lambda: table[label],
-                 "pair": lambda: table[label, :]}  # fmt: skip
+                 "pair": lambda: table[label, :], "gather": lambda: table.gather(0, both),
+                 "select": lambda: table.index_select(0, label),
+                 "take": lambda: table.take(2 * both + (both * 0 + 1).cumsum(1) - 1)}  # fmt: skip
         return sigma * (x - alpha * means[self.read]())
 
 
-@some("read", ["layer", "index", "pair"], quick=["layer", "index"])
+@some("read", ["layer", "index", "pair", "gather", "select", "take"], quick=["layer", "index"])
 def test_a_class_beyond_a_table_is_no_other_class(read):
     """PyTorch refuses it, and JAX would read the nearest row."""
     pytest.importorskip("torchax")
@@ -828,7 +843,8 @@ def test_a_class_beyond_a_table_is_no_other_class(read):
                         by="torchax")  # fmt: skip
     mean = module.means.weight.detach().numpy()[2]
     x = np.stack([mean] * 3)
-    below = -1 if read == "layer" else -4  # an index of a tensor may be from its end
+    # An index of a tensor may be from its end.
+    below = -4 if read in ("index", "pair", "take") else -1
     with pytest.warns(match="finite"):
         found = model.log_prob(x, KEY, condition=np.array([2, 3, below])).log_prob
     np.testing.assert_allclose(found[0], -np.log(2 * np.pi), atol=2e-3)
