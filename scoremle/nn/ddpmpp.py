@@ -267,6 +267,8 @@ def _check_fields(net: DDPMpp) -> None:
             raise UserError(f"{field} is {value!r}: choose one of {', '.join(choices)}")
     check_count("num_res_blocks", net.num_res_blocks, most=layers.MOST_LAYERS)
     check_count("the length of ch_mult", len(net.ch_mult), most=layers.MOST_RESOLUTIONS)
+    for multiple in net.ch_mult:
+        check_count("a number of ch_mult", multiple, most=layers.MOST_CHANNELS)
     check_count("nf", net.nf, 4, layers.MOST_CHANNELS)  # as normalisation needs
     if net.log_labels and net.embedding_type != "fourier":
         raise UserError(

@@ -31,7 +31,7 @@ from jaxtyping import Array, Float
 
 from scoremle.core.arguments import check_count
 from scoremle.errors import UserError
-from scoremle.nn.layers import MOST_LAYERS
+from scoremle.nn.layers import MOST_CHANNELS, MOST_LAYERS
 from scoremle.numerics import sum_data
 from scoremle.types import AnyArray, Images, PerExample
 
@@ -113,6 +113,8 @@ def _check(flow: FlowPP, shape: tuple[int, ...]) -> None:
         raise UserError(f"variant is {flow.variant!r}: choose one of {', '.join(VARIANTS)}")
     check_count("blocks", flow.blocks, most=MOST_LAYERS)
     check_count("couplings", flow.couplings, most=MOST_LAYERS)
+    for name in ("filters", "components", "heads"):
+        check_count(name, getattr(flow, name), most=MOST_CHANNELS)
     if shape[2] % 2:
         raise UserError(
             f"images of size {shape[1]}x{shape[2]}: the dequantizer splits columns into even and "

@@ -275,6 +275,8 @@ def drop(h: Images, rate: float, key: PRNGKey | None) -> Images:
 
 def dropout_keys(network: Any, train: bool, blocks: int) -> Iterator[PRNGKey | None]:
     """Dropout keys of a network's blocks in training; None for each without dropout."""
+    if not 0 <= network.dropout < 1:
+        raise UserError(f"dropout must be at least 0 and below 1, not {network.dropout}")
     if not (train and network.dropout):
         return itertools.repeat(None)
     return iter(jax.random.split(network.make_rng("dropout"), blocks))

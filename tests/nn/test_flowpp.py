@@ -197,6 +197,9 @@ def test_one_image_does_not_depend_on_its_neighbours():
     [
         (FlowPP("cifar"), 4, "variant is"),
         (FlowPP(filters=6), 4, "heads=4"),
+        (FlowPP(filters=0), 4, "filters must"),
+        (FlowPP(components=0), 4, "components must"),
+        (FlowPP(heads=0), 4, "heads must"),
         (FlowPP(), 5, "size 4x5"),
     ],
 )
