@@ -419,3 +419,8 @@ def test_a_damaged_detector_is_one_line(damage, detector, tmp_path):
     (tmp_path / "d").write_bytes(detector.read_bytes()[:500])
     with pytest.raises(UserError, match="JSON"):
         Detector.read(tmp_path / "d")
+
+
+def test_the_most_unusual_come_first_by_the_score_where_p_ties():
+    found = Anomalies(np.array([9.0, 0.1, 10.0]), np.array([0.01, 0.8, 0.01]))
+    assert found.order.tolist() == [2, 0, 1]
