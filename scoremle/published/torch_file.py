@@ -85,7 +85,9 @@ class _Tensors(PickleReader):
 
     def called(self, name: str, *arguments: Any) -> Any:
         match name, *arguments:
-            case "tensor", _Storage() as storage, start, tuple(shape), tuple(steps), *_:
+            case "tensor", _Storage() as storage, start, tuple(shape), tuple(steps), *how:
+                if any(how[2:]):  # behind its gradient and hooks
+                    raise ValueError("a tensor is a view of the conjugate of another one")
                 return self._tensor(storage, start, shape, steps)
             case "parameter", np.ndarray() as array, *_:
                 return array

@@ -179,6 +179,8 @@ def test_a_pt_that_would_take_more_memory_than_it_has_bytes(tmp_path):
          "more numbers"),  # more than its own storage has
         (lambda: torch.save({"a": [shared[:] for _ in range(9)]}, path),
          "more numbers"),  # none is too large alone
+        (lambda: torch.save({"a": torch.zeros(9, dtype=torch.complex64).conj().imag}, path),
+         "conjugate"),  # whose numbers have the other sign
     ):
         torch.save({"a": torch.zeros(4096)}, path)
         change()
