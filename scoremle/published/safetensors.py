@@ -16,14 +16,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from scoremle.bounded import LONGEST_JSON, MAX_MODEL, File, array_bytes
-from scoremle.errors import damaged
+from scoremle.errors import UserError, damaged
 from scoremle.files import named, opened, write_atomically
 
 __all__ = ["is_file", "notes", "read", "write"]
 
 DTYPES = {
     "float32": "F32", "float16": "F16", "float64": "F64", "bfloat16": "BF16",
-    "int32": "I32", "int64": "I64", "uint8": "U8",
+    "float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2", "bool": "BOOL",
+    "int8": "I8", "int16": "I16", "int32": "I32", "int64": "I64",
+    "uint8": "U8", "uint16": "U16", "uint32": "U32", "uint64": "U64",
 }  # fmt: skip
 KINDS = {kind: jnp.dtype(name) for name, kind in DTYPES.items()}
 ALIGNMENT = 8
@@ -73,6 +75,8 @@ def read(path: Path) -> dict[str, np.ndarray]:
     with opened(path, MAX_MODEL) as file, damaged(path, NOT_WHOLE, ""):
         start, header = _header(file)
         header.pop(NOTES, None)
+        for other in {facts["dtype"] for facts in header.values()} - KINDS.keys():
+            raise UserError(f"{path}: tensors of type {other!r:.20} are not read; F32 is")
         # Once, since each mapping is an open file, of which a process may have a thousand.
         content = np.memmap(file, np.uint8, "r")[start:]
         arrays = {name: _array(content, facts) for name, facts in header.items()}

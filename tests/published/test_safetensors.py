@@ -44,6 +44,19 @@ def test_a_header_that_is_none(header, words, written):
         safetensors.read(written(header))
 
 
+@pytest.mark.parametrize("kind", safetensors.KINDS)
+def test_a_tensor_of_each_type_is_read(kind, written):
+    dtype = safetensors.KINDS[kind]
+    facts = FACTS | {"dtype": kind, "shape": [8 // dtype.itemsize]}
+    found = safetensors.read(written({"a": facts}))["a"]
+    assert found.dtype == dtype and not found.any()
+
+
+def test_a_type_that_is_not_read_is_named(written):
+    with pytest.raises(UserError, match="'F4' are not"):
+        safetensors.read(written({"a": FACTS, "b": FACTS | {"dtype": "F4"}}))
+
+
 @pytest.mark.parametrize("notes", [["a"], {"a": 1}])
 def test_notes_are_texts(notes, written):
     name = safetensors.NOTES
