@@ -236,7 +236,19 @@ def test_a_plan_of_a_tiny_network():
         assert Plan(tiny(f"--config.eval.{flag}"), memory=2**30)._likelihood() == (None, None)
 
 
-@pytest.mark.parametrize("least", [1, pytest.param(2, marks=pytest.mark.long)])
+@pytest.mark.parametrize(("least", "batch"), [(1, 1), (2, 8)])
+def test_the_largest_batch_takes_the_memory_that_is_left(least, batch):
+    """Of a step whose memory is linear in the batch."""
+    flags = (f"batch_size={batch}", f"accumulate={least}")
+    plan = Plan(tiny(*(f"--config.training.{flag}" for flag in flags)), memory=2**30)
+    given, fixed, an_image = 1 << 20, 1 << 22, 12_345
+    vars(plan)["_needs"] = lambda images: Needs(given, fixed + an_image * images)
+    copy = planning.bytes_of_copy(plan.experiment.training.template)
+    assert plan._largest_batch() == (2**30 - given - copy - fixed) // an_image
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("least", [1, 2])
 def test_the_largest_batch_is_known_from_the_least(least):
     """By one of twice as many images."""
     plan, usual = (
