@@ -38,10 +38,10 @@ count = lambda: sum(name.split(".")[0] == "scoremle" for name in sys.modules)
 alone = count()
 scoremle.load("digits").score(scoremle.data.load("digits").test[:2], estimator=scoremle.ByElbo(1))
 rooms = {name.split(".")[1] for name in sys.modules if name.startswith("scoremle.")}
-others = {"ray", "torch", "diffusers", "matplotlib", "orbax", "huggingface_hub"} & {*sys.modules}
+SLOW = {"ray", "torch", "sklearn", "diffusers", "matplotlib", "orbax", "huggingface_hub"}
 SELDOM = {"zoo", "interop", "quality", "report", "cli", "anomaly", "coding", "weights"}
 assert not {f"scoremle.core.{name}" for name in ("codes", "polynomial_schedule")} & {*sys.modules}
-print(alone, count(), sorted(rooms & SELDOM), others)
+print(alone, count(), sorted(rooms & SELDOM), SLOW & {*sys.modules})
 print(scoremle.zoo.families.FAMILIES["edm"].title)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -2,7 +2,7 @@
 
 import gzip
 import hashlib
-import importlib
+import importlib.util
 import os
 import re
 import socket
@@ -10,6 +10,7 @@ import struct
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from unittest.mock import Mock
 
 import jax
@@ -302,8 +303,9 @@ def test_digits_are_split_for_good():
 def test_digits_are_stratified():
     from sklearn.datasets import load_digits
 
-    labels = load_digits().target
+    images, labels = load_digits().images, load_digits().target
     train, test = stratified_split(labels)
+    np.testing.assert_array_equal(load("digits", image_size=8).test[..., 0], images[test])
     np.testing.assert_array_equal(np.sort(np.concatenate([train, test])), np.arange(1797))
     fifths = np.bincount(labels) / 5
     assert np.abs(np.bincount(labels[test]) - fifths).max() <= 1
@@ -312,6 +314,17 @@ def test_digits_are_stratified():
 def test_digits_without_scikit_learn(monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn", None)
     with pytest.raises(UserError, match=r"pip install 'scoremle\[digits\]'"):
+        load("digits")
+
+
+@pytest.mark.parametrize("content", [None, b"", b"1,2\n3,4", b"a,b"])
+def test_digits_that_scikit_learn_has_otherwise(content, tmp_path, monkeypatch):
+    (tmp_path / "datasets/data").mkdir(parents=True)
+    if content is not None:
+        (tmp_path / "datasets/data/digits.csv.gz").write_bytes(gzip.compress(content))
+    found = SimpleNamespace(origin=str(tmp_path / "__init__.py"))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: found)
+    with pytest.raises(UserError, match=r"digits\.csv"):
         load("digits")
 
 
