@@ -26,7 +26,10 @@ QUICK :=
 NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 # Two workers, a file each, in the order of tests/conftest.py: most of the time goes into compiling,
 # on one core at a time. A worker that crashes ends the tests: a new one in its place may wait for ever.
-TESTS := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart=0
+# Memory that compilations free is kept, not given back to the system and fetched anew: glibc's settings,
+# which others ignore, save 5 to 10 % of the time.
+KEEP := GLIBC_TUNABLES=glibc.malloc.trim_threshold=1000000000:glibc.malloc.top_pad=67108864:glibc.malloc.mmap_threshold=1000000000
+TESTS := $(KEEP) $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart=0
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet
 
 # Tests start hundreds of processes, and each would compile the package's Python anew.
