@@ -102,6 +102,11 @@ class Ladder(NamedTuple):
         of_budget = f"_{self.points}" * bool(self.rungs[name].begun)
         return self.workdir / slug(self.rungs[name].network or name) / f"{seed}{of_budget}"
 
+    def fields(self, name: str) -> dict[str, Any]:
+        """The fields that a rung's training sets."""
+        both = BASE | self.rungs[name].fields
+        return {field: value for field, value in both.items() if value is not None}
+
     def pace(self, name: str) -> float:
         """Seconds of a step: measured once, in turns with steps of the first rung."""
         if name != self.first:
@@ -120,7 +125,7 @@ class Ladder(NamedTuple):
     def program(self, name: str) -> tuple[Callable[[], Any], float]:
         """Some steps of a rung's training as a call, and the MiB that a step needs."""
         config, resolve = load_config(self.config)
-        config.update_from_flattened_dict(BASE | self.rungs[name].fields)
+        config.update_from_flattened_dict(self.fields(name))
         resolve(config)
         training = build(config).training
         images, state = feed(training.data), training.init_state()
@@ -157,7 +162,7 @@ class Ladder(NamedTuple):
                 "seed": seed, "training.n_iters": steps, "training.eval_freq": steps,
                 "training.snapshot_freq": steps // self.points,
                 "training.snapshot_sampling": False,
-                **BASE, **self.rungs[network].fields, **self.data(),
+                **self.fields(network), **self.data(),
             }))  # fmt: skip
         if self.rungs[name].exact == FLOW and not Workdir(flow).snapshots.numbers():
             run("train-deq", str(folder), f"--deq-folder={flow.name}")

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 
 class Rung(NamedTuple):
-    """A row of the ladder: a training by ``BASE`` and ``fields``.
+    """A row of the ladder: a training by ``BASE`` and ``fields``, where None leaves a field out.
 
     ``exact`` and ``bound`` are fields of its evaluations; None: none is made. ``network``: the
     rung whose training is measured, in place of one of its own. ``begun``: the rung whose training
@@ -65,8 +65,9 @@ OBJECTIVES = {
     "multivariate": Rung(
         NO_IS | INTEGERS | {
             "training.sde": "vdm", "model.schedule": "polynomial", "model.parameterization": "v",
-            "model.name": "vdm", "model.attn_resolutions": (), "model.nf": 32,
-            "model.latent_size": 10, "model.latent_k": 3, "model.encoder_blocks": 1,
+            "model.name": "vdm", "model.embedding": None, "model.attn_resolutions": (),
+            "model.nf": 32, "model.latent_size": 10, "model.latent_k": 3,
+            "model.encoder_blocks": 1,
         },
         TRUNCATED, DISCRETE, claim="MuLAN: 2.55 exact",
     ),

@@ -46,6 +46,15 @@ def test_rungs_are_of_rungs():
         assert rung.paper is None or len(rung.paper) == 2
 
 
+@pytest.mark.parametrize("of", ladder.LADDERS)
+def test_each_rung_is_a_config(of, tmp_path, capsys):
+    rungs = ladder.Ladder(of, tmp_path, "digits", 0, 1, 1, 1)
+    for name in rungs.rungs:
+        ladder.run("train", "digits", "--print-config", *ladder.flags(rungs.fields(name)))
+        ladder.run("train", "digits", "--print-config", *ladder.flags(rungs.rungs[name].exact))
+    assert "model.embedding" in capsys.readouterr().out
+
+
 def test_networks_are_measured_on_training_images_that_are_left_out(tmp_path):
     of_config = ladder.Ladder("objectives", tmp_path, "digits", 0, 1, 1, 1)
     assert of_config.data() == {}
