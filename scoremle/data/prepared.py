@@ -138,6 +138,8 @@ class Prepared:
         shape = (self.meta["counts"][split], *of_one)
         try:
             array = map_npy(path)
+        except MemoryError:
+            raise
         except Exception as error:  # a damaged header may raise anything
             raise UserError(f"{path} is damaged ({first_line(error)}); {self._remedy}") from error
         if array.shape != shape or array.dtype != kind:

@@ -221,6 +221,15 @@ def test_a_file_that_cannot_be_read_is_a_line(tmp_path, monkeypatch):
     assert reports[1].reason.startswith("refused: of ")  # without the path, which is the name
 
 
+def test_missing_memory_is_no_damage(monkeypatch):
+    def short(*args, **options):
+        raise MemoryError
+
+    monkeypatch.setattr(decoding.Image, "open", short)
+    with pytest.raises(MemoryError):
+        decode_image("a.png", encoded(GREY), (8, 8, 1))
+
+
 def test_heic_takes_an_extra(monkeypatch):
     heif = decoding._heif()
     monkeypatch.setattr(decoding, "_heif", lambda: False)

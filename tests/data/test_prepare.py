@@ -456,6 +456,18 @@ def test_a_folder_of_an_earlier_version_is_opened(tmp_path):
         data.Prepared(found.folder).images("train")
 
 
+def test_missing_memory_is_no_damage(tmp_path, monkeypatch):
+    chunk = Chunk(pictures(3), "train", 1.0)
+    found = prepared(tmp_path / "a", chunk, chunk._replace(split="test"))
+
+    def short(path):
+        raise MemoryError
+
+    monkeypatch.setattr("scoremle.data.prepared.map_npy", short)
+    with pytest.raises(MemoryError):
+        found.images("train")
+
+
 def test_damaged_folders(tmp_path):
     chunk = Chunk(pictures(30), "train", 1.0)
     found = prepared(tmp_path / "a", chunk, chunk._replace(split="test"))

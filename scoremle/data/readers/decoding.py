@@ -122,7 +122,7 @@ def _upright(name: str, content: bytes, changes: Changes) -> Image.Image:
             return image
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise UnusableImage(_TOO_LARGE) from error
-    except UnusableImage:
+    except (UnusableImage, MemoryError):
         raise
     except Exception as error:  # Pillow raises many kinds for damaged files
         text = first_line(error)
