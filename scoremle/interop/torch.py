@@ -178,7 +178,7 @@ def from_velocity(
     if np.shape(as_array(log_snr, "log_snr")) != (2,):
         raise UserError(f"log_snr must be two numbers, the least and the greatest, not {log_snr}")
     schedule = LinearLogSNR(*log_snr)
-    prior_std = 1 / (1 + math.exp(log_snr[0] / 2))  # of the noise where the path is cut
+    prior_std = math.exp(-np.logaddexp(0, log_snr[0] / 2))  # of the noise where the path is cut
     return from_module(
         velocity, schedule=SDE("straight", schedule, prior_std), shape=shape,
         prediction="-u" if data_at else "u", time_input="alpha" if data_at else "sigma",

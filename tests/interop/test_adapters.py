@@ -301,6 +301,7 @@ class Latent:
     [
         (lambda: from_velocity(Net(), data_at=2, shape=(3,)), "0 or 1"),
         (lambda: from_velocity(Net(), data_at=1, shape=(3,), log_snr=(5, -5)), "must be below"),
+        (lambda: from_velocity(Net(), data_at=1, shape=(3,), log_snr=(2e3, 3e3)), "prior_std"),
         (lambda: from_velocity(lambda x, t: x, data_at=1, shape=(3,)), "not a function"),
         (lambda: from_velocity(Net(2), data_at=1, shape=(3,)), "failed on inputs"),
         (lambda: from_azula(Net(), shape=(3,)), "no schedule"),
