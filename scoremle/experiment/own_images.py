@@ -71,6 +71,8 @@ def read_images(
     bad = [(report.name, report.reason) for report in reports if report.pixels is None]
     if any(reason == UNKNOWN for _, reason in bad):
         say(f"pictures that are read: {IMAGE_FORMATS}")
+    if arrays := [name for name, _ in bad if are_arrays(Path(name))]:
+        say(f"arrays are read from one file: give {path / arrays[0]}")
     of_size = any(reason.endswith(f", not {shape[0]}x{shape[1]}") for _, reason in bad)
     flags = ", or ".join(
         [SKIP] * (len(bad) < len(reports)) + [FIT] * (of_size and not fit)

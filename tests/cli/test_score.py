@@ -274,10 +274,12 @@ def test_what_is_skipped_is_a_row_with_a_reason(tiny, model, folder, tmp_path, c
 
 def test_nothing_that_can_be_scored(tiny, tmp_path, capfd):
     (tmp_path / "a").mkdir()
-    (tmp_path / "a" / "x.txt").write_text("text")
+    for name in ("x.txt", "test.npy", "train.npy"):
+        (tmp_path / "a" / name).write_text("text")
     code, listed, told = score(capfd, tiny.workdir, tmp_path / "a", "--skip-bad")
     assert code == 2 and "no picture" in told
     assert "pictures that are read: PNG, JPEG" in listed
+    assert f"give {tmp_path / 'a' / 'test.npy'}" in listed.replace("\n", "")
 
 
 def test_what_is_there_is_not_written_over(tiny, folder, tmp_path, capfd):
