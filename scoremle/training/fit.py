@@ -47,7 +47,7 @@ def fit(
         batch: gives the examples of step i, an array [b ...] or a tree of them. Where training
             goes on from a checkpoint, i goes on, too.
         steps: in all.
-        optimizer: of optax.
+        optimizer: of optax. It gets the loss, too, as ``optax.contrib.reduce_on_plateau`` needs.
         ema_rate: the share of the average that a step keeps.
         seed: of the keys.
         every: how many steps pass between two lines, and between two checkpoints.

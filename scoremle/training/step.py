@@ -185,7 +185,8 @@ class Rule:
     def _update(self, state: TrainState, found: Gradient) -> tuple[TrainState, Row]:
         """The state after a gradient."""
         (value, more), grads = found
-        updates, opt_state = self.optimizer.update(grads, state.opt_state, state.params)
+        update = optax.with_extra_args_support(self.optimizer).update
+        updates, opt_state = update(grads, state.opt_state, state.params, value=value)
         params = optax.apply_updates(state.params, updates)
         # Not r e + (1 - r) p: in 32 bits these two weights add up to 1 - 1.7e-8 for r = 0.9999, by
         # which each step would make the average smaller. Still what is rounded away is lost: a

@@ -289,6 +289,20 @@ def test_an_optimizer_without_a_state_goes_on(tmp_path):
     assert tree_hash(found) == tree_hash(whole)
 
 
+def test_an_optimizer_gets_the_loss():
+    """Uphill the loss is never better, so that each step is half as long as the one before."""
+    uphill = optax.chain(optax.scale(1.0), optax.contrib.reduce_on_plateau(factor=0.5, patience=1))
+    found = fit(
+        lambda p, x, key: p * jnp.mean(x), jnp.zeros(()), lambda i: np.ones(3),
+        steps=7, optimizer=uphill, ema_rate=1e-9,
+    )  # fmt: skip
+    by_hand, state = jnp.zeros(()), uphill.init(jnp.zeros(()))
+    for _ in range(7):
+        update, state = uphill.update(jnp.ones(()), state, by_hand, value=by_hand)
+        by_hand += update
+    assert 1 < float(by_hand) < 4 and float(found) == pytest.approx(float(by_hand), rel=1e-6)
+
+
 def test_the_parameters_that_a_training_begins_with_stay():
     first = {"mean": jnp.zeros(3)}
     for _ in range(2):
