@@ -17,7 +17,7 @@ from scoremle.core.arguments import (
     check_seed,
     shown,
 )
-from scoremle.errors import UserError
+from scoremle.errors import UserError, first_line
 from scoremle.training.checkpoints import Checkpoints
 from scoremle.training.loop import Intervals, Loop
 from scoremle.training.program import make_program
@@ -55,10 +55,11 @@ def fit(
             from the newest that is whole, and ends with the same bits as a training that was not
             stopped. None: no checkpoints.
 
-    Raises UserError for a loss that is not a real number, parameters that are not reals, a batch
-    without an axis of examples, a loss, gradient or parameter that is not finite, and a folder
-    with checkpoints of other parameters, of another seed or ``ema_rate``, or of more steps;
-    Stopped after SIGTERM or Ctrl-C, when the step is saved.
+    Raises UserError for a loss that is not a real number, parameters that are not reals, an
+    optimizer that can't update them, a batch without an axis of examples, a loss, gradient or
+    parameter that is not finite, and a folder with checkpoints of other parameters, of another
+    seed or ``ema_rate``, or of more steps; Stopped after SIGTERM or Ctrl-C, when the step
+    is saved.
 
     Example:
         >>> import optax
@@ -83,6 +84,7 @@ def fit(
     check_number("ema_rate", ema_rate, 0, 1)
     check_seed(seed)
     _check_reals(params)
+    _check_optimizer(optimizer, params)
     store = None if folder is None else Checkpoints(Path(folder), keep=2)
     note = {"seed": seed, "ema_rate": ema_rate}
     if store:
@@ -108,6 +110,16 @@ def _check_reals(params: Params) -> None:
     for leaf in leaves:
         if not jnp.issubdtype(as_array(leaf, "params").dtype, jnp.floating):
             raise UserError(f"params must be arrays of reals, not {shown(leaf)}")
+
+
+def _check_optimizer(optimizer: optax.GradientTransformation, params: Params) -> None:
+    """Raises UserError for an optimizer that does not take the parameters, or calls the loss."""
+    update = optax.with_extra_args_support(optimizer).update
+    try:
+        jax.eval_shape(lambda p: update(p, optimizer.init(p), p, value=jnp.zeros(())), params)
+    except Exception as error:
+        words = first_line(error, named=True)
+        raise UserError(f"optimizer can't update these parameters: {words}") from error
 
 
 def _checked(examples: Any) -> Any:

@@ -861,6 +861,7 @@ def squares(p, x, key):
         (r"batch\(i\)", {"batch": lambda i: (np.ones(3), np.ones(2))}),
         ("optimizer", {"optimizer": optax.adam}),
         ("optimizer", {"optimizer": None}),
+        ("value_fn", {"optimizer": optax.lbfgs()}),
         ("params", {"params": np.arange(3)}),
         ("params", {"params": {}}),
         ("folder", {"folder": 3}),
