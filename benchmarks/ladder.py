@@ -184,7 +184,7 @@ class Ladder(NamedTuple):
 
     def begin(self, name: str, seed: int, folder: Path) -> None:
         """Copies a rung's checkpoint at the turn, unless a training was begun with it."""
-        self.train(name, seed)
+        self._replace(budget=self.turn * self.point).train(name, seed)
         if not Workdir(folder).begun:
             own, copy = (Workdir(each).snapshots for each in (self.folder(name, seed), folder))
             shutil.copytree(own.path(self.turn), copy.path(self.turn))

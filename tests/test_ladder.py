@@ -14,6 +14,7 @@ from ladder import Rung
 
 from scoremle.data.registry import load
 from scoremle.experiment import configs
+from scoremle.experiment.workdir import Workdir
 
 TINY = {
     "model.nf": 8, "model.ch_mult": (1,), "model.attn_resolutions": (),
@@ -108,6 +109,10 @@ def test_it_goes_on_by_rung_and_by_budget(tmp_path, capsys, monkeypatch):
     gap = other - first
     expected = [gap.mean(), gap.std(ddof=1) / len(gap) ** 0.5]
     assert found["differences"]["other"]["exact"] == pytest.approx(expected)
+    # A larger budget of what goes on from the first has no need of the first's last point.
+    climb("--budget=3", "--rungs", "later")
+    assert Workdir(folder / "later" / "0_3").snapshots.numbers() == [2, 3]
+    assert Workdir(folder / "first" / "0").snapshots.numbers() == [1, 2]
     # All is there: nothing is trained or measured again.
     monkeypatch.setattr(ladder, "run", lambda *words: pytest.fail(str(words)))
     assert json.loads(climb("--budget=2").splitlines()[-1]) == found
