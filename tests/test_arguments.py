@@ -421,6 +421,19 @@ def test_a_number_may_be_its_limits_and_nothing_beyond(name):
             of(bad)
 
 
+@pytest.mark.parametrize("kernel", [(), (1, -1), (1, np.nan), ("1", "3")])
+def test_a_filter_without_a_sum_is_refused(kernel):
+    ddpmpp(fir=True, fir_kernel=(1, -0.5))
+    with pytest.raises(scoremle.UserError, match="fir_kernel"):
+        ddpmpp(fir=True, fir_kernel=kernel)
+
+
+@pytest.mark.parametrize(("low", "high"), [(1.0, 1.0), (5.0, -13.3), (0.0, np.inf)])
+def test_ends_of_the_log_snr_that_are_none_are_refused(low, high):
+    with pytest.raises(scoremle.UserError, match="gamma_max"):
+        VDMNet(gamma_min=low, gamma_max=high)._check()
+
+
 @pytest.mark.parametrize("name", [name for name, (_, good) in CALLS.items() if "eps" in good])
 def test_an_eps_outside_its_range_is_refused_by_the_default_solver_too(name, unchecked):
     function, good = CALLS[name]

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from scoremle.core.arguments import check_count
+from scoremle.core.arguments import check_count, check_number
 from scoremle.errors import UserError
 from scoremle.nn import layers
 from scoremle.types import Images, PRNGKey, Times
@@ -270,6 +270,10 @@ def _check_fields(net: DDPMpp) -> None:
     for multiple in net.ch_mult:
         check_count("a number of ch_mult", multiple, most=layers.MOST_CHANNELS)
     check_count("nf", net.nf, 4, layers.MOST_CHANNELS)  # as normalisation needs
+    for tap in net.fir_kernel:
+        check_number("a number of fir_kernel", tap)
+    if net.fir and not sum(net.fir_kernel):
+        raise UserError(f"fir_kernel={net.fir_kernel}: the filter divides by the sum, which is 0")
     if net.log_labels and net.embedding_type != "fourier":
         raise UserError(
             "labels that are noise levels sigma (geometric VE) need "

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from scoremle.core.arguments import check_count
+from scoremle.core.arguments import check_count, check_number
 from scoremle.errors import UserError
 from scoremle.nn import layers
 from scoremle.types import Images, PRNGKey, Times
@@ -97,7 +97,7 @@ class _Blocks(nn.Module):
             dtype is).
         remat: the gradient of training computes blocks again, and so keeps less.
 
-    Raises UserError, when it is called, for other channels or numbers of blocks.
+    Raises UserError, when it is called, for other channels, numbers of blocks or ends.
     """
 
     nf: int = 128
@@ -156,6 +156,8 @@ class _Blocks(nn.Module):
         check_count("nf", self.nf, GROUPS, layers.MOST_CHANNELS)
         if self.nf % GROUPS:
             raise UserError(f"nf must be a multiple of {GROUPS} here, not {self.nf}")
+        check_number("gamma_min", self.gamma_min)
+        check_number("gamma_max", self.gamma_max, above=self.gamma_min)
 
 
 class VDMNet(_Blocks):
