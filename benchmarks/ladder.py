@@ -5,7 +5,7 @@ exact bits/dim and the bound on test images, and prints a table for docs/results
 JSON.
 
     python benchmarks/ladder.py                          # all, three seeds: hours
-    python benchmarks/ladder.py --config=fashion_mnist --budget=600 --point=600 --images=500
+    python benchmarks/ladder.py --config=fashion_mnist --budget=600 --point=300 --images=500
     python benchmarks/ladder.py --budget=60 --rungs plain LW LW+IS sub-VP --plot=ladder.png
     python benchmarks/ladder.py --budget=60 --rungs none # the table of what there is
     python benchmarks/ladder.py --of=networks --config=fashion_mnist --budget=600 --images=250
@@ -328,6 +328,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if unknown := set(options.rungs or ()) - {*ladder.rungs, "none"}:
         parser.error(f"no rung {unknown.pop()}; there are {', '.join(ladder.rungs)}")
     names = [name for name in ladder.rungs if name in (options.rungs or ladder.rungs)]
+    for name in names:
+        if ladder.points < (least := 2 if ladder.rungs[name].begun else 1):
+            parser.error(f"{name} takes a --budget of {least} x --point or more")
     for seed, name in product(range(options.seeds), names):
         ladder.train(name, seed)
         ladder.measure(name, seed)

@@ -56,6 +56,13 @@ def test_each_rung_is_a_config(of, tmp_path, capsys):
     assert "model.embedding" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(("rung", "budget", "least"), [("plain", 0, 1), ("second order", 1, 2)])
+def test_a_budget_has_the_points_of_its_rungs(rung, budget, least, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        ladder.main([f"--workdir={tmp_path}", f"--budget={budget}", "--point=1", "--rungs", rung])
+    assert f"{least} x --point" in capsys.readouterr().err
+
+
 def test_networks_are_measured_on_training_images_that_are_left_out(tmp_path):
     of_config = ladder.Ladder("objectives", tmp_path, "digits", 0, 1, 1, 1)
     assert of_config.data() == {}
