@@ -61,6 +61,7 @@ FIELDS = b"{'descr': '|u1', 'fortran_order': False, 'shape': %s, }"
         ({"labels": np.full(40, -(2**31) - 1)}, "label is beyond"),
         ({"labels": np.zeros(39, int)}, "39 labels"),
         ({"x": np.array(3, np.uint8)}, "has shape ()"),
+        ({"x": np.where(np.arange(256).reshape(4, 8, 8) == 70, np.nan, 0.5)}, "nan at [1, 0, 6]"),
         ({"x": npy(FIELDS % b"(-1, 8, 8, 1)") + bytes(64)}, "as an array"),
         ({"x": npy(FIELDS % b"(99999999999999999999, 0, 8, 1)")}, "as an array"),
         ({"x": npy(FIELDS % (b"(" + b"1," * 99 + b")"), 500) + b"a"}, "as an array"),

@@ -114,6 +114,10 @@ def check_images(array: np.ndarray, where: str) -> np.ndarray:
 def _advice(array: np.ndarray) -> str:
     if array.dtype.kind not in "iuf" or not array.size:
         return ": save whole numbers from 0 to 255 as uint8"
+    if not (finite := np.isfinite(array)).all():
+        place = np.argwhere(~finite)[0]
+        value = array[tuple(place)]
+        return f", and is {value} at {place.tolist()}: leave that image out, or give it a number"
     made = as_integers(array)
     remedy = f"save {made}" if made else "bring it to 0..255 and save it as uint8"
     return f" (from {array.min():g} to {array.max():g}): {remedy}"
