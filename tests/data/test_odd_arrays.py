@@ -109,6 +109,13 @@ def test_an_array_in_the_order_of_fortran(tmp_path):
     np.testing.assert_array_equal(Prepared(tmp_path / "made").images("train"), IMAGES)
 
 
+def test_integers_of_samples_are_taken(tmp_path):
+    reals = IMAGES / 255
+    assert prepare(tmp_path, x=reals, log_prob=reals[:, 0, 0, 0], integers=IMAGES) == 0
+    prepared = Prepared(tmp_path / "made")
+    assert len(prepared.images("train")) + len(prepared.images("test")) == 40
+
+
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     folder = tmp_path_factory.mktemp("made")

@@ -2,7 +2,8 @@
 
 An array is uint8, [n h w] or [n h w c] with 1 or 3 channels. A .npz holds ``train`` and ``test``,
 or one array to be divided; ``train_labels``, ``test_labels`` or ``labels`` may go with them, and
-``levels`` is the number of grey levels if not 256.
+``levels`` is the number of grey levels if not 256. Of samples with their log p the ``integers``
+are taken.
 """
 
 import os
@@ -23,6 +24,7 @@ from scoremle.files import named, opened
 __all__ = ["load_npy", "read_array_files"]
 
 SPLITS = ("train", "test", "val")
+INTEGERS = "integers"
 NO_ARRAY = "can't be read as an array"
 
 
@@ -66,6 +68,7 @@ def _chunks(path: Path, arrays: Mapping[str, np.ndarray], options: Options) -> I
     images = {name: a for name, a in arrays.items() if name not in labels}
     parts: dict[str | None, np.ndarray] = {s: images[s] for s in SPLITS if s in images}
     if not parts:
+        images = {INTEGERS: images[INTEGERS]} if INTEGERS in images else images
         if len(images) != 1:
             raise UserError(
                 f"{path} holds the arrays {', '.join(images) or 'of nothing'}: name them train"
