@@ -59,9 +59,11 @@ class ImageDecoder:
             )
         self._first = self._first or (name, shape)
         if shape != self._first[1]:
+            other, of_other = self._first
+            same = shape[:2] == of_other[:2]
+            remedy = "1 or 3 channels" if same else "one size, and fit=crop or fit=resize"
             raise UserError(
-                f"{name} is {_in_words(shape)} and {self._first[0]} {_in_words(self._first[1])};"
-                " state one size (and fit=crop or fit=resize) and 1 or 3 channels"
+                f"{name} is {_in_words(shape)} and {other} {_in_words(of_other)}; state {remedy}"
             )
         return report
 
