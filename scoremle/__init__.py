@@ -14,7 +14,7 @@ What there is, by what it is for; ``help(scoremle.NAME)`` has an example of each
     images of a pipeline        Scorer
     vectors of other scales     Affine  Bounded  Chain
     of arrays, in nats          ode_log_likelihood  elbo  importance_bound
-    traces and solvers          Hutchinson  Orthogonal  FixedProbe  Exact
+    traces and solvers          Hutchinson  Hierarchical  Orthogonal  FixedProbe  Exact
                                 Multistep  Doubling
     the noise at each time      VP  SubVP  VE  LinearVE; or SDE with a Schedule: Cosine  Discrete
                                 GeometricSigma  KarrasSigma  LinearBeta  LinearLogSNR

@@ -25,6 +25,7 @@ from scoremle.core.dequantize import TruncatedNormal as TruncatedNormal
 from scoremle.core.dequantize import Uniform as Uniform
 from scoremle.core.divergence import Exact as Exact
 from scoremle.core.divergence import FixedProbe as FixedProbe
+from scoremle.core.divergence import Hierarchical as Hierarchical
 from scoremle.core.divergence import Hutchinson as Hutchinson
 from scoremle.core.divergence import Orthogonal as Orthogonal
 from scoremle.core.loss import denoising_loss as denoising_loss

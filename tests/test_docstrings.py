@@ -87,6 +87,7 @@ GAUSSIAN = "GaussianDecoder()"
 DEFAULTS = {
     scoremle.Hutchinson: {"probes": 1, "distribution": "rademacher"},
     scoremle.Orthogonal: {"probes": 2},
+    scoremle.Hierarchical: {"probes": 1},
     scoremle.Exact: {"block": 64},
     scoremle.Multistep: {"steps": 40, "calibration": 1.0, "typical": 0.0},
     scoremle.Doubling: {"tolerance": 1e-3, "fewest": 16, "most": 1024},

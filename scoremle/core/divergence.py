@@ -22,18 +22,19 @@ from typing import Literal, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+import numpy as np
+from jaxtyping import Array, Float, Int, Integer
 
 from scoremle.core.arguments import as_array, check_choice, check_count
-from scoremle.core.keys import example_keys, per_example
+from scoremle.core.keys import example_keys, fold_in, per_example
 from scoremle.core.pytree import frozen_pytree, frozen_static
 from scoremle.errors import UserError
 from scoremle.numerics import dims_of, expand
 from scoremle.types import AnyArray, Data, Keys
 
 __all__ = [
-    "DivergenceEstimator", "Estimates", "Exact", "FixedProbe", "Hutchinson", "Orthogonal",
-    "Probes",
+    "DivergenceEstimator", "Estimates", "Exact", "FixedProbe", "Hierarchical", "Hutchinson",
+    "Orthogonal", "Probes",
 ]  # fmt: skip
 
 Probes = Float[Array, "k b *d"]
@@ -210,6 +211,75 @@ class Orthogonal(_Sampled):
         dims = dims_of(probes[0])
         across = jv - probes * expand(_dot(probes, jv) / dims, jv)
         return math.sqrt(2 * (dims - self.probes) / max(dims - 1, 1)) * across
+
+
+@frozen_static
+class Hierarchical(_Sampled):
+    """Rademacher probes that change their signs from step to step, so that most errors cancel.
+
+    An example has two probes at random, for even and for odd steps. At the k-th of its steps a
+    probe is multiplied by the k-th Walsh function of the place in the example: the first ones
+    differ between neighbours, later ones between places that lie further apart. The estimate of
+    each step is unbiased, as one by ``Hutchinson``, and the integral over the steps has a smaller
+    error. How much smaller depends on the Jacobian: it should change slowly along the path, and
+    its elements off the diagonal should be large for neighbours alone, as those of images. From
+    the difference between even and odd steps, element by element, the error is known.
+
+    A solver that holds its probe has one as by ``Hutchinson``.
+
+    Args:
+        probes: how many for each step. The work grows with their number.
+
+    Raises UserError for less than one probe.
+
+    Example:
+        >>> images = scoremle.data.load("digits").test[:2]
+        >>> by_ode = scoremle.ByOde(divergence=scoremle.Hierarchical())
+        >>> scores = scoremle.load("digits").score(images, estimator=by_ode)
+        >>> print(bool((scores.probe_stderr < 0.05).all()))  # bits/dim
+        True
+    """
+
+    probes: int = 1
+
+    def __post_init__(self) -> None:
+        check_count("probes", self.probes)
+
+    def draw(self, key: Keys, x: Data) -> Probes:
+        """Draws the probes of the first step.
+
+        Args:
+            key: one, or one for each example.
+            x: [b *d] data, whose shape and type the probes have.
+        """
+        return Hutchinson(self.probes).draw(key, x)
+
+    def draw_at(self, keys: Keys, number: Int[Array, ""] | np.integer | int, x: Data) -> Probes:
+        """Draws the probes of a step.
+
+        Args:
+            keys: one for each example.
+            number: of the step.
+            x: [b *d] data, whose shape and type the probes have.
+        """
+        walsh = jax.lax.population_count((number // 2) & jnp.asarray(_places(x.shape[1:])))
+        return self.draw(fold_in(keys, number % 2), x) * (1 - 2 * (walsh & 1)).astype(x.dtype)
+
+    def _parts(self, probes: Probes, jv: Probes) -> Probes:
+        return math.sqrt(2) * probes * jv
+
+
+def _places(shape: tuple[int, ...]) -> Integer[np.ndarray, "*d"]:
+    """Numbers of the places in an example: in their lowest bits neighbours differ.
+
+    Bit by bit of the coordinates, from the lowest: whether their sum is odd, then each but the
+    last, which follows from these.
+    """
+    coordinates, bits = np.indices(shape, np.int32), []
+    for level in range(max(shape, default=0).bit_length()):
+        own = [c >> level & 1 for c in coordinates if np.max(c) >> level]
+        bits += [np.bitwise_xor.reduce(own), *own[:-1]] if own else []
+    return sum((bit << i for i, bit in enumerate(bits[:31])), np.zeros(shape, np.int32))
 
 
 @frozen_pytree(eq=False)

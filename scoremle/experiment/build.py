@@ -15,7 +15,13 @@ import numpy as np
 from ml_collections import FrozenConfigDict
 
 from scoremle import data
-from scoremle.core.divergence import DivergenceEstimator, Exact, Hutchinson, Orthogonal
+from scoremle.core.divergence import (
+    DivergenceEstimator,
+    Exact,
+    Hierarchical,
+    Hutchinson,
+    Orthogonal,
+)
 from scoremle.core.sde import SDE
 from scoremle.core.times import TimeSampler, UniformLogSNR, UniformTime
 from scoremle.devices import check_devices
@@ -49,6 +55,7 @@ DIVERGENCES: dict[str, Callable[[int], DivergenceEstimator]] = {
     "rademacher": lambda probes: Hutchinson(probes, "rademacher"),
     "gaussian": lambda probes: Hutchinson(probes, "gaussian"),
     "orthogonal": lambda probes: Orthogonal(probes),
+    "hierarchical": lambda probes: Hierarchical(probes),
     "exact": lambda probes: Exact(),
 }
 SOLVERS: dict[str, Callable[[Any], Solver | PublishedRK45]] = {

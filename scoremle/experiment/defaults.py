@@ -112,7 +112,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.eval.label = ""  # a class of an imported model, or all for the mean of classes
     config.eval.suite = False  # every estimator on one checkpoint, in one table, and checks
     config.eval.offset = True  # count the step from smallest_time to the data in the bound
-    config.eval.divergence = "rademacher"  # rademacher, gaussian or orthogonal probes, or exact
+    config.eval.divergence = "rademacher"  # hierarchical, gaussian, orthogonal probes; exact
     config.eval.probes = 1  # probes per image; multistep draws new ones at each step
     config.eval.solver = "auto"  # auto (steps by a pilot), multistep, doubling or rk45_reference
     config.eval.nodes = 32  # steps of solver=multistep

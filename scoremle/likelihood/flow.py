@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from scoremle.core.arguments import check_kind
-from scoremle.core.divergence import DivergenceEstimator, Estimates
+from scoremle.core.divergence import DivergenceEstimator, Estimates, Hierarchical
 from scoremle.core.keys import example_keys, fold_in
 from scoremle.core.prediction import check_network
 from scoremle.core.sde import SDE
@@ -89,7 +89,10 @@ def along_flow(
         log_rho, clocks, sign = log_rho[::-1], clocks[::-1], -1
 
     def field(clock: Times, u: Data, draw: DrawIndex) -> Estimates:
-        probes = divergence.draw(fold_in(keys, draw), start)
+        if isinstance(divergence, Hierarchical):
+            probes = divergence.draw_at(keys, draw, start)
+        else:
+            probes = divergence.draw(fold_in(keys, draw), start)
         clock, speed = jitter.at(clock)
         velocity, rates, parts = flow.velocity_and_divergence(clock, u, divergence, probes)
         return velocity * expand(speed, u), rates * speed, parts * expand(speed, parts[0])
@@ -98,7 +101,8 @@ def along_flow(
         clock, speed = jitter.at(clock)
         return flow.log_density_gradient(clock, u, rate / expand(speed, u))
 
-    problem = Problem(field, *clocks, sensitivity, fresh=divergence.random)
+    paired = isinstance(divergence, Hierarchical)
+    problem = Problem(field, *clocks, sensitivity, fresh=divergence.random, paired=paired)
     solution = solver.solve(problem, start / expand(jnp.exp(log_rho[0]), start))
     end = solution.state * expand(jnp.exp(log_rho[1]), start)
     latent = start if decode else end

@@ -69,6 +69,8 @@ class Problem:
         stop: the clock at the end.
         sensitivity: what a change of the state does to the result.
         fresh: whether each step draws anew.
+        paired: whether the draws of even numbers depend on each other, and those of odd numbers,
+            but not the ones on the others.
     """
 
     field: ODEField
@@ -76,6 +78,7 @@ class Problem:
     stop: float | Float[Array, ""]
     sensitivity: Sensitivity = insensitive
     fresh: bool = False
+    paired: bool = False
 
 
 @runtime_checkable

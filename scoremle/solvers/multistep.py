@@ -10,7 +10,8 @@ III.5). The integrals don't act on the state, so their rates may be random: a ``
 each node leaves the integral's expectation as it is, and its error falls with the number of nodes,
 where that of one draw for all does not. That error is estimated from the rates' parts, which are
 many, so that few nodes are enough: from the spread of several integrals' parts at each node, or
-from the scatter of a single one's along the nodes.
+from the scatter of a single one's along the nodes; of ``paired`` draws from the difference, part
+by part, between the even and the odd nodes' shares of an integral.
 
 The stated error has three parts, which add like independent ones: the error of the steps by
 Milne's device; the roughness of the field from node to node, which that device does not see; and
@@ -197,6 +198,7 @@ class _Carry(NamedTuple):
     gap: Float[Array, " b"]
     gap_scatter: Float[Array, " b"]
     scatter: Float[Array, " b"]
+    difference: Float[Array, "b *k"]
 
 
 @frozen_pytree
@@ -261,6 +263,7 @@ class Planned:
             gap=none,
             gap_scatter=none,
             scatter=none,
+            difference=jnp.zeros(parts.shape[1:] if problem.paired else (batch, 0), dtype),
         )
 
         def advance(n: Array, carry: _Carry) -> _Carry:
@@ -279,6 +282,9 @@ class Planned:
             effect = sum_data(gradient * milne * (state - guess))
             rough = _variance(gradient * _combined(w.contrast, history))
             parts_history = jnp.concatenate([parts[:1], carry.parts_history])
+            difference = carry.difference
+            if problem.paired:
+                difference += (1 - 2 * (n % 2)) * span * w.total * jnp.mean(parts, axis=0)
             if several:
                 noise = sum_data(jnp.var(parts, axis=0, ddof=1)) / len(parts)
             elif random:
@@ -296,6 +302,7 @@ class Planned:
                 gap=carry.gap + span * w.gap * mean_integral(integral_rate),
                 gap_scatter=carry.gap_scatter + gap_shares[n] * noise,
                 scatter=carry.scatter + shares[n] * noise,
+                difference=difference,
             )
 
         # Its derivative in reverse keeps the carry of each node and computes the rest anew.
@@ -306,12 +313,13 @@ class Planned:
         steps = COVERING_FACTOR**2 * (last.squares + jnp.square(last.effect))
         noise = jnp.where(fresh, NOISE**2 * last.gap_scatter, 0)
         gap = jnp.maximum(jnp.square(last.gap) - noise, 0)
+        scatter = sum_data(jnp.square(last.difference)) if problem.paired else last.scatter
         enough = fresh & (several | (self.steps >= DIFFERENCE))
         return Solution(
             state=last.state,
             integrals=last.integrals,
             error=stated(self, jnp.where(self.steps < DIFFERENCE, jnp.nan, jnp.sqrt(steps + gap))),
-            scatter=jnp.where(enough, last.scatter, jnp.nan),
+            scatter=jnp.where(enough, scatter, jnp.nan),
             evaluations=jnp.broadcast_to(jnp.asarray(self.steps + 1, jnp.int32), batch),
             ok=finite & jnp.all(jnp.isfinite(last.integrals), axis=0),
         )

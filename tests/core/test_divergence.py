@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scoremle.core.divergence import Exact, FixedProbe, Hutchinson, Orthogonal
+from scoremle.core.divergence import Exact, FixedProbe, Hierarchical, Hutchinson, Orthogonal
 
 RNG = np.random.default_rng(0)
 A = RNG.normal(size=(4, 4)).astype(np.float32)
@@ -113,6 +113,28 @@ def test_more_orthogonal_probes_than_dimensions_are_refused():
         Orthogonal(5).draw(jax.random.key(0), jnp.zeros((1, 4)))
 
 
+@pytest.mark.parametrize("shape", [(4,), (2, 2, 1), (3, 1, 5), (5, 3, 3)])
+def test_hierarchical_probes_of_as_many_steps_as_places_give_the_trace(shape):
+    """The Jacobian is constant: over every so many steps of one parity no product is left."""
+    dims, keys = int(np.prod(shape)), jax.random.split(jax.random.key(2), 3)
+    steps = 1 << int(np.sum([(size - 1).bit_length() for size in shape]))
+    matrix, x = RNG.normal(size=(dims, dims)), jnp.zeros((3, *shape))
+    probes = [Hierarchical().draw_at(keys, 2 * n + 1, x) for n in range(steps)]
+    v = np.reshape(probes, (steps, 3, dims)).astype(np.float64)
+    np.testing.assert_array_equal(np.abs(v), 1)
+    found = np.einsum("nbi,ij,nbj->b", v, matrix, v) / steps
+    np.testing.assert_allclose(found, np.trace(matrix), rtol=1e-9)
+    assert np.ptp(np.einsum("bi,ij,bj->b", v[0], matrix, v[0])) > 0.1  # one step does not
+
+
+def test_hierarchical_probes_differ_between_neighbours_first():
+    x, keys = jnp.zeros((1, 4, 6, 1)), jax.random.split(jax.random.key(0), 1)
+    first, other, second = (Hierarchical().draw_at(keys, n, x)[0, 0, :, :, 0] for n in (0, 1, 2))
+    rows, columns = np.indices((4, 6))
+    np.testing.assert_array_equal(first * second, (-1.0) ** (rows + columns))
+    assert 0 < np.sum(first == other) < 24
+
+
 def test_fixed_probe_is_a_quadratic_form():
     v = RNG.normal(size=(2, 3, 4)).astype(np.float32)
     estimates, _ = divergence(FixedProbe(jnp.asarray(v)), X)
@@ -136,6 +158,7 @@ def test_one_probe_gives_no_error():
         Orthogonal(1),
         pytest.param(Orthogonal(4), marks=pytest.mark.long),
         Orthogonal(5),
+        Hierarchical(),
     ],
     ids=repr,
 )

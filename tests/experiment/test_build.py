@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from scoremle import data
 from scoremle.cli.commands import parser_of
 from scoremle.core.dequantize import Uniform
-from scoremle.core.divergence import Exact, Hutchinson, Orthogonal
+from scoremle.core.divergence import Exact, Hierarchical, Hutchinson, Orthogonal
 from scoremle.core.keys import normal
 from scoremle.core.pixels import Pixels
 from scoremle.core.sde import VE, VP, LinearVE, SubVP
@@ -266,6 +266,7 @@ def test_estimators_and_solvers():
     fixed = estimators("eval.solver=multistep", "eval.nodes=9")
     assert fixed.by_ode.solver == Multistep(9) and not fixed.pilot
     assert estimators("eval.divergence=orthogonal").by_ode.divergence == Orthogonal(2)
+    assert estimators("eval.divergence=hierarchical").by_ode.divergence == Hierarchical(2)
     published = estimators("eval.solver=rk45_reference", "eval.probes=1")
     assert published.by_ode.solver == PublishedRK45(1e-5, 1e-5)
     other = estimators("eval.divergence=gaussian", "eval.solver=adaptive", "eval.tolerance=1e-3")

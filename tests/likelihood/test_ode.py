@@ -13,7 +13,7 @@ from helpers.oracles import EPS, SDES, Gaussian, Mixture, schedule
 
 from scoremle import xla
 from scoremle.core.condition import conditioned
-from scoremle.core.divergence import Exact, FixedProbe, Hutchinson, Orthogonal
+from scoremle.core.divergence import Exact, FixedProbe, Hierarchical, Hutchinson, Orthogonal
 from scoremle.core.pixels import Pixels, bits_per_dim
 from scoremle.core.sde import VP
 from scoremle.likelihood.ode import ode_log_likelihood
@@ -333,13 +333,16 @@ def test_new_probes_at_each_node_cost_less_error_and_say_how_much():
     assert np.median(a.solver_error) < 0.5 * spread
 
 
-PROBES = Hutchinson(), Hutchinson(2), Hutchinson(1, "gaussian"), Orthogonal(1), Orthogonal(2)
+PROBES = (
+    Hutchinson(), Hutchinson(2), Hutchinson(1, "gaussian"), Orthogonal(1), Orthogonal(2),
+    Hierarchical(), Hierarchical(2),
+)  # fmt: skip
 
 
 @some(
     "divergence, steps",
     [(divergence, steps) for divergence in PROBES for steps in (12, 24)],
-    quick=[(Hutchinson(), 12)],
+    quick=[(Hutchinson(), 12), (Hierarchical(), 24)],
 )
 def test_the_error_that_probes_leave_is_stated_of_each_example(divergence, steps):
     """By the exact trace on the same path, the error is known of each; also where a trace has one
@@ -357,6 +360,32 @@ def test_the_error_that_probes_leave_is_stated_of_each_example(divergence, steps
     assert np.mean(np.abs(error) <= 2 * found.probe_stderr) >= 0.945
     stated = np.sqrt(np.mean(np.square(found.probe_stderr)))
     assert 0.95 < stated / error.std() < 1.1
+
+
+def test_hierarchical_probes_leave_less_where_neighbours_depend_on_each_other():
+    """By the exact trace on the same path, the error is known of each."""
+    shape, n, sde = (6, 7), 500, SDES["vp"]
+    places = np.stack(np.indices(shape), -1).reshape(-1, 2)
+    apart = np.linalg.norm(places[:, None] - places, axis=-1)
+    data = Gaussian(np.full(len(places), 0.3), *np.linalg.eigh(np.exp(-apart / 3)))
+    x, flat = jnp.asarray(data.draw(7, n), jnp.float32).reshape(n, *shape), data.noise(sde)
+
+    def noise(x, t):
+        return flat(x.reshape(len(x), -1), t).reshape(x.shape)
+
+    def errors(divergence):
+        found, exact = (
+            ode_log_likelihood(
+                noise, sde, x, KEY, eps=1e-4, divergence=trace, solver=Multistep(40)
+            )
+            for trace in (divergence, Exact())
+        )
+        return np.asarray(found.log_prob - exact.log_prob, np.float64), found.probe_stderr
+
+    error, stated = errors(Hierarchical())
+    assert abs(error.mean()) < 4 * error.std() / np.sqrt(n)
+    assert error.std() < 0.5 * errors(Hutchinson())[0].std()
+    assert 0.9 < np.sqrt(np.mean(np.square(stated))) / error.std() < 1.15
 
 
 @some("name", ["vp", "ve"], quick=["ve"])
