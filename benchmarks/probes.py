@@ -25,9 +25,13 @@ from helpers.oracles import Gaussian  # isort: skip
 
 import scoremle
 from scoremle.core.divergence import DivergenceEstimator
+from scoremle.likelihood.image_model import pixels_of
 from scoremle.likelihood.ode import ode_log_likelihood
 
-PROBES = {"independent": scoremle.Hutchinson(), "hierarchical": scoremle.Hierarchical()}
+PROBES: dict[str, DivergenceEstimator] = {
+    "independent": scoremle.Hutchinson(),
+    "hierarchical": scoremle.Hierarchical(),
+}
 STEPS = 16, 24, 40, 64
 SIDE, LENGTH, EXAMPLES = 10, 3.0, 50
 
@@ -68,9 +72,9 @@ def of_integers(model: scoremle.ScoreModel, images: np.ndarray) -> Measure:
 def subjects(name: str, count: int) -> Iterator[tuple[str, Measure]]:
     model = scoremle.load(name)
     images = scoremle.data.load(model.origin.dataset).test[:count]
-    y = reals(model.pixels, images)
+    y = reals(pixels_of(model), images)
     yield f"images of {name}", of_reals(model.noise, model.sde, y, model.eps)
-    places = np.stack(np.indices((SIDE, SIDE)), -1).reshape(-1, 2)
+    places = np.moveaxis(np.indices((SIDE, SIDE)), 0, -1).reshape(-1, 2)
     apart = np.linalg.norm(places[:, None] - places, axis=-1)
     field = Gaussian(np.full(len(places), 0.3), *np.linalg.eigh(np.exp(-apart / LENGTH)))
     for title, data, shape in (
